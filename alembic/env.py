@@ -1,0 +1,47 @@
+"""Runs the migrations on DATABASE_URL, with the drivers that the service uses itself."""
+
+import asyncio
+from logging.config import fileConfig
+
+from sqlalchemy import Connection, pool
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from alembic import context
+from service import settings
+from service.tables import metadata
+
+DRIVERS = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+
+if context.config.config_file_name is not None:
+    fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+
+url = make_url(settings.DATABASE_URL)
+url = url.set(drivername=DRIVERS[url.drivername])
+
+
+def run(connection: Connection) -> None:
+    # SQLite can't alter a table in place; batch mode rebuilds it.
+    context.configure(connection, target_metadata=metadata, render_as_batch=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run_online() -> None:
+    engine = create_async_engine(url, poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+    await engine.dispose()
+
+
+def run_offline() -> None:
+    """Prints the SQL instead (`alembic upgrade head --sql`)."""
+    context.configure(url=url, target_metadata=metadata, literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if context.is_offline_mode():
+    run_offline()
+else:
+    asyncio.run(run_online())

@@ -1,0 +1,63 @@
+"""Reads a request's body the way FastAPI does, within a limit."""
+
+import json
+from email.message import Message
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from service import settings
+
+
+class InvalidBody(Exception):
+    """A body that can't be taken for JSON: FastAPI's error type, its place and its details."""
+
+    def __init__(self, type: str, *place: int, **details: Any) -> None:  # noqa: A002
+        super().__init__(type)
+        self.type = type
+        self.place = place
+        self.details = details
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body, at most MAX_BODY_BYTES of it; HTTPException 413 for more."""
+    too_large = HTTPException(413, headers={"Connection": "close"})
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > settings.MAX_BODY_BYTES:
+        raise too_large
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > settings.MAX_BODY_BYTES:
+            raise too_large
+    return body
+
+
+async def read_json(request: Request) -> Any:
+    """The body as JSON, or as plain text where the content type is no JSON.
+
+    Raises InvalidBody, or HTTPException 400 for what can't be decoded and 413 for too much.
+    """
+    body = await read_body(request)
+    if not body:
+        raise InvalidBody("missing", input=None)
+    try:
+        if _is_json(request.headers.get("content-type", "")):
+            return json.loads(body)
+        return body.decode()
+    except json.JSONDecodeError as error:
+        raise InvalidBody("json_invalid", error.pos, input={}, ctx={"error": error.msg}) from error
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "There was an error parsing the body") from error
+
+
+def _is_json(content_type: str) -> bool:
+    if content_type == "application/json":
+        return True
+    message = Message()
+    message["content-type"] = content_type
+    subtype = message.get_content_subtype()
+    return message.get_content_maintype() == "application" and (
+        subtype == "json" or subtype.endswith("+json")
+    )

