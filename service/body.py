@@ -22,7 +22,7 @@ class InvalidBody(Exception):
 
 async def read_body(request: Request) -> bytes:
     """The whole body, at most MAX_BODY_BYTES of it; HTTPException 413 for more."""
-    too_large = HTTPException(413, headers={"Connection": "close"})
+    too_large = HTTPException(413, "Content Too Large", headers={"Connection": "close"})
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > settings.MAX_BODY_BYTES:
         raise too_large

@@ -14,7 +14,10 @@ def parse_database_url(url: str) -> str:
 
     Raises ValueError, without the URL's password in it, for a URL that can't be connected to.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("is no URL") from None
     if parts.scheme == "sqlite":
         if parts.netloc or parts.query or parts.path in ("", "/", "/:memory:"):
             raise ValueError("must name a file, as sqlite:///notes.db does, without options")
@@ -23,6 +26,8 @@ def parse_database_url(url: str) -> str:
         # asyncpg and SQLAlchemy take the folder of a Unix socket as ?host=.
         if not (parts.hostname or parse_qs(parts.query).get("host")):
             raise ValueError("names no host")
+        if "," in parts.netloc.rpartition("@")[2]:
+            raise ValueError("names several hosts, which is not supported")
         try:
             _ = parts.port
         except ValueError:
@@ -49,7 +54,7 @@ try:
 
     # Seconds that a request may wait for the database before it gets a 503.
     DATABASE_TIMEOUT = _env.float(
-        "DATABASE_TIMEOUT", 10, validate=validate.Range(min=0, min_inclusive=False)
+        "DATABASE_TIMEOUT", 10, validate=validate.Range(min=0.001, max=3600)
     )
 
     # The largest request body, in bytes.

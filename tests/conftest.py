@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import httpx2
 import pytest
 
 from tests import databases
+from tests.raw import connect
 from tests.servers import running
 
 KINDS = ("sqlite", "postgresql")
@@ -83,10 +85,10 @@ def service(database_url: str, tmp_path: Path) -> Iterator[httpx2.Client]:
 
 
 class Pair(NamedTuple):
-    """Clients of the service and of the FastAPI example, on databases of the same kind."""
+    """Connections to the service and to the FastAPI example, on databases of the same kind."""
 
-    service: httpx2.Client
-    twin: httpx2.Client
+    service: HTTPConnection
+    twin: HTTPConnection
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -98,10 +100,13 @@ def pair(
     """The service beside its oracle, for tests that don't care what is stored already."""
     logs = tmp_path_factory.mktemp("pair")
     with ExitStack() as stack:
-        clients = []
+        connections = []
         for app in ("service.app:app", "benchmarks.fastapi_twin:app"):
-            url = stack.enter_context(
-                running(new_database(request.param), logs / f"{app}.log", app=app)
+            server = running(
+                new_database(request.param),
+                logs / f"{app}.log",
+                "--timeout-keep-alive=600",
+                app=app,
             )
-            clients.append(stack.enter_context(httpx2.Client(base_url=url, timeout=30)))
-        yield Pair(*clients)
+            connections.append(stack.enter_context(connect(stack.enter_context(server))))
+        yield Pair(*connections)

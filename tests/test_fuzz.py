@@ -1,0 +1,56 @@
+"""Schemathesis against the live service, from the OpenAPI document that it serves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+
+from tests.databases import environment
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+
+
+def fuzz(service: httpx2.Client, folder: Path, *options: str) -> None:
+    """Fuzzes both operations; AssertionError with what was found, and how to repeat it."""
+    result = subprocess.run(
+        [
+            SCHEMATHESIS,
+            "run",
+            str(service.base_url.join("/openapi.json")),
+            "--generation-deterministic",
+            "--max-examples=300",
+            "--continue-on-failure",
+            "--no-color",
+            *options,
+        ],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_valid_requests(service: httpx2.Client, tmp_path: Path) -> None:
+    """Requests that fit the document are taken, and answered as the document says."""
+    # JSON Schema lets NUL into strings, and PostgreSQL doesn't.
+    fuzz(service, tmp_path, "--mode=positive", "--checks=all", "--generation-allow-x00=false")
+
+    assert service.get("/notes/").json()
+
+
+def test_any_requests(service: httpx2.Client, tmp_path: Path) -> None:
+    """Requests that fit the document or don't are answered as the document says."""
+    # Booleans are read leniently, as FastAPI reads them, and a text with a NUL is refused.
+    fuzz(
+        service,
+        tmp_path,
+        "--mode=all",
+        "--checks=all",
+        "--exclude-checks=negative_data_rejection,positive_data_acceptance",
+    )
+
+    assert service.get("/notes/").json()

@@ -1,0 +1,139 @@
+"""What a Procfile platform such as Heroku reads, carried out by honcho."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from honcho.environ import parse_procfile
+
+from tests.databases import ROOT, create_postgresql, drop_postgresql, environment
+from tests.servers import free_port, process
+
+# The platform puts the commands of the requirements on PATH.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+NOTE = {"text": "Deployed", "completed": False}
+
+
+@pytest.fixture
+def database_url(postgresql: str) -> Iterator[str]:
+    """An empty database that no migration has seen, under the scheme that Heroku gives."""
+    url = create_postgresql(postgresql)
+    yield "postgres" + url.removeprefix("postgresql")
+    drop_postgresql(postgresql, url)
+
+
+def honcho(name: str) -> list[str]:
+    """The command for a process of the Procfile; a developer's .env stays out of it."""
+    return [sys.executable, "-m", "honcho", "start", "-e", "/dev/null", name]
+
+
+def release(database_url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        honcho("release"),
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database_url, PATH=PATH),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@contextmanager
+def web(
+    database_url: str, log: Path, **variables: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Serves by the Procfile and yields honcho's process and the service's URL."""
+    port = free_port()
+    variables |= {"DATABASE_URL": database_url, "PATH": PATH, "PORT": str(port)}
+    with process(honcho("web"), port, log, variables) as running:
+        yield running, f"http://127.0.0.1:{port}"
+
+
+def wait_for_servers(log: Path, count: int) -> None:
+    """Returns when so many server processes have started; AssertionError if they never do."""
+    for _ in range(600):
+        if log.read_text().count("Application startup complete") == count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_release_then_web(database_url: str, tmp_path: Path, count: int) -> None:
+    """The Procfile migrates an empty database and serves from as many processes as asked for."""
+    released = release(database_url)
+    assert released.returncode == 0, released.stdout + released.stderr
+
+    log = tmp_path / "web.log"
+    with web(database_url, log, WEB_CONCURRENCY=str(count)) as (_, url):
+        wait_for_servers(log, count)
+        posted = httpx2.post(f"{url}/notes/", json=NOTE, timeout=30)
+        listed = httpx2.get(f"{url}/notes/", timeout=30)
+
+    assert posted.json() == {"id": 1, **NOTE}
+    assert listed.json() == [{"id": 1, **NOTE}]
+
+
+def test_failed_release_is_seen(postgresql: str) -> None:
+    """A release that can't migrate fails, so that the platform keeps the old version."""
+    missing = create_postgresql(postgresql)
+    drop_postgresql(postgresql, missing)
+
+    assert release(missing).returncode != 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_termination_ends_all_processes(database_url: str, tmp_path: Path, count: int) -> None:
+    """SIGTERM, by which a platform stops a process, leaves nothing running."""
+    log = tmp_path / "web.log"
+    with web(database_url, log, WEB_CONCURRENCY=str(count)) as (running, _):
+        wait_for_servers(log, count)
+        found = re.search(r"web\.1 started \(pid=(\d+)\)", log.read_text())
+        assert found is not None
+        group = int(found[1])
+        assert group_exists(group)
+
+    assert running.returncode == 143
+    assert log.read_text().count("Application shutdown complete") == count
+    # An orphan is there until the system's first process takes note of its end.
+    for _ in range(100):
+        if not group_exists(group):
+            return
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+def test_app_json_fits_procfile() -> None:
+    """app.json asks for Python, a PostgreSQL, and at least one process that the Procfile has."""
+    app = json.loads((ROOT / "app.json").read_text())
+    processes = parse_procfile((ROOT / "Procfile").read_text()).processes
+
+    assert {"url": "heroku/python"} in app["buildpacks"]
+    assert "heroku-postgresql" in app["addons"]
+    assert app["formation"]["web"]["quantity"] >= 1
+    assert set(app["formation"]) <= set(processes)
+
+
+def test_python_version_is_supported() -> None:
+    """.python-version names a version that the service runs on and nothing else."""
+    version = (ROOT / ".python-version").read_text().strip()
+
+    assert re.fullmatch(r"3\.\d+", version)
+    assert int(version.removeprefix("3.")) >= 11
