@@ -28,8 +28,13 @@ def run(connection: Connection) -> None:
 
 
 async def run_online() -> None:
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+    ssl = {} if settings.DATABASE_SSL is None else {"ssl": settings.DATABASE_SSL}
+    engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=ssl)
     async with engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            # Readers and a writer don't wait for each other; the file keeps this.
+            await connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            await connection.commit()
         await connection.run_sync(run)
     await engine.dispose()
 

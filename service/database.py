@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -30,6 +30,8 @@ TROUBLE = (
     sqlite3.OperationalError,
 )
 
+CLOSE_SECONDS = 5
+
 
 class DatabaseUnavailable(Exception):
     """The database is away, full or slow; the statement may or may not have been carried out."""
@@ -45,6 +47,7 @@ def _options(url: str) -> dict[str, Any]:
         "max_size": settings.DATABASE_POOL_MAX,
         "timeout": settings.DATABASE_TIMEOUT,
         "command_timeout": settings.DATABASE_TIMEOUT,
+        "ssl": settings.DATABASE_SSL,
     }
 
 
@@ -55,13 +58,13 @@ database = Database(settings.DATABASE_URL, **_options(settings.DATABASE_URL))
 async def connected() -> AsyncIterator[None]:
     """Opens the database for the life of the service, and closes it within bounded time."""
     await database.connect()
-    if database.url.dialect == "sqlite":
-        await database.execute("PRAGMA journal_mode = WAL")
     try:
         yield
     finally:
-        async with asyncio.timeout(settings.DATABASE_TIMEOUT):
-            await database.disconnect()
+        # What is left of the time between SIGTERM and SIGKILL; asyncpg then closes by force.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await database.disconnect()
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Exceptions to JSON, in one place: every error body is `{"detail": …}`."""
 
 import json
+import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from starlette.responses import Response
 
 from service.body import InvalidBody
 from service.database import DatabaseUnavailable
+
+logger = logging.getLogger("service")
 
 # FastAPI's message for each of its error types.
 MESSAGES = {
@@ -102,6 +105,7 @@ async def client_disconnected(request: Request, error: Exception) -> Response:
 
 
 async def database_unavailable(request: Request, error: Exception) -> Response:
+    logger.warning("database unavailable: %r", error.__cause__)
     return error_response("Service Unavailable", 503, {"Retry-After": "1"})
 
 

@@ -2,21 +2,25 @@
 
 import asyncio
 import os
+import re
 import secrets
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
 
+NewDatabase = Callable[[str], str]
+
 ROOT = Path(__file__).parent.parent
+SETTINGS = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
 
 
 def environment(**variables: str) -> dict[str, str]:
     """The process's environment without the service's settings, and with these variables."""
-    names = ("DATABASE_URL", "PORT", "HOST", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
-    return {key: os.environ[key] for key in os.environ if key not in names} | variables
+    return {key: os.environ[key] for key in os.environ if key not in SETTINGS} | variables
 
 
 def alembic(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:

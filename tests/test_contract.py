@@ -333,3 +333,13 @@ def test_bodies_over_the_limit(service: httpx2.Client, announced: bool) -> None:
     answer = service.post("/notes/", content=body if announced else iter([body]), headers=JSON)
     assert (answer.status_code, answer.json()) == (413, {"detail": "Content Too Large"})
     assert service.get("/notes/").json() == []
+
+
+def test_a_length_with_leading_zeros(pair: Pair) -> None:
+    """A Content-Length of many digits is a number like any other."""
+    body = b'{"text":"a","completed":true}'
+    length = {"content-length": "0" * 5000 + str(len(body))}
+    for connection in pair:
+        connection.request("POST", "/notes/", body, JSON | length)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["text"]) == (200, "a")

@@ -1,7 +1,9 @@
 """One migration history serves SQLite and PostgreSQL."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,13 @@ def test_migrations_make_the_tables_of_the_code(database_url: str) -> None:
     """`alembic check` finds no difference between the migrated database and tables.py."""
     result = databases.alembic(database_url, "check")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_sqlite_is_in_wal_mode(new_database: databases.NewDatabase) -> None:
+    """A migrated SQLite file is in WAL mode."""
+    file = new_database("sqlite").removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_migrations_can_be_printed(database_url: str) -> None:

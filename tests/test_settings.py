@@ -1,19 +1,24 @@
 """Settings: refused where they make no sense, documented where people look."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from service import settings
 from service.settings import parse_database_url
-from tests.databases import ROOT, alembic, environment
+from tests.databases import ROOT, SETTINGS, alembic, environment
 from tests.servers import free_port
 
-NAMES = {"HOST", "PORT", *(name for name in vars(settings) if name.isupper())}
+DERIVED = {"DATABASE_SSL", "SSL_MODES", "SSL_FLAGS"}
+OTHERS = {"HOST", "PORT", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS"}
+NAMES = OTHERS | {name for name in vars(settings) if name.isupper()} - DERIVED
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
@@ -29,6 +34,13 @@ NAMES = {"HOST", "PORT", *(name for name in vars(settings) if name.isupper())}
         ("DATABASE_URL", "sqlite://"),
         ("DATABASE_URL", "sqlite:///:memory:"),
         ("DATABASE_URL", "sqlite:///notes.db?mode=ro"),
+        ("DATABASE_URL", "sqlite:///notes.db#part"),
+        ("DATABASE_URL", "sqlite:notes.db"),
+        ("DATABASE_URL", "SQLITE:///notes.db"),
+        ("DATABASE_URL", "sqlite:////"),
+        ("DATABASE_URL", "sqlite:////nonexistent/notes.db"),
+        ("DATABASE_URL", "postgresql://user:secret@host/notes?sslmode=maybe"),
+        ("DATABASE_URL", "postgresql://user:secret@host/notes?min_size=9"),
         ("DATABASE_POOL_MAX", "0"),
         ("DATABASE_POOL_MAX", "many"),
         ("DATABASE_TIMEOUT", "0"),
@@ -37,12 +49,15 @@ NAMES = {"HOST", "PORT", *(name for name in vars(settings) if name.isupper())}
         ("MAX_BODY_BYTES", "-1"),
     ],
 )
-def test_nonsense_stops_the_start(variable: str, value: str) -> None:
+def test_nonsense_stops_the_start(variable: str, value: str, processes: str) -> None:
     """A value that can't be used ends the start with one line that names the variable."""
+    (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {"PATH": path, "PORT": str(free_port()), "WEB_CONCURRENCY": processes}
     server = subprocess.run(
-        [sys.executable, "-m", "uvicorn", "service.app:app", "--port", str(free_port())],
+        ["sh", "-c", command],
         cwd=ROOT,
-        env=environment(**{variable: value}),
+        env=environment(**variables, **{variable: value}),
         capture_output=True,
         text=True,
         timeout=30,
@@ -62,18 +77,20 @@ def test_nonsense_stops_migrations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "parsed"),
+    ("text", "url", "ssl"),
     [
-        ("sqlite:///notes.db", "sqlite:///notes.db"),
-        ("sqlite:////var/lib/notes.db", "sqlite:////var/lib/notes.db"),
-        ("postgres://u:p@h:5432/d", "postgresql://u:p@h:5432/d"),
-        ("postgresql://u:p@h/d?ssl=true", "postgresql://u:p@h/d?ssl=true"),
-        ("postgresql://u@/d?host=/run/postgresql", "postgresql://u@/d?host=/run/postgresql"),
+        ("sqlite:///notes.db", "sqlite:///notes.db", None),
+        ("sqlite:////tmp/notes.db\n", "sqlite:////tmp/notes.db", None),
+        ("postgres://u:p@h:5432/d", "postgresql://u:p@h:5432/d", None),
+        ("POSTGRES://u:p%23@h/d", "postgresql://u:p%23@h/d", None),
+        ("postgresql://u:p@h/d?ssl=true", "postgresql://u:p@h/d", True),
+        ("postgresql://u:p@h/d?sslmode=require", "postgresql://u:p@h/d", "require"),
+        ("postgresql://u@/d?host=/run/pg", "postgresql://u@/d?host=%2Frun%2Fpg", None),
     ],
 )
-def test_usable_database_urls(url: str, parsed: str) -> None:
-    """A URL that can be used keeps its parts; only `postgres://` gets the long scheme."""
-    assert parse_database_url(url) == parsed
+def test_usable_database_urls(text: str, url: str, ssl: str | bool | None) -> None:
+    """A URL that can be used keeps its parts, but for what asyncpg is told apart from it."""
+    assert parse_database_url(text) == (url, ssl)
 
 
 def test_every_setting_is_in_the_readme() -> None:
@@ -84,5 +101,4 @@ def test_every_setting_is_in_the_readme() -> None:
 
 def test_every_setting_is_in_the_example() -> None:
     """`.env.example` has a line for each setting and for nothing else."""
-    lines = re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    assert sorted(lines) == sorted(NAMES)
+    assert SETTINGS == NAMES
