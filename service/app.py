@@ -25,6 +25,7 @@ async def openapi_json(request: Request) -> Response:
 
 routes = [
     Route("/notes/", endpoints.Notes),
+    Route("/notes/{note_id}", endpoints.Note),
     Route("/", endpoints.home, include_in_schema=False),
     Route("/openapi.json", openapi_json, include_in_schema=False),
     Route("/docs", openapi.docs, include_in_schema=False),

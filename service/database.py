@@ -1,13 +1,20 @@
-"""The one database, its options, and what its drivers raise when it is in trouble."""
+"""The one database: its options, its statements, and what its drivers raise in trouble."""
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, NamedTuple, Protocol, cast
 
+import aiosqlite
 import asyncpg
 from databases import Database
+from databases.core import Connection
+from sqlalchemy import ClauseElement
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.engine import Dialect
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from service import settings
 
@@ -33,8 +40,21 @@ TROUBLE = (
 CLOSE_SECONDS = 5
 
 
+class Row(Protocol):
+    """A row of either driver; columns are taken by name."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
 class DatabaseUnavailable(Exception):
     """The database is away, full or slow; the statement may or may not have been carried out."""
+
+
+async def _keep(connection: Any) -> None:
+    """Stands in for asyncpg's reset query, a round trip at every release.
+
+    Nothing here changes a session's state: no SET, LISTEN, advisory lock or open cursor.
+    """
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -48,31 +68,84 @@ def _options(url: str) -> dict[str, Any]:
         "timeout": settings.DATABASE_TIMEOUT,
         "command_timeout": settings.DATABASE_TIMEOUT,
         "ssl": settings.DATABASE_SSL,
+        "reset": _keep,
     }
 
 
 database = Database(settings.DATABASE_URL, **_options(settings.DATABASE_URL))
+DIALECT = database.url.dialect
+
+# The connections that all statements on SQLite go through, by whether they write, so that nobody
+# reads behind a writer that waits: encode/databases would open a file and start a thread for each
+# statement. Empty on PostgreSQL, where the pool serves.
+_sqlite: dict[bool, aiosqlite.Connection] = {}
 
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[None]:
     """Opens the database for the life of the service, and closes it within bounded time."""
-    await database.connect()
-    try:
+    async with AsyncExitStack() as stack:
+        await database.connect()
+        stack.push_async_callback(_disconnect)
+        if DIALECT == "sqlite":
+            for writes in (False, True):
+                connection = await asyncio.create_task(_open())
+                stack.push_async_exit(connection)
+                _sqlite[writes] = connection.raw_connection
+                _sqlite[writes].row_factory = sqlite3.Row
         yield
-    finally:
-        # What is left of the time between SIGTERM and SIGKILL; asyncpg then closes by force.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await database.disconnect()
 
 
-@asynccontextmanager
-async def available() -> AsyncIterator[None]:
-    """Turns what the drivers raise for trouble into DatabaseUnavailable, within bounded time."""
+async def _open() -> Connection:
+    """A connection of its own: encode/databases gives each task another one."""
+    return await database.connection().__aenter__()
+
+
+async def _disconnect() -> None:
+    # What is left of the time between SIGTERM and SIGKILL; asyncpg then closes by force.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await database.disconnect()
+
+
+class Statement(NamedTuple):
+    """A statement's SQL, and the names of its parameters in the order of their places."""
+
+    sql: str
+    names: list[str]
+    values: dict[str, Any]
+    writes: bool
+
+
+def prepare(statement: ClauseElement) -> Statement:
+    """Compiles a statement once, for `fetch`; encode/databases does so at every call."""
+    dialect: type[Dialect] = SQLiteDialect_aiosqlite if DIALECT == "sqlite" else PGDialect_asyncpg
+    compiled = statement.compile(dialect=dialect())
+    assert isinstance(compiled, SQLCompiler)
+    return Statement(
+        compiled.string,
+        list(compiled.positiontup or []),
+        dict(compiled.params),
+        writes=compiled.isinsert or compiled.isupdate or compiled.isdelete,
+    )
+
+
+async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
+    """Runs a prepared statement, in a transaction of its own, and gives its rows.
+
+    Raises DatabaseUnavailable, within bounded time.
+    """
+    values = statement.values | values
+    arguments = [values[name] for name in statement.names]
+    rows: Any
     try:
-        # databases itself waits without end for a connection of an exhausted pool.
+        # encode/databases itself waits without end for a connection of an exhausted pool.
         async with asyncio.timeout(settings.DATABASE_TIMEOUT):
-            yield
+            if _sqlite:
+                rows = await _sqlite[statement.writes].execute_fetchall(statement.sql, arguments)
+            else:
+                async with database.connection() as connection:
+                    rows = await connection.raw_connection.fetch(statement.sql, *arguments)
     except TROUBLE as error:
         raise DatabaseUnavailable(str(error)) from error
+    return cast("Sequence[Row]", rows)

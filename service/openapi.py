@@ -62,6 +62,7 @@ def response(description: str, schema: str | dict[str, Any]) -> dict[str, Any]:
 
 UNPARSABLE = {"400": response("The body can't be decoded", "Error")}
 TOO_LARGE = {"413": response("The body is over the limit", "Error")}
+NOT_FOUND = {"404": response("There is no such note", "Error")}
 INVALID = {"422": response("Validation Error", "HTTPValidationError")}
 UNAVAILABLE = {
     "503": {
@@ -70,6 +71,13 @@ UNAVAILABLE = {
             "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
         },
     }
+}
+
+NOTE_ID = {
+    "name": "note_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "integer", "title": "Note Id", "minimum": 1, "maximum": 2**31 - 1},
 }
 
 # What the document says of each operation, by path and method.
@@ -98,6 +106,16 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
             **UNPARSABLE,
             **TOO_LARGE,
             **INVALID,
+            **UNAVAILABLE,
+        },
+    },
+    ("/notes/{note_id}", "get"): {
+        "summary": "Read Note",
+        "operationId": "read_note_notes__note_id__get",
+        "parameters": [NOTE_ID],
+        "responses": {
+            "200": response("Successful Response", "Note"),
+            **NOT_FOUND,
             **UNAVAILABLE,
         },
     },

@@ -98,4 +98,3 @@ class Note(NoteIn):
 
 note_in = NoteIn()
 note_out = Note()
-notes_out = Note(many=True)

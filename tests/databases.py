@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -40,18 +41,17 @@ def migrate(database_url: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def execute(database_url: str, *statements: str) -> None:
-    """Runs statements on PostgreSQL, outside the service."""
+def execute(database_url: str, *statements: str) -> Any:
+    """Runs statements on PostgreSQL, outside the service; gives the first value of the last."""
 
-    async def run() -> None:
+    async def run() -> Any:
         connection = await asyncpg.connect(database_url)
         try:
-            for statement in statements:
-                await connection.execute(statement)
+            return [await connection.fetchval(statement) for statement in statements][-1]
         finally:
             await connection.close()
 
-    asyncio.run(run())
+    return asyncio.run(run())
 
 
 def create_postgresql(server_url: str, template: str | None = None) -> str:

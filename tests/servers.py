@@ -56,12 +56,17 @@ def process(
             raise
 
 
+def uvicorn(port: int, *options: str, app: str = "service.app:app") -> list[str]:
+    """The command that serves an app on a port."""
+    return [sys.executable, "-m", "uvicorn", app, "--port", str(port), *options]
+
+
 @contextmanager
 def running(
     database_url: str, log: Path, *options: str, app: str = "service.app:app", **variables: str
 ) -> Iterator[str]:
     """Serves an app on the database and yields its URL, without a slash at the end."""
     port = free_port()
-    arguments = [sys.executable, "-m", "uvicorn", app, "--port", str(port), *options]
-    with process(arguments, port, log, {"DATABASE_URL": database_url, **variables}):
+    variables["DATABASE_URL"] = database_url
+    with process(uvicorn(port, *options, app=app), port, log, variables):
         yield f"http://127.0.0.1:{port}"

@@ -323,7 +323,7 @@ def test_nesting_is_never_an_error_of_the_server(pair: Pair, depth: int) -> None
     body = b'{"text":' + b"[" * depth + b"]" * depth + b"}"
     answer = send(pair.service, "POST", "/notes/", body, JSON)
     assert answer.status in (400, 422)
-    assert answer.json()["detail"]
+    assert answer.body.startswith(b'{"detail":')
 
 
 @pytest.mark.parametrize("announced", [True, False])

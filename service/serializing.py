@@ -1,0 +1,36 @@
+"""Rows to JSON, by functions compiled from marshmallow schemas at import.
+
+`Schema.dump` takes some microseconds a row; a comprehension that the schema spells out, and
+orjson, take a tenth of that. The schema stays the one source of the shape.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from marshmallow import Schema, fields
+
+from service.database import Row
+
+# How a field of each type turns a column's value into JSON's, in Python. SQLite keeps booleans as
+# integers. A schema with a field of any other type is dumped by marshmallow.
+EXPRESSIONS = {
+    fields.Boolean: "bool({value})",
+    fields.Integer: "{value}",
+    fields.String: "{value}",
+}
+
+
+def compile_dump(schema: Schema) -> Callable[[Iterable[Row]], list[dict[str, Any]]]:
+    """A function that equals `schema.dump(rows, many=True)` for rows without NULL."""
+    items = []
+    for name, field in schema.dump_fields.items():
+        kind = next((kind for kind in EXPRESSIONS if isinstance(field, kind)), None)
+        if kind is None:
+            return lambda rows: schema.dump(rows, many=True)
+        value = EXPRESSIONS[kind].format(value=f"row[{field.attribute or name!r}]")
+        items.append(f"{field.data_key or name!r}: {value}")
+    # The source has nothing in it but the schema's own names.
+    dump: Callable[[Iterable[Row]], list[dict[str, Any]]] = eval(  # noqa: S307
+        f"lambda rows: [{{{', '.join(items)}}} for row in rows]"
+    )
+    return dump

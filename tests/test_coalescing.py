@@ -1,0 +1,277 @@
+"""The law of coalescing, under thousands of interleavings.
+
+An answer never misses a write that was acknowledged before its request began. A caller never joins
+a query that was sent before it asked.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.coalescing import coalesce
+
+MOST = 3
+Coalesce = Callable[..., Callable[[Any], Awaitable[Any]]]
+
+
+def joining(
+    serve: Callable[[list[Any]], Awaitable[Sequence[Any]]],
+    most: int,
+    key: Callable[[Any], Hashable] = lambda argument: None,
+) -> Callable[[Any], Awaitable[Any]]:
+    """The broken way: a caller takes the answer of whatever query is in flight."""
+    flights: dict[Hashable, asyncio.Task[Sequence[Any]]] = {}
+
+    async def call(argument: Any) -> Any:
+        name = key(argument)
+        if name not in flights:
+            flights[name] = asyncio.ensure_future(serve([argument]))
+            flights[name].add_done_callback(lambda _: flights.pop(name))
+        return (await asyncio.shield(flights[name]))[0]
+
+    return call
+
+
+class Lost(Exception):
+    """The database's failure in these tests."""
+
+
+@dataclass(eq=False)
+class Query:
+    """A query in flight: who it serves, what it saw when it was sent, and how it will end."""
+
+    arguments: list[Any]
+    seen: list[str]
+    end: asyncio.Future[None]
+
+
+@dataclass(eq=False)
+class Caller:
+    """A caller: what it asks, what was acknowledged and which queries were sent before it did."""
+
+    argument: Any
+    acknowledged: list[str]
+    sent: int
+    task: asyncio.Task[Any]
+    cancelled: bool = False
+
+
+@dataclass
+class World:
+    """A database that a test drives: nothing in flight ends before the test says so."""
+
+    coalesce: Coalesce  # of the reads
+    stored: list[str] = field(default_factory=list)
+    acknowledged: list[str] = field(default_factory=list)
+    flying: list[Query] = field(default_factory=list)
+    queries: list[Query] = field(default_factory=list)
+    callers: list[Caller] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.read = self.coalesce(self.serve_reads, most=MOST, key=lambda page: page)
+        self.write = coalesce(self.serve_writes, most=MOST)
+
+    async def fly(self, arguments: list[Any]) -> Query:
+        assert 1 <= len(arguments) <= MOST
+        query = Query(arguments, list(self.stored), asyncio.get_running_loop().create_future())
+        self.flying.append(query)
+        self.queries.append(query)
+        await query.end
+        return query
+
+    async def serve_reads(self, pages: list[str]) -> list[list[str]]:
+        assert len(set(pages)) == 1
+        assert not any(query.arguments[0] == pages[0] for query in self.flying)
+        query = await self.fly(pages)
+        return [query.seen] * len(pages)
+
+    async def serve_writes(self, texts: list[str]) -> list[tuple[int, str]]:
+        await self.fly(texts)
+        first = len(self.stored)
+        self.stored += texts
+        return [(first + place, text) for place, text in enumerate(texts)]
+
+    def ask(self, call: Callable[[Any], Awaitable[Any]], argument: Any) -> None:
+        task = asyncio.ensure_future(call(argument))
+        self.callers.append(Caller(argument, list(self.acknowledged), len(self.queries), task))
+        if call is self.write:
+            task.add_done_callback(
+                lambda done: (
+                    self.acknowledged.append(argument)
+                    if not done.cancelled() and not done.exception()
+                    else None
+                )
+            )
+
+    def end(self, place: int, error: Exception | None) -> None:
+        if self.flying:
+            query = self.flying.pop(place % len(self.flying))
+            if error:
+                query.end.set_exception(error)
+            else:
+                query.end.set_result(None)
+
+    def check_law(self, caller: Caller) -> None:
+        """What a client can see of the law: the history of asking and answers."""
+        if caller.argument.startswith("page") and not caller.task.exception():
+            missed = set(caller.acknowledged) - set(caller.task.result())
+            assert not missed, "an answer missed a write that was acknowledged before"
+
+    def check(self, caller: Caller) -> None:
+        """What must hold for a caller when all is over."""
+        if caller.task.cancelled():
+            assert caller.cancelled
+            return
+        self.check_law(caller)
+        served = [query for query in self.queries if caller.argument in query.arguments]
+        later = [query for query in served if self.queries.index(query) >= caller.sent]
+        assert later, "joined a query that was sent before it asked"
+        if isinstance(error := caller.task.exception(), Lost):
+            assert any(query.end.exception() is error for query in later)
+        elif caller.argument.startswith("note"):
+            number, text = caller.task.result()
+            assert text == caller.argument == self.stored[number]
+
+
+async def ticks(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+steps = st.lists(
+    st.tuples(st.just("read"), st.integers(0, 1))
+    | st.tuples(st.just("write"), st.just(0))
+    | st.tuples(st.sampled_from(["end", "end", "fail", "cancel"]), st.integers(0, 9))
+    | st.tuples(st.just("tick"), st.integers(1, 8)),
+    max_size=40,
+)
+
+
+async def play(coalesce: Coalesce, script: list[tuple[str, int]]) -> World:
+    """Plays a script of arrivals, completions, failures and cancellations, and lets all end."""
+    world = World(coalesce)
+    for number, (step, value) in enumerate(script):
+        match step:
+            case "read":
+                world.ask(world.read, f"page {value}")
+            case "write":
+                world.ask(world.write, f"note {number}")
+            case "tick":
+                await ticks(value)
+            case "cancel" if world.callers:
+                caller = world.callers[value % len(world.callers)]
+                caller.cancelled |= caller.task.cancel()
+            case "end" | "fail":
+                world.end(value, Lost(number) if step == "fail" else None)
+    for _ in range(3 * len(script) + 3):
+        await ticks(8)
+        world.end(0, None)
+    return world
+
+
+@pytest.mark.parametrize("settle", [0, 8])
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(script=steps)
+def test_every_interleaving_keeps_the_law(settle: int, script: list[tuple[str, int]]) -> None:
+    """Whatever arrives, ends, fails or is cancelled in whatever order, each caller is right."""
+    if settle:
+        script = [step for one in script for step in (one, ("tick", settle))]
+    world = asyncio.run(play(coalesce, script))
+    assert all(caller.task.done() for caller in world.callers)
+    for caller in world.callers:
+        world.check(caller)
+
+
+def test_the_check_catches_a_broken_variant() -> None:
+    """A variant that joins queries in flight is found out by the same check."""
+
+    @settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+    @given(script=steps)
+    def property_of_the_variant(script: list[tuple[str, int]]) -> None:
+        calm = [step for step in script if step[0] not in ("cancel", "fail")]
+        script = [step for one in calm for step in (one, ("tick", 8))]
+        world = asyncio.run(play(joining, script))
+        for caller in world.callers:
+            world.check_law(caller)
+
+    with pytest.raises(AssertionError, match="missed a write"):
+        property_of_the_variant()
+
+
+def test_nothing_waits_when_there_is_nothing_to_share() -> None:
+    """A lone caller's query is sent at once, and each key has a query of its own."""
+
+    async def main() -> None:
+        world = World(coalesce)
+        world.ask(world.read, "page 0")
+        world.ask(world.read, "page 1")
+        world.ask(world.write, "note")
+        await ticks(3)
+        assert [query.arguments for query in world.flying] == [["page 0"], ["page 1"], ["note"]]
+        for _ in range(3):
+            world.end(0, None)
+        await asyncio.gather(*(caller.task for caller in world.callers))
+
+    asyncio.run(main())
+
+
+def test_callers_share_the_next_query() -> None:
+    """Those who come while a query is in flight are served together by the next ones."""
+
+    async def main() -> None:
+        world = World(coalesce)
+        for number in range(6):
+            world.ask(world.write, f"note {number}")
+            await ticks(3)
+        for _ in range(3):
+            world.end(0, None)
+            await ticks(3)
+        assert [len(query.arguments) for query in world.queries] == [1, MOST, 2]
+        assert world.stored == [f"note {number}" for number in range(6)]
+        assert all(caller.task.done() for caller in world.callers)
+
+    asyncio.run(main())
+
+
+def test_a_failure_is_its_own_callers_alone() -> None:
+    """A failed query fails those that it served and nobody after them."""
+
+    async def main() -> None:
+        world = World(coalesce)
+        world.ask(world.write, "one")
+        await ticks(3)
+        world.ask(world.write, "two")
+        world.end(0, Lost("gone"))
+        await ticks(5)
+        world.end(0, None)
+        await ticks(5)
+        one, two = (caller.task for caller in world.callers)
+        assert isinstance(one.exception(), Lost)
+        assert two.result() == (0, "two")
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_left_is_not_served() -> None:
+    """A write that was cancelled while it waited is never sent; one in flight is not undone."""
+
+    async def main() -> None:
+        world = World(coalesce)
+        for text in ("in flight", "waiting", "other"):
+            world.ask(world.write, text)
+            await ticks(3)
+        world.callers[0].task.cancel()
+        world.callers[1].task.cancel()
+        for _ in range(2):
+            await ticks(5)
+            world.end(0, None)
+        await ticks(5)
+        assert world.stored == ["in flight", "other"]
+        assert world.callers[2].task.result() == (1, "other")
+
+    asyncio.run(main())

@@ -1,0 +1,81 @@
+"""The compiled serializer equals the schema's own dump."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from marshmallow import Schema, fields
+
+from service.schemas import note_out
+from service.serializing import compile_dump
+from tests import databases
+
+Fetch = Callable[[list[tuple[int, str, bool]]], list[Any]]
+ids = st.integers(1, 2**31 - 1)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+notes = st.lists(st.tuples(ids, texts, st.booleans()), max_size=5, unique_by=lambda note: note[0])
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def fetch(request: pytest.FixtureRequest, new_database: databases.NewDatabase) -> Iterator[Fetch]:
+    """Stores notes in a real database and gives the driver's rows of them."""
+    url = new_database(request.param)
+    insert = "INSERT INTO notes (id, text, completed) VALUES"
+    if request.param == "sqlite":
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            connection.row_factory = sqlite3.Row
+
+            def fetch_from_sqlite(new: list[tuple[int, str, bool]]) -> list[Any]:
+                connection.execute("DELETE FROM notes")
+                connection.executemany(f"{insert} (?, ?, ?)", new)
+                return connection.execute("SELECT * FROM notes ORDER BY id").fetchall()
+
+            yield fetch_from_sqlite
+    else:
+        with asyncio.Runner() as runner:
+            postgresql = runner.run(asyncpg.connect(url))
+
+            async def store_and_fetch(new: list[tuple[int, str, bool]]) -> list[Any]:
+                await postgresql.execute("DELETE FROM notes")
+                await postgresql.executemany(f"{insert} ($1, $2, $3)", new)
+                return list(await postgresql.fetch("SELECT * FROM notes ORDER BY id"))
+
+            yield lambda new: runner.run(store_and_fetch(new))
+            runner.run(postgresql.close())
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(new=notes)
+def test_the_serializer_equals_the_schema(fetch: Fetch, new: list[tuple[int, str, bool]]) -> None:
+    """Any note of either database is serialized as `Schema.dump` would, with keys in its order."""
+    rows = fetch(new)
+    assert len(rows) == len(new)
+    expected = note_out.dump(rows, many=True)
+    dumped = compile_dump(note_out)(rows)
+    assert [list(note.items()) for note in dumped] == [list(note.items()) for note in expected]
+    assert [type(note["completed"]) for note in dumped] == [bool] * len(new)
+    assert json.loads(orjson.dumps(dumped)) == expected
+
+
+def test_data_keys_and_attributes_are_kept() -> None:
+    """The schema's names for keys and columns are the serializer's too."""
+    schema = Schema.from_dict(
+        {"number": fields.Integer(attribute="id"), "text": fields.String(data_key="the 'text'")}
+    )()
+    row = {"id": 1, "text": "a"}
+    assert compile_dump(schema)([row]) == [{"number": 1, "the 'text'": "a"}]
+    assert compile_dump(schema)([row]) == schema.dump([row], many=True)
+
+
+def test_other_fields_are_left_to_the_schema() -> None:
+    """A schema with a field that the compiler doesn't know is dumped by marshmallow."""
+    schema = Schema.from_dict({"id": fields.Integer(), "hex": fields.Function(lambda row: "ff")})()
+    assert compile_dump(schema)([{"id": 1}]) == [{"id": 1, "hex": "ff"}]
