@@ -1,0 +1,144 @@
+"""What a run measured, and the medians and ratios of it."""
+
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.contenders import FASTIFY, Contender
+from benchmarks.large import Listing
+from benchmarks.load import Shot, Workload
+
+PACKAGES = [
+    *["fastapi", "starlette", "litestar", "uvicorn", "uvloop", "httptools", "databases"],
+    *["sqlalchemy", "asyncpg", "marshmallow", "msgspec", "orjson", "pydantic"],
+]
+
+
+@dataclass
+class Cell:
+    """The shots at every contender for one workload, in rounds."""
+
+    workload: Workload
+    connections: int
+    shots: dict[str, list[Shot]]
+
+
+@dataclass
+class Results:
+    """Everything that a run measured."""
+
+    settings: dict[str, int]
+    contenders: list[Contender] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    start_seconds: dict[str, list[float]] = field(default_factory=dict)
+    memory_rest: dict[str, int] = field(default_factory=dict)
+    memory_after: dict[str, int] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    large: dict[str, list[Listing]] = field(default_factory=dict)
+
+    def title(self, name: str) -> str:
+        return next(one.title for one in self.contenders if one.name == name)
+
+    def names(self) -> list[str]:
+        return [one.name for one in self.contenders]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of the rounds' ratios, and their range."""
+
+    median: float
+    low: float
+    high: float
+
+
+def rate(cell: Cell, name: str) -> float | None:
+    """Returns the median of the requests per second over the rounds that are not spoiled."""
+    rates = [shot.rate for shot in cell.shots.get(name, []) if not shot.spoiled]
+    return statistics.median(rates) if rates else None
+
+
+def ratio(cell: Cell, of: str, to: str) -> Ratio | None:
+    """Returns how much faster one contender was than another, compared round by round."""
+    rounds = zip(cell.shots.get(of, []), cell.shots.get(to, []), strict=False)
+    ratios = [a.rate / b.rate for a, b in rounds if not a.spoiled and not b.spoiled]
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Returns the smallest value that so many percent of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)] if ordered else 0.0
+
+
+def spoiled(results: Results) -> list[str]:
+    """Returns a line for every spoiled round."""
+    lines = [
+        f"{cell.workload.title}, {cell.connections} conn., {results.title(name)}, "
+        f"round {number}: {shot.spoiled}"
+        for cell in results.cells
+        for name, shots in cell.shots.items()
+        for number, shot in enumerate(shots, start=1)
+        if shot.spoiled
+    ]
+    lines += [
+        f"large listing, {results.title(name)}, round {number}: {listing.spoiled}"
+        for name, listings in results.large.items()
+        for number, listing in enumerate(listings, start=1)
+        if listing.spoiled
+    ]
+    return lines
+
+
+def first_line(*command: str) -> str:
+    """Returns the first line that a program prints, or nothing where it is missing."""
+    if shutil.which(command[0]) is None:
+        return ""
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (run.stdout or run.stderr).partition("\n")[0]
+
+
+def versions(postgres: str) -> dict[str, str]:
+    """Returns the versions of all that takes part."""
+    found = {"python": platform.python_version(), "postgresql": postgres.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    found["node"] = first_line("node", "--version").removeprefix("v")
+    for package, title in (("fastify", "fastify"), ("postgres", "postgres.js")):
+        manifest = FASTIFY / "node_modules" / package / "package.json"
+        if manifest.exists():
+            found[title] = json.loads(manifest.read_text())["version"]
+    found["wrk"] = first_line("wrk", "--version").partition(" [")[0].removeprefix("wrk ")
+    return {name: value for name, value in found.items() if value}
+
+
+def machine() -> dict[str, Any]:
+    """Returns what matters of the machine, without its name."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": processor(),
+        "cores": psutil.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+def processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
