@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import orjson
-from starlette.endpoints import HTTPEndpoint
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
@@ -14,10 +13,12 @@ from service import notes
 from service.body import read_json
 from service.coalescing import coalesce
 from service.database import Row
+from service.resources import JSONBytes
 from service.schemas import note_in, note_out
 from service.serializing import compile_dump
 
 dump = compile_dump(note_out)
+_NOTE_ID = re.compile("[1-9][0-9]{0,9}").fullmatch
 
 
 class Page(NamedTuple):
@@ -44,12 +45,8 @@ get_note = coalesce(_get_notes, most=1_000)
 insert_note = coalesce(notes.insert_notes, most=100)
 
 
-def json_response(content: object) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
-
-
 def note_response(note: Row) -> Response:
-    return json_response(dump([note])[0])
+    return JSONBytes(orjson.dumps(dump([note])[0]))
 
 
 async def _join(*pages: Page) -> AsyncIterator[bytes]:
@@ -67,40 +64,34 @@ async def _join(*pages: Page) -> AsyncIterator[bytes]:
     yield b"]"
 
 
-class Notes(HTTPEndpoint):
-    """`/notes/`: one class for the path, so that a 405 names every method in `Allow`."""
-
-    async def get(self, request: Request) -> Response:
-        first = await read_page(0)
-        if first.after is None:
-            return Response(first.body, media_type="application/json")
-        second = await read_page(first.after)
-        if second.body == b"[]":
-            return Response(first.body, media_type="application/json")
-        if request.method == "HEAD":
-            return StreamingResponse(iter(()), media_type="application/json")
-        return StreamingResponse(_join(first, second), media_type="application/json")
-
-    async def post(self, request: Request) -> Response:
-        return note_response(await insert_note(note_in.load(await read_json(request))))
+async def read_notes(request: Request) -> Response:
+    first = await read_page(0)
+    if first.after is None:
+        return JSONBytes(first.body)
+    second = await read_page(first.after)
+    if second.body == b"[]":
+        return JSONBytes(first.body)
+    pages = _join(first, second) if request.method == "GET" else iter(())
+    return StreamingResponse(pages, media_type="application/json")
 
 
-def note_id(request: Request) -> int:
+async def create_note(request: Request) -> Response:
+    return note_response(await insert_note(note_in.load(await read_json(request))))
+
+
+async def read_note(request: Request) -> Response:
+    note = await get_note(_note_id(request))
+    if note is None:
+        raise HTTPException(404)
+    return note_response(note)
+
+
+def _note_id(request: Request) -> int:
     """The id in the path; HTTPException 404 for what can't be one."""
     text = request.path_params["note_id"]
-    if not re.fullmatch("[1-9][0-9]{0,9}", text) or int(text) >= 2**31:
+    if not _NOTE_ID(text) or int(text) >= 2**31:
         raise HTTPException(404)
     return int(text)
-
-
-class Note(HTTPEndpoint):
-    """`/notes/{note_id}`"""
-
-    async def get(self, request: Request) -> Response:
-        note = await get_note(note_id(request))
-        if note is None:
-            raise HTTPException(404)
-        return note_response(note)
 
 
 async def home(request: Request) -> Response:

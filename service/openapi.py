@@ -1,5 +1,6 @@
 """The OpenAPI document, made from the schemas and the routes, and the page that shows it."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from service import __version__
+from service.resources import Resource
 from service.schemas import Note, NoteIn
 
 # Names and titles are those of the FastAPI example's document, so that clients generated from
@@ -80,11 +82,9 @@ NOTE_ID = {
     "schema": {"type": "integer", "title": "Note Id", "minimum": 1, "maximum": 2**31 - 1},
 }
 
-# What the document says of each operation, by path and method.
-OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
-    ("/notes/", "get"): {
-        "summary": "Read Notes",
-        "operationId": "read_notes_notes__get",
+# What the document says of each operation, by the name of its function.
+OPERATIONS: dict[str, dict[str, Any]] = {
+    "read_notes": {
         "responses": {
             "200": response(
                 "Successful Response",
@@ -97,9 +97,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
             **UNAVAILABLE,
         },
     },
-    ("/notes/", "post"): {
-        "summary": "Create Note",
-        "operationId": "create_note_notes__post",
+    "create_note": {
         "requestBody": {"required": True, **json_content("NoteIn")},
         "responses": {
             "200": response("Successful Response", "Note"),
@@ -109,9 +107,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
             **UNAVAILABLE,
         },
     },
-    ("/notes/{note_id}", "get"): {
-        "summary": "Read Note",
-        "operationId": "read_note_notes__note_id__get",
+    "read_note": {
         "parameters": [NOTE_ID],
         "responses": {
             "200": response("Successful Response", "Note"),
@@ -122,14 +118,21 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-def operations(route: Route) -> dict[str, Any]:
-    """The route's path item; KeyError for a method that OPERATIONS doesn't describe."""
-    methods = [name for name in ("get", "post") if hasattr(route.endpoint, name)]
-    return {method: OPERATIONS[route.path, method] for method in methods}
+def operations(path: str, resource: Resource) -> dict[str, Any]:
+    """The path's operations, named as FastAPI names them; KeyError for one that isn't described."""
+    item = {}
+    for method, handler in resource.handlers.items():
+        name = handler.__name__
+        item[method.lower()] = {
+            "summary": name.replace("_", " ").title(),
+            "operationId": re.sub(r"\W", "_", f"{name}{path}_{method.lower()}"),
+            **OPERATIONS[name],
+        }
+    return item
 
 
 def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes that have `include_in_schema`."""
+    """The OpenAPI 3.1 document of the routes to resources."""
     spec = APISpec("Notes", __version__, "3.1.0", plugins=[MarshmallowPlugin()])
     spec.components.schema("HTTPValidationError", HTTP_VALIDATION_ERROR)
     spec.components.schema("ValidationError", VALIDATION_ERROR)
@@ -137,8 +140,8 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     for schema in (NoteIn, Note):
         spec.components.schema(schema.__name__, schema=schema)
     for route in routes:
-        if isinstance(route, Route) and route.include_in_schema:
-            spec.path(route.path, operations=operations(route))
+        if isinstance(route, Route) and isinstance(route.endpoint, Resource):
+            spec.path(route.path, operations=operations(route.path, route.endpoint))
     result = spec.to_dict()
     for name in (NoteIn.__name__, Note.__name__):
         component = result["components"]["schemas"][name]

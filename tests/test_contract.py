@@ -90,7 +90,7 @@ def test_wrong_methods_are_405(pair: Pair, method: str) -> None:
     service, twin = (send(connection, method, "/notes/") for connection in pair)
     assert (service.status, service.body) == (twin.status, twin.body)
     assert (service.status, service.json()) == (405, {"detail": "Method Not Allowed"})
-    assert service.headers["allow"] == "GET, HEAD, POST"
+    assert service.headers["allow"] == "GET, HEAD, OPTIONS, POST"
 
 
 @pytest.mark.parametrize("value", ["1", "0", "1.0", "0.0", "-0.0", "1e0", "true", "false"])
@@ -343,3 +343,13 @@ def test_a_length_with_leading_zeros(pair: Pair) -> None:
         connection.request("POST", "/notes/", body, JSON | length)
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["text"]) == (200, "a")
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [("/notes/", "GET, HEAD, OPTIONS, POST"), ("/notes/1", "GET, HEAD, OPTIONS")],
+)
+def test_options_names_the_methods(service: httpx2.Client, path: str, allow: str) -> None:
+    """`OPTIONS` answers 204 with every method of the path in `Allow`."""
+    answer = service.options(path)
+    assert (answer.status_code, answer.content, answer.headers["allow"]) == (204, b"", allow)
