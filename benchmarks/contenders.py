@@ -29,12 +29,14 @@ class Contender:
     name: str
     title: str
     app: str = ""
+    http: str = "httptools"
 
 
 CONTENDERS = [
     Contender("twin", "FastAPI twin", "benchmarks.fastapi_twin_by_id:app"),
     Contender("plain", "Starlette, plain", "benchmarks.starlette_plain:app"),
-    Contender("service", "this service", "service.app:app"),
+    # As the Procfile runs it.
+    Contender("service", "this service", "service.app:app", "service.protocol:Protocol"),
     Contender("litestar", "Litestar", "benchmarks.litestar_app:app"),
     Contender("fastify", "Fastify", ""),
     Contender("bare", "bare ASGI", "benchmarks.bare_asgi:app"),
@@ -113,7 +115,7 @@ def command(contender: Contender, port: int) -> list[str]:
     if not contender.app:
         return ["node", str(FASTIFY / "server.js")]
     options = ["--host", "127.0.0.1", "--port", str(port), "--loop", "uvloop"]
-    options += ["--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    options += ["--http", contender.http, "--no-access-log", "--log-level", "warning"]
     return [sys.executable, "-m", "uvicorn", contender.app, *options]
 
 

@@ -5,9 +5,12 @@ from email.message import Message
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service import settings
+
+# The rest of the body is not read, so the connection can't serve another request.
+TOO_LARGE = {"Connection": "close"}
 
 
 class InvalidBody(Exception):
@@ -22,16 +25,20 @@ class InvalidBody(Exception):
 
 async def read_body(request: Request) -> bytes:
     """The whole body, at most MAX_BODY_BYTES of it; HTTPException 413 for more."""
-    too_large = HTTPException(413, "Content Too Large", headers={"Connection": "close"})
     # Leading zeros are legal, and int() takes only so many digits.
     announced = request.headers.get("content-length", "").lstrip("0")[:20]
     if announced.isdecimal() and int(announced) > settings.MAX_BODY_BYTES:
-        raise too_large
+        raise HTTPException(413, "Content Too Large", TOO_LARGE)
     body = b""
-    async for chunk in request.stream():
-        body += chunk
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message["body"]
+        more = message["more_body"]
         if len(body) > settings.MAX_BODY_BYTES:
-            raise too_large
+            raise HTTPException(413, "Content Too Large", TOO_LARGE)
     return body
 
 

@@ -65,8 +65,6 @@ def _options(url: str) -> dict[str, Any]:
         # No connection is opened at the start, so the service starts while the database is away.
         "min_size": 0,
         "max_size": settings.DATABASE_POOL_MAX,
-        "timeout": settings.DATABASE_TIMEOUT,
-        "command_timeout": settings.DATABASE_TIMEOUT,
         "ssl": settings.DATABASE_SSL,
         "reset": _keep,
     }

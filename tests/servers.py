@@ -58,7 +58,8 @@ def process(
 
 def uvicorn(port: int, *options: str, app: str = "service.app:app") -> list[str]:
     """The command that serves an app on a port."""
-    return [sys.executable, "-m", "uvicorn", app, "--port", str(port), *options]
+    flags = ["--port", str(port), "--http", "service.protocol:Protocol"]
+    return [sys.executable, "-m", "uvicorn", app, *flags, *options]
 
 
 @contextmanager
