@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service import endpoints, errors, openapi
+from service import docs, endpoints, errors, openapi
 from service.database import connected
 from service.resources import JSONBytes, Resource
 
@@ -29,14 +29,29 @@ async def openapi_json(request: Request) -> Response:
     return JSONBytes(orjson.dumps(document))
 
 
-routes = [
-    Route("/notes/", Resource(GET=endpoints.read_notes, POST=endpoints.create_note)),
-    Route("/notes/{note_id}", Resource(GET=endpoints.read_note)),
-    Route("/", endpoints.home),
-    Route("/openapi.json", openapi_json),
-    Route("/docs", openapi.docs),
-    Route("/docs/start.js", openapi.start),
+resources = [
+    Route(
+        "/notes/",
+        Resource(GET=endpoints.read_notes, POST=endpoints.create_note),
+    ),
+    Route("/notes/batch", Resource(POST=endpoints.create_notes)),
+    Route(
+        "/notes/{note_id}",
+        Resource(
+            GET=endpoints.read_note,
+            PUT=endpoints.replace_note,
+            PATCH=endpoints.change_note,
+            DELETE=endpoints.delete_note,
+        ),
+        name="note",
+    ),
+]
+document = openapi.document(resources)
+pages = [
+    Route("/", Resource(GET=endpoints.home)),
+    Route("/openapi.json", Resource(GET=openapi_json)),
+    Route("/docs", Resource(GET=docs.page), name="docs"),
+    Route("/docs/start.js", Resource(GET=docs.start)),
     Mount("/docs/assets", StaticFiles(packages=[("swagger_ui", "static")])),
 ]
-document = openapi.document(routes)
-app = Starlette(routes=routes, exception_handlers=errors.handlers, lifespan=lifespan)
+app = Starlette(routes=resources + pages, exception_handlers=errors.handlers, lifespan=lifespan)

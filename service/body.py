@@ -8,19 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from service import settings
+from service.validation import InvalidInput, describe
 
 # The rest of the body is not read, so the connection can't serve another request.
 TOO_LARGE = {"Connection": "close"}
-
-
-class InvalidBody(Exception):
-    """A body that can't be taken for JSON: FastAPI's error type, its place and its details."""
-
-    def __init__(self, type: str, *place: int, **details: Any) -> None:  # noqa: A002
-        super().__init__(type)
-        self.type = type
-        self.place = place
-        self.details = details
 
 
 async def read_body(request: Request) -> bytes:
@@ -42,30 +33,41 @@ async def read_body(request: Request) -> bytes:
     return body
 
 
-async def read_json(request: Request) -> Any:
+def parse(body: bytes, content_type: str) -> Any:
     """The body as JSON, or as plain text where the content type is no JSON.
 
-    Raises InvalidBody, or HTTPException 400 for what can't be decoded and 413 for too much.
+    Raises InvalidInput, or HTTPException 400 for what can't be decoded at all.
     """
-    body = await read_body(request)
     if not body:
-        raise InvalidBody("missing", input=None)
+        raise InvalidInput(describe("missing", ("body",), None))
+    return _decode(body, ("body",), _is_json(content_type))
+
+
+def parse_lines(body: bytes) -> list[Any]:
+    """The values of newline-delimited JSON, blank lines left out; raises as `parse` does."""
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    return [_decode(line, ("body", index)) for index, line in enumerate(lines)]
+
+
+def _decode(body: bytes, loc: tuple[str | int, ...], is_json: bool = True) -> Any:
     try:
-        if _is_json(request.headers.get("content-type", "")):
-            return json.loads(body)
-        return body.decode()
+        return json.loads(body) if is_json else body.decode()
     except json.JSONDecodeError as error:
-        raise InvalidBody("json_invalid", error.pos, input={}, ctx={"error": error.msg}) from error
+        description = describe("json_invalid", (*loc, error.pos), {})
+        raise InvalidInput(description | {"ctx": {"error": error.msg}}) from error
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, "There was an error parsing the body") from error
+
+
+def media_type(content_type: str) -> str:
+    """The lower-case type and subtype of a Content-Type, as FastAPI understands it."""
+    message = Message()
+    message["content-type"] = content_type
+    return message.get_content_type() if content_type else ""
 
 
 def _is_json(content_type: str) -> bool:
     if content_type == "application/json":
         return True
-    message = Message()
-    message["content-type"] = content_type
-    subtype = message.get_content_subtype()
-    return message.get_content_maintype() == "application" and (
-        subtype == "json" or subtype.endswith("+json")
-    )
+    main, _, subtype = media_type(content_type).partition("/")
+    return main == "application" and (subtype == "json" or subtype.endswith("+json"))

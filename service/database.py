@@ -2,8 +2,9 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import aiosqlite
@@ -113,10 +114,15 @@ class Statement(NamedTuple):
     names: list[str]
     values: dict[str, Any]
     writes: bool
+    plan_anew: bool
 
 
-def prepare(statement: ClauseElement) -> Statement:
-    """Compiles a statement once, for `fetch`; encode/databases does so at every call."""
+def prepare(statement: ClauseElement, plan_anew: bool = False) -> Statement:
+    """Compiles a statement once, for `fetch`; encode/databases does so at every call.
+
+    `plan_anew` is for statements whose best plan depends on the parameters: PostgreSQL keeps one
+    plan for all of a prepared statement's calls otherwise.
+    """
     dialect: type[Dialect] = SQLiteDialect_aiosqlite if DIALECT == "sqlite" else PGDialect_asyncpg
     compiled = statement.compile(dialect=dialect())
     assert isinstance(compiled, SQLCompiler)
@@ -124,8 +130,12 @@ def prepare(statement: ClauseElement) -> Statement:
         compiled.string,
         list(compiled.positiontup or []),
         dict(compiled.params),
-        writes=compiled.isinsert or compiled.isupdate or compiled.isdelete,
+        compiled.isinsert or compiled.isupdate or compiled.isdelete,
+        plan_anew,
     )
+
+
+Run = Callable[..., Awaitable[Sequence[Row]]]
 
 
 async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
@@ -133,17 +143,47 @@ async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
 
     Raises DatabaseUnavailable, within bounded time.
     """
+    async with _available():
+        if _sqlite:
+            return await _run(_sqlite[statement.writes], statement, **values)
+        async with database.connection() as connection:
+            return await _run(connection.raw_connection, statement, **values)
+
+
+@asynccontextmanager
+async def transaction() -> AsyncIterator[Run]:
+    """Gives a function like `fetch` whose statements are carried out all or not at all."""
+    async with _available(), database.connection() as connection:
+        raw = connection.raw_connection
+        if DIALECT == "sqlite":
+            raw.row_factory = sqlite3.Row
+            # The connection is this task's own; closing it rolls back what isn't committed.
+            await raw.execute_fetchall("BEGIN IMMEDIATE")
+            yield partial(_run, raw)
+            await raw.execute_fetchall("COMMIT")
+        else:
+            async with raw.transaction():
+                yield partial(_run, raw)
+
+
+async def _run(raw: Any, statement: Statement, **values: Any) -> Sequence[Row]:
     values = statement.values | values
     arguments = [values[name] for name in statement.names]
-    rows: Any
+    if DIALECT == "sqlite":
+        rows = await raw.execute_fetchall(statement.sql, arguments)
+    elif statement.plan_anew:
+        rows = await (await raw.prepare(statement.sql)).fetch(*arguments)
+    else:
+        rows = await raw.fetch(statement.sql, *arguments)
+    return cast("Sequence[Row]", rows)
+
+
+@asynccontextmanager
+async def _available() -> AsyncIterator[None]:
+    """Turns what the drivers raise for trouble into DatabaseUnavailable, within bounded time."""
     try:
         # encode/databases itself waits without end for a connection of an exhausted pool.
         async with asyncio.timeout(settings.DATABASE_TIMEOUT):
-            if _sqlite:
-                rows = await _sqlite[statement.writes].execute_fetchall(statement.sql, arguments)
-            else:
-                async with database.connection() as connection:
-                    rows = await connection.raw_connection.fetch(statement.sql, *arguments)
+            yield
     except TROUBLE as error:
         raise DatabaseUnavailable(str(error)) from error
-    return cast("Sequence[Row]", rows)

@@ -1,37 +1,59 @@
 """Parse, call notes, respond."""
 
 import re
-from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import orjson
+from marshmallow import Schema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from service import notes
-from service.body import read_json
+from service import idempotency, notes, preferences
+from service.body import media_type, parse, parse_lines, read_body
 from service.coalescing import coalesce
-from service.database import Row
+from service.database import Row, Run
+from service.notes import Selection
 from service.resources import JSONBytes
-from service.schemas import note_in, note_out
+from service.schemas import MAX_ID, batch_in, listing_query, note_in, note_out, note_patch
 from service.serializing import compile_dump
+from service.validation import InvalidInput, describe, load
+
+LINES = "application/x-ndjson"
 
 dump = compile_dump(note_out)
-_NOTE_ID = re.compile("[1-9][0-9]{0,9}").fullmatch
+_ID = re.compile("[1-9][0-9]{0,9}")
+# The draft's string in quotes, or the bare key that most clients send.
+_KEY = re.compile('(?P<quote>"?)(?P<key>[!#-~]{1,255})(?P=quote)')
+
+
+class PageRequest(NamedTuple):
+    """What a page of a listing depends on; `lines` is for NDJSON."""
+
+    selection: Selection
+    after: int | None
+    most: int
+    lines: bool
 
 
 class Page(NamedTuple):
-    """Some notes in a row, as a JSON array, and the id to go on after; None at the end."""
+    """Some notes in a row, and the id to go on after; None at the end."""
 
     body: bytes
     after: int | None
 
 
-async def _read_page(afters: list[int]) -> list[Page]:
-    rows = await notes.list_notes(afters[0])
-    after = rows[-1]["id"] if len(rows) in (notes.PAGE, notes.FEW) else None
-    return [Page(orjson.dumps(dump(rows)), after)] * len(afters)
+def _lines(new: Sequence[object]) -> bytes:
+    return b"".join(orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE) for note in new)
+
+
+async def _read_page(requests: list[PageRequest]) -> list[Page]:
+    selection, after, most, lines = requests[0]
+    rows, more = await notes.list_notes(selection, after, most)
+    found = dump(rows)
+    page = Page(_lines(found) if lines else orjson.dumps(found), rows[-1]["id"] if more else None)
+    return [page] * len(requests)
 
 
 async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
@@ -40,56 +62,183 @@ async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
 
 
 # The bodies of a hundred creates, each as large as MAX_BODY_BYTES, still fit into one statement.
-read_page = coalesce(_read_page, most=10_000, key=lambda after: after)
+read_page = coalesce(_read_page, most=10_000, key=lambda request: request)
 get_note = coalesce(_get_notes, most=1_000)
 insert_note = coalesce(notes.insert_notes, most=100)
 
 
-def note_response(note: Row) -> Response:
-    return JSONBytes(orjson.dumps(dump([note])[0]))
-
-
-async def _join(*pages: Page) -> AsyncIterator[bytes]:
-    """The array of all notes: those of the pages, which follow each other, and the rest."""
-    first, *others = pages
-    yield first.body[:-1]
-    for page in others:
-        yield b"," + page.body[1:-1]
-    after = pages[-1].after
-    while after is not None:
-        page = await read_page(after)
-        if page.body != b"[]":
+async def _stream(request: PageRequest, page: Page) -> AsyncIterator[bytes]:
+    """All notes of a listing, from its first page on."""
+    yield page.body if request.lines else page.body[:-1]
+    while page.after is not None:
+        page = await read_page(request._replace(after=page.after))
+        if request.lines:
+            yield page.body
+        elif page.body != b"[]":
             yield b"," + page.body[1:-1]
-        after = page.after
-    yield b"]"
+    if not request.lines:
+        yield b"]"
+
+
+def _next(request: Request, after: int) -> tuple[bytes, bytes]:
+    """The Link header (RFC 8288) to the page that follows."""
+    url = request.url.remove_query_params("after")
+    url = url.replace(query=f"{url.query}&after={after}")
+    return b"link", f'<{url}>; rel="next"'.encode("latin-1")
 
 
 async def read_notes(request: Request) -> Response:
-    first = await read_page(0)
-    if first.after is None:
-        return JSONBytes(first.body)
-    second = await read_page(first.after)
-    if second.body == b"[]":
-        return JSONBytes(first.body)
-    pages = _join(first, second) if request.method == "GET" else iter(())
-    return StreamingResponse(pages, media_type="application/json")
+    query = load(listing_query, dict(request.query_params), "query")
+    page_request = PageRequest(
+        Selection(query["order"] == "desc", query["completed"], query["q"]),
+        query["after"],
+        query["limit"] or notes.PAGE,
+        preferences.wants_lines(request),
+    )
+    kind = LINES if page_request.lines else "application/json"
+    page = await read_page(page_request)
+    if query["limit"] or page.after is None:
+        link = [] if page.after is None else [_next(request, page.after)]
+        return JSONBytes(page.body, headers=link, media_type=kind)
+    pages = _stream(page_request, page) if request.method == "GET" else iter(())
+    return StreamingResponse(pages, media_type=kind)
+
+
+def _encode(note: Row) -> bytes:
+    return orjson.dumps(dump([note])[0])
+
+
+def _written(
+    request: Request,
+    body: bytes,
+    headers: Mapping[str, str] | None = None,
+    media_type: str = "application/json",
+) -> Response:
+    """The answer to a write: the body, or none where the client prefers that."""
+    extra = {} if headers is None else dict(headers)
+    if preferences.wants_minimal(request):
+        extra["Preference-Applied"] = "return=minimal"
+        return Response(status_code=204, headers=extra)
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in extra.items()]
+    return JSONBytes(body, headers=raw, media_type=media_type)
+
+
+async def _store_once(
+    request: Request,
+    body: bytes,
+    new: Sequence[Mapping[str, Any]],
+    encode: Callable[[Sequence[Row]], bytes],
+) -> bytes:
+    """Stores notes, at most once for the request's Idempotency-Key, and gives them encoded."""
+    loc = ("header", "idempotency-key")
+    value = request.headers["idempotency-key"]
+    key = _KEY.fullmatch(value)
+    if key is None:
+        mismatch = {"type": "string_pattern_mismatch", "pattern": _KEY.pattern}
+        raise InvalidInput(describe(mismatch, loc, value))
+
+    async def store(run: Run) -> bytes:
+        return encode(await notes.insert_notes(new, run))
+
+    try:
+        fingerprint = idempotency.fingerprint(request.url.path.encode(), body)
+        return await idempotency.once(key["key"], fingerprint, store)
+    except idempotency.KeyReused:
+        raise InvalidInput(describe("idempotency_key_reused", loc, value)) from None
 
 
 async def create_note(request: Request) -> Response:
-    return note_response(await insert_note(note_in.load(await read_json(request))))
+    body = await read_body(request)
+    note = load(note_in, parse(body, request.headers.get("content-type", "")), "body")
+    if "idempotency-key" in request.headers:
+        stored = await _store_once(request, body, [note], lambda rows: _encode(rows[0]))
+    else:
+        stored = _encode(await insert_note(note))
+    headers = {"etag": preferences.etag(stored)}
+    if preferences.wants_minimal(request):
+        note_id = orjson.loads(stored)["id"]
+        headers["location"] = str(request.url_for("note", note_id=note_id))
+    return _written(request, stored, headers)
+
+
+async def create_notes(request: Request) -> Response:
+    body = await read_body(request)
+    content_type = request.headers.get("content-type", "")
+    if body and media_type(content_type) == LINES:
+        new = load(batch_in, parse_lines(body), "body")
+    else:
+        new = load(batch_in, parse(body, content_type), "body")
+    lines = preferences.wants_lines(request)
+
+    def encode(rows: Sequence[Row]) -> bytes:
+        return _lines(dump(rows)) if lines else orjson.dumps(dump(rows))
+
+    if "idempotency-key" in request.headers:
+        stored = await _store_once(request, body, new, encode)
+    else:
+        stored = encode(await notes.insert_notes(new))
+    return _written(request, stored, media_type=LINES if lines else "application/json")
 
 
 async def read_note(request: Request) -> Response:
     note = await get_note(_note_id(request))
     if note is None:
         raise HTTPException(404)
-    return note_response(note)
+    body = _encode(note)
+    tag = preferences.etag(body)
+    if preferences.is_conditional(request):
+        preferences.check(request, tag)
+    return JSONBytes(body, headers=[(b"etag", tag.encode())])
+
+
+async def replace_note(request: Request) -> Response:
+    return await _change_note(request, note_in)
+
+
+async def change_note(request: Request) -> Response:
+    return await _change_note(request, note_patch)
+
+
+async def _change_note(request: Request, schema: Schema) -> Response:
+    note_id = _note_id(request)
+    body = await read_body(request)
+    changes = load(schema, parse(body, request.headers.get("content-type", "")), "body")
+    note = await _act(request, note_id, lambda old: notes.update_note(note_id, changes, old))
+    changed = _encode(note)
+    return _written(request, changed, {"etag": preferences.etag(changed)})
+
+
+async def delete_note(request: Request) -> Response:
+    note_id = _note_id(request)
+    await _act(request, note_id, lambda old: notes.delete_note(note_id, old))
+    return Response(status_code=204)
+
+
+async def _act(
+    request: Request, note_id: int, act: Callable[[Row | None], Awaitable[Row | bool | None]]
+) -> Any:
+    """Writes to a note under the request's conditions; HTTPException 404 or 412.
+
+    A condition holds of the note as it was read, and the write of that note alone, so that of two
+    clients with the same condition one wins; no lock is held in between.
+    """
+    if not preferences.is_conditional(request):
+        if not (done := await act(None)):
+            raise HTTPException(404)
+        return done
+    while True:
+        note = await get_note(note_id)
+        if note is None:
+            raise HTTPException(404)
+        preferences.check(request, preferences.etag(_encode(note)))
+        if done := await act(note):
+            return done
 
 
 def _note_id(request: Request) -> int:
     """The id in the path; HTTPException 404 for what can't be one."""
     text = request.path_params["note_id"]
-    if not _NOTE_ID(text) or int(text) >= 2**31:
+    if not _ID.fullmatch(text) or int(text) > MAX_ID:
         raise HTTPException(404)
     return int(text)
 

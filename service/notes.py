@@ -1,69 +1,155 @@
 """What can be done with notes: one statement each, no HTTP in sight."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import ARRAY, Integer, bindparam, case, func, select
+from sqlalchemy import ARRAY, BigInteger, Integer, String, bindparam, case, collate, func, select
 from sqlalchemy.sql import ColumnElement, Insert, Select
+from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
-from service.database import DIALECT, Row, fetch, prepare
+from service.database import DIALECT, Row, Run, Statement, fetch, prepare
 from service.tables import notes
 
-# A page has at most PAGE notes, or FEW where as many would be more than HEAVY: notes can be as
-# large as MAX_BODY_BYTES, and a page has to fit into memory.
-PAGE = 1001
+# A page has FEW notes at the most where as many as it could have would be more than HEAVY bytes:
+# notes can be as large as MAX_BODY_BYTES, and a page has to fit into memory.
+PAGE = 1000
 FEW = 17
 HEAVY = 2_000_000
 
-# The columns whose values a new note brings.
-GIVEN = [column.name for column in notes.c if not column.primary_key]
+# A note's columns, and those whose values clients give.
+COLUMNS = [notes.c.id, notes.c.text, notes.c.completed]
+GIVEN = [column.name for column in COLUMNS if not column.primary_key]
 
 
-def _page() -> Select[Any]:
-    page = select(notes).where(notes.c.id > bindparam("after")).order_by(notes.c.id)
-    texts = page.with_only_columns(notes.c.text).limit(PAGE).subquery()
+class Selection(NamedTuple):
+    """Which notes a listing has, and in which order."""
+
+    descending: bool = False
+    completed: bool | None = None
+    q: str = ""
+
+
+def fold(text: str) -> str | None:
+    """What the column `folded` keeps of a text: nothing where ASCII's lower() does as well."""
+    return None if text.isascii() else text.casefold()
+
+
+def _contains() -> ColumnElement[bool]:
+    """Whether a note has the text :q, given as a pattern of LIKE on PostgreSQL."""
+    if DIALECT == "sqlite":
+        return (
+            func.instr(func.coalesce(notes.c.folded, func.lower(notes.c.text)), bindparam("q")) > 0
+        )
+    lower = func.lower(collate(notes.c.text, "C"))
+    return func.coalesce(notes.c.folded, lower).like(bindparam("q"))
+
+
+def _pattern(q: str) -> str:
+    q = q.casefold()
+    if DIALECT == "sqlite":
+        return q
+    return "%" + q.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
+
+
+@cache
+def _page(descending: bool, by_completed: bool, by_text: bool) -> Statement:
+    after = bindparam("after", type_=BigInteger)
+    page = select(*COLUMNS)
+    if descending:
+        page = page.where(notes.c.id < after).order_by(notes.c.id.desc())
+    else:
+        page = page.where(notes.c.id > after).order_by(notes.c.id)
+    if by_completed:
+        page = page.where(notes.c.completed == bindparam("completed"))
+    if by_text:
+        page = page.where(_contains())
+    limit = bindparam("limit", type_=Integer)
+    texts = page.with_only_columns(notes.c.text).limit(limit).subquery()
     # On PostgreSQL the length of a large text is known without reading the text.
     length = func.length if DIALECT == "sqlite" else func.octet_length
     load = select(func.sum(length(texts.c.text))).scalar_subquery()
-    return page.limit(case((load > HEAVY, FEW), else_=PAGE))
+    limited = page.limit(case(((load > HEAVY) & (limit > FEW), FEW), else_=limit))
+    return prepare(limited, plan_anew=by_text)
 
 
 def _insert() -> Insert:
     """Inserts any number of notes with one statement of constant text, in the order given."""
+    names = [*GIVEN, "folded"]
+    values: list[ColumnElement[Any]]
     if DIALECT == "sqlite":
         new = func.json_each(bindparam("notes")).table_valued("key", "value", name="new")
-        values: list[ColumnElement[Any]] = [
-            func.json_extract(new.c.value, f"$.{name}") for name in GIVEN
-        ]
+        values = [func.json_extract(new.c.value, f"$.{name}") for name in names]
         order = new.c.key
     else:
-        arrays = [bindparam(name, type_=ARRAY(notes.c[name].type)) for name in GIVEN]
+        arrays = [bindparam(name, type_=ARRAY(notes.c[name].type)) for name in names]
         unnest = func.unnest(*arrays)
-        new = unnest.table_valued(*GIVEN, with_ordinality="position", name="new").render_derived()
-        values = [new.c[name] for name in GIVEN]
+        new = unnest.table_valued(*names, with_ordinality="position", name="new").render_derived()
+        values = [new.c[name] for name in names]
         order = new.c.position
-    return notes.insert().from_select(GIVEN, select(*values).order_by(order)).returning(*notes.c)
+    return notes.insert().from_select(names, select(*values).order_by(order)).returning(*COLUMNS)
 
 
 def _by_ids() -> Select[Any]:
     if DIALECT == "sqlite":
         ids = select(func.json_each(bindparam("ids")).table_valued("value").c.value)
-        return select(notes).where(notes.c.id.in_(ids))
-    return select(notes).where(notes.c.id == func.any(bindparam("ids", type_=ARRAY(Integer))))
+        return select(*COLUMNS).where(notes.c.id.in_(ids))
+    return select(*COLUMNS).where(notes.c.id == func.any(bindparam("ids", type_=ARRAY(Integer))))
 
 
-_PAGE = prepare(_page())
+def _where(conditional: bool) -> list[ColumnElement[bool]]:
+    """The note :note_id, if it is still what :old_… say where that is a condition."""
+    same = [notes.c[name] == bindparam(f"old_{name}") for name in GIVEN] if conditional else []
+    return [notes.c.id == bindparam("note_id"), *same]
+
+
+def _update(conditional: bool) -> ReturningUpdate[Any]:
+    """Changes the values that are given; NULL, which no value can be, stands for one that isn't."""
+    new = {name: bindparam(f"new_{name}", type_=notes.c[name].type) for name in GIVEN}
+    values = {name: func.coalesce(new[name], notes.c[name]) for name in GIVEN}
+    folded = case(
+        (new["text"].is_(None), notes.c.folded), else_=bindparam("new_folded", type_=String)
+    )
+    return (
+        notes.update()
+        .values(values | {"folded": folded})
+        .where(*_where(conditional))
+        .returning(*COLUMNS)
+    )
+
+
+def _delete(conditional: bool) -> ReturningDelete[Any]:
+    return notes.delete().where(*_where(conditional)).returning(notes.c.id)
+
+
 _INSERT = prepare(_insert())
 _BY_IDS = prepare(_by_ids())
+_UPDATE = {conditional: prepare(_update(conditional)) for conditional in (False, True)}
+_DELETE = {conditional: prepare(_delete(conditional)) for conditional in (False, True)}
 
 
-async def list_notes(after: int = 0) -> Sequence[Row]:
-    """A page of the notes with greater ids, in the order of their ids.
+async def list_notes(
+    selection: Selection = Selection(),  # noqa: B008 - it is immutable
+    after: int | None = None,
+    most: int = PAGE,
+) -> tuple[Sequence[Row], bool]:
+    """The selection's notes behind an id, and whether there are others behind these.
 
-    A page of PAGE or FEW notes may have others behind it; one of any other length has none.
+    They are as many as `most` unless there are fewer or they are very large.
     """
-    return await fetch(_PAGE, after=after)
+    if after is None:
+        after = 2**31 if selection.descending else 0
+    statement = _page(selection.descending, selection.completed is not None, bool(selection.q))
+    chosen = {"completed": selection.completed, "q": _pattern(selection.q)}
+    rows = await fetch(statement, after=after, limit=most + 1, **chosen)
+    if len(rows) > most:
+        return rows[:most], True
+    if len(rows) == FEW:
+        # Either there are no more, or they would have been too heavy.
+        after = rows[-1]["id"]
+        return rows, bool(await fetch(statement, after=after, limit=1, **chosen))
+    return rows, False
 
 
 async def get_notes(ids: Iterable[int]) -> dict[int, Row]:
@@ -73,14 +159,34 @@ async def get_notes(ids: Iterable[int]) -> dict[int, Row]:
     return {row["id"]: row for row in rows}
 
 
-async def insert_notes(new: Sequence[Mapping[str, Any]]) -> Sequence[Row]:
+async def insert_notes(new: Sequence[Mapping[str, Any]], run: Run = fetch) -> Sequence[Row]:
     """Stores notes, each with all values but the id: all or none.
 
     Gives them with their ids, which rise in the order given.
     """
+    new = [{**note, "folded": fold(note["text"])} for note in new]
     if DIALECT == "sqlite":
-        rows = await fetch(_INSERT, notes=orjson.dumps(new).decode())
+        rows = await run(_INSERT, notes=orjson.dumps(new).decode())
     else:
-        rows = await fetch(_INSERT, **{name: [note[name] for note in new] for name in GIVEN})
+        rows = await run(_INSERT, **{name: [note[name] for note in new] for name in new[0]})
     # RETURNING promises no order.
     return sorted(rows, key=lambda row: row["id"])
+
+
+async def update_note(
+    note_id: int, changes: Mapping[str, Any], old: Row | None = None
+) -> Row | None:
+    """Changes the values given; None if there is no such note, or it is no longer as `old`."""
+    values = {f"new_{name}": changes.get(name) for name in GIVEN}
+    values["new_folded"] = fold(changes.get("text", ""))
+    rows = await fetch(_UPDATE[old is not None], note_id=note_id, **values, **_old(old))
+    return rows[0] if rows else None
+
+
+async def delete_note(note_id: int, old: Row | None = None) -> bool:
+    """Whether there was such a note, still as `old` where that is given."""
+    return bool(await fetch(_DELETE[old is not None], note_id=note_id, **_old(old)))
+
+
+def _old(old: Row | None) -> dict[str, Any]:
+    return {} if old is None else {f"old_{name}": old[name] for name in GIVEN}

@@ -40,13 +40,16 @@ class JSONBytes(Response):
     """A response whose body is JSON already, without the steps that Response takes for any body."""
 
     def __init__(
-        self, body: bytes, status_code: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()
+        self,
+        body: bytes,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        media_type: str = "application/json",
     ) -> None:
-        self.status_code = status_code
+        self.status_code = 200
         self.background = None
         self.body = body
         self.raw_headers = [
             (b"content-length", b"%d" % len(body)),
-            (b"content-type", b"application/json"),
+            (b"content-type", media_type.encode()),
             *headers,
         ]

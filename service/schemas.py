@@ -1,86 +1,27 @@
-"""The marshmallow schemas: the one place where a note's shape is written.
-
-The messages of these fields are the type names of FastAPI's validation errors; errors.py turns
-them into the bodies that clients see.
-"""
+"""The marshmallow schemas: the one place where a note's shape is written."""
 
 from typing import Any
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load
 
-# What pydantic takes for a boolean in text, in any case.
-BOOLEANS = {
-    **dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True),
-    **dict.fromkeys(("0", "off", "f", "false", "n", "no"), False),
-}
+from service.fields import Boolean, Choice, QueryInteger, Text
 
-
-def _is_unicode(value: str) -> bool:
-    """False where a lone surrogate keeps the text from being encoded."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+MAX_ID = 2**31 - 1
+MAX_PAGE = 1000
+MAX_BATCH = 1000
 
 
-class Text(fields.String):
-    """Text that every database can store: any Unicode but NUL and lone surrogates."""
-
-    default_error_messages = {
-        "required": "missing",
-        "null": "string_type",
-        "invalid": "string_type",
-    }
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if not isinstance(value, str):
-            raise self.make_error("invalid")
-        if not _is_unicode(value):
-            raise ValidationError("string_unicode")
-        if "\0" in value:
-            raise ValidationError("string_nul")
-        return value
-
-
-class Boolean(fields.Boolean):
-    """A boolean as pydantic reads it in its lax mode."""
-
-    default_error_messages = {
-        "required": "missing",
-        "null": "bool_type",
-        "invalid": "bool_parsing",
-    }
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str):
-            if not _is_unicode(value):
-                raise ValidationError("string_unicode")
-            if value.lower() in BOOLEANS:
-                return BOOLEANS[value.lower()]
-        elif isinstance(value, int | float) and value in (0, 1):
-            return bool(value)
-        elif not self._is_integer(value):
-            raise ValidationError("bool_type")
-        raise self.make_error("invalid")
-
-    @staticmethod
-    def _is_integer(value: Any) -> bool:
-        """Whether pydantic sees a number of 64 bits, which names another error."""
-        if isinstance(value, int):
-            return -(2**63) <= value < 2**63
-        return isinstance(value, float) and value.is_integer() and abs(value) < 2**63
-
-
-class NoteIn(Schema):
-    """A note as clients send it."""
+class Input(Schema):
+    """Input of any kind: unknown keys are dropped, as FastAPI does."""
 
     error_messages = {"type": "model_attributes_type"}
 
     class Meta:
         unknown = EXCLUDE
+
+
+class NoteIn(Input):
+    """A note as clients send it."""
 
     text = Text(required=True)
     completed = Boolean(required=True)
@@ -96,5 +37,34 @@ class Note(NoteIn):
     id = fields.Integer(required=True)
 
 
+class Batch(NoteIn):
+    """An array of notes as clients send them; made with `many=True`."""
+
+    @pre_load(pass_collection=True)
+    def check_length(self, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(data, list):
+            raise ValidationError("list_type")
+        length = {"field_type": "List", "min_length": 1, "actual_length": len(data)}
+        if not data:
+            raise ValidationError([{"type": "too_short", **length}])
+        if len(data) > MAX_BATCH:
+            length = {"field_type": "List", "max_length": MAX_BATCH, "actual_length": len(data)}
+            raise ValidationError([{"type": "too_long", **length}])
+        return data
+
+
+class ListingQuery(Input):
+    """The query of a listing of notes."""
+
+    limit = QueryInteger(1, MAX_PAGE, load_default=None)
+    after = QueryInteger(0, MAX_ID, load_default=None)
+    order = Choice("asc", "desc", load_default="asc")
+    completed = Boolean(load_default=None)
+    q = Text(load_default="")
+
+
 note_in = NoteIn()
+note_patch = NoteIn(partial=True)
 note_out = Note()
+batch_in = Batch(many=True)
+listing_query = ListingQuery()

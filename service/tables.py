@@ -10,6 +10,23 @@ notes = sqlalchemy.Table(
     sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True),
     sqlalchemy.Column("text", sqlalchemy.String, nullable=False),
     sqlalchemy.Column("completed", sqlalchemy.Boolean, nullable=False),
+    # The text without regard to case, as Python's str.casefold has it, where the text is not ASCII.
+    # What lower() does with the rest of Unicode depends on the server and its locale.
+    sqlalchemy.Column("folded", sqlalchemy.String),
+    sqlalchemy.Index("notes_completed", "completed", "id"),
     # An id is never given again after its note is deleted, as on PostgreSQL.
     sqlite_autoincrement=True,
+)
+
+# The answers to writes with an Idempotency-Key, kept for a day.
+idempotency_keys = sqlalchemy.Table(
+    "idempotency_keys",
+    metadata,
+    sqlalchemy.Column("key", sqlalchemy.String, primary_key=True),
+    # SHA-256 of the request, in hexadecimal digits.
+    sqlalchemy.Column("fingerprint", sqlalchemy.String, nullable=False),
+    # The notes that were stored, as JSON; NULL only within the transaction that stores them.
+    sqlalchemy.Column("response", sqlalchemy.String),
+    # Seconds since the epoch.
+    sqlalchemy.Column("created_at", sqlalchemy.BigInteger, nullable=False, index=True),
 )

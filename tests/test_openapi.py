@@ -4,10 +4,9 @@ from typing import Any
 
 import httpx2
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
-from starlette.routing import Route
 
 from benchmarks.fastapi_twin import app as twin
-from service.app import app, document
+from service.app import document, resources
 from service.resources import Resource
 from tests.conftest import Pair
 from tests.raw import send
@@ -52,8 +51,8 @@ def test_every_route_is_described() -> None:
     """Each path and method of the resources is in the document, and nothing else."""
     routed = {
         (route.path, method.lower())
-        for route in app.routes
-        if isinstance(route, Route) and isinstance(route.endpoint, Resource)
+        for route in resources
+        if isinstance(route.endpoint, Resource)
         for method in route.endpoint.handlers
     }
     described = {(path, method) for path, item in document["paths"].items() for method in item}

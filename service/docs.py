@@ -1,0 +1,38 @@
+"""The page that shows the OpenAPI document: Swagger UI, served by this service alone."""
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+# All from this origin and no inline script, so the page works with no internet and under a strict
+# Content-Security-Policy.
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Notes - Swagger UI</title>
+<link rel="stylesheet" href="docs/assets/swagger-ui.css">
+<link rel="icon" href="docs/assets/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/assets/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+START = """SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  presets: [SwaggerUIBundle.presets.apis],
+});
+"""
+
+
+async def page(request: Request) -> Response:
+    return HTMLResponse(PAGE)
+
+
+async def start(request: Request) -> Response:
+    return Response(START, media_type="text/javascript")

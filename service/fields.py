@@ -1,0 +1,112 @@
+"""marshmallow fields that read input as pydantic does, and name errors as it does."""
+
+import re
+from typing import Any
+
+from marshmallow import ValidationError, fields
+
+# What pydantic takes for a boolean in text, in any case.
+BOOLEANS = {
+    **dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True),
+    **dict.fromkeys(("0", "off", "f", "false", "n", "no"), False),
+}
+# What pydantic takes for an integer in text.
+INTEGER = re.compile(r"([+-]?)0*([0-9]+(?:_[0-9]+)*)(?:\.0+)?")
+MOST_DIGITS = 4300
+
+
+def _is_unicode(value: str) -> bool:
+    """False where a lone surrogate keeps the text from being encoded."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Text(fields.String):
+    """Text that every database can store: any Unicode but NUL and lone surrogates."""
+
+    default_error_messages = {
+        "required": "missing",
+        "null": "string_type",
+        "invalid": "string_type",
+    }
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if not isinstance(value, str):
+            raise self.make_error("invalid")
+        if not _is_unicode(value):
+            raise ValidationError("string_unicode")
+        if "\0" in value:
+            raise ValidationError("string_nul")
+        return value
+
+
+class Boolean(fields.Boolean):
+    """A boolean as pydantic reads it in its lax mode."""
+
+    default_error_messages = {
+        "required": "missing",
+        "null": "bool_type",
+        "invalid": "bool_parsing",
+    }
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            if not _is_unicode(value):
+                raise ValidationError("string_unicode")
+            if value.lower() in BOOLEANS:
+                return BOOLEANS[value.lower()]
+        elif isinstance(value, int | float) and value in (0, 1):
+            return bool(value)
+        elif not self._is_integer(value):
+            raise ValidationError("bool_type")
+        raise self.make_error("invalid")
+
+    @staticmethod
+    def _is_integer(value: Any) -> bool:
+        """Whether pydantic sees a number of 64 bits, which names another error."""
+        if isinstance(value, int):
+            return -(2**63) <= value < 2**63
+        return isinstance(value, float) and value.is_integer() and abs(value) < 2**63
+
+
+class QueryInteger(fields.Integer):
+    """An integer in a query string, within bounds."""
+
+    def __init__(self, ge: int, le: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ge = ge
+        self.le = le
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
+        match = INTEGER.fullmatch(value.strip())
+        if match is None:
+            raise ValidationError("int_parsing")
+        sign, digits = match.groups()
+        digits = digits.replace("_", "")
+        if len(digits) > MOST_DIGITS:
+            raise ValidationError("int_parsing_size")
+        number = int(sign + digits)
+        if number < self.ge:
+            raise ValidationError([{"type": "greater_than_equal", "ge": self.ge}])
+        if number > self.le:
+            raise ValidationError([{"type": "less_than_equal", "le": self.le}])
+        return number
+
+
+class Choice(fields.String):
+    """One of some words."""
+
+    def __init__(self, *choices: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.choices = choices
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if value not in self.choices:
+            expected = " or ".join(map(repr, self.choices))
+            raise ValidationError([{"type": "literal_error", "expected": expected}])
+        return str(value)

@@ -1,0 +1,71 @@
+"""Safe retries: the Idempotency-Key HTTP header field (an IETF draft of the HTTPAPI group)."""
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy import BigInteger, bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from service.database import DIALECT, Run, prepare, transaction
+from service.tables import idempotency_keys as keys
+
+LIFETIME_SECONDS = 24 * 60 * 60
+# How many old keys a request with a key sweeps: more than the one that it adds.
+SWEPT = 10
+
+_now = bindparam("now", type_=BigInteger)
+_expired = keys.c.created_at <= bindparam("expired", type_=BigInteger)
+
+# Takes the key, if it is new or expired. A request with the same key that is under way makes this
+# wait for its end.
+_insert = (sqlite if DIALECT == "sqlite" else postgresql).insert(keys)
+_TAKE = prepare(
+    _insert.values(
+        key=bindparam("key"), fingerprint=bindparam("fingerprint"), response=None, created_at=_now
+    )
+    .on_conflict_do_update(
+        index_elements=[keys.c.key],
+        set_={name: _insert.excluded[name] for name in ("fingerprint", "response", "created_at")},
+        where=_expired,
+    )
+    .returning(keys.c.key)
+)
+_FIND = prepare(select(keys.c.fingerprint, keys.c.response).where(keys.c.key == bindparam("key")))
+_KEEP = prepare(
+    keys.update().where(keys.c.key == bindparam("the_key")).values(response=bindparam("answer"))
+)
+_old = select(keys.c.key).where(_expired).order_by(keys.c.created_at).limit(SWEPT)
+# Two requests that sweep at once don't wait for each other; SQLite has one writer at a time.
+_SWEEP = prepare(keys.delete().where(keys.c.key.in_(_old.with_for_update(skip_locked=True))))
+
+
+class KeyReused(Exception):
+    """The key came with another request before."""
+
+
+def fingerprint(*parts: bytes) -> str:
+    """Tells requests apart: a digest of the parts and where each ends."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(b"%d:" % len(part) + part)
+    return digest.hexdigest()
+
+
+async def once(key: str, request: str, store: Callable[[Run], Awaitable[bytes]]) -> bytes:
+    """The answer to the first request with the key, which `store` makes, within a transaction.
+
+    `request` is the request's fingerprint. Raises KeyReused, and DatabaseUnavailable.
+    """
+    now = int(time.time())
+    expired = now - LIFETIME_SECONDS
+    async with transaction() as run:
+        if not await run(_TAKE, key=key, fingerprint=request, now=now, expired=expired):
+            (first,) = await run(_FIND, key=key)
+            if first["fingerprint"] != request:
+                raise KeyReused
+            return str(first["response"]).encode()
+        response = await store(run)
+        await run(_KEEP, the_key=key, answer=response.decode())
+        await run(_SWEEP, expired=expired)
+    return response

@@ -1,0 +1,81 @@
+"""Input through marshmallow; what is wrong with it in FastAPI's words.
+
+The messages of the schemas' fields are the type names of FastAPI's validation errors; a message
+with details is a dictionary with `type` and the details.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from marshmallow import Schema, ValidationError
+from marshmallow.exceptions import SCHEMA
+
+# FastAPI's message for each of its error types.
+MESSAGES = {
+    "bool_parsing": "Input should be a valid boolean, unable to interpret input",
+    "bool_type": "Input should be a valid boolean",
+    "greater_than_equal": "Input should be greater than or equal to {ge}",
+    "idempotency_key_reused": "The key was used for another request before",
+    "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
+    "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
+    "json_invalid": "JSON decode error",
+    "less_than_equal": "Input should be less than or equal to {le}",
+    "list_type": "Input should be a valid list",
+    "literal_error": "Input should be {expected}",
+    "missing": "Field required",
+    "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
+    "string_nul": "Input should be a valid string without NUL characters",
+    "string_pattern_mismatch": "String should match pattern '{pattern}'",
+    "string_type": "Input should be a valid string",
+    "string_unicode": (
+        "Input should be a valid string, unable to parse raw data as a unicode string"
+    ),
+    "too_long": "List should have at most {max_length} items after validation, not {actual_length}",
+    "too_short": (
+        "List should have at least {min_length} item after validation, not {actual_length}"
+    ),
+}
+
+Loc = tuple[str | int, ...]
+
+
+class InvalidInput(Exception):
+    """What a 422 tells: errors in FastAPI's shape."""
+
+    def __init__(self, *errors: dict[str, Any]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
+def describe(message: str | dict[str, Any], loc: Loc, value: Any) -> dict[str, Any]:
+    """One error as FastAPI words it; a message of marshmallow's own keeps its words."""
+    details = dict(message) if isinstance(message, dict) else {"type": message}
+    type_name = details.pop("type")
+    text = MESSAGES.get(type_name)
+    if text is None:
+        return {"type": "value_error", "loc": loc, "msg": type_name, "input": value}
+    error = {"type": type_name, "loc": loc, "msg": text.format(**details), "input": value}
+    return error | {"ctx": details} if details else error
+
+
+def load(schema: Schema, data: Any, *loc: str) -> Any:
+    """The data as the schema has it; InvalidInput with every error of it, in the fields' order."""
+    try:
+        return schema.load(data)
+    except ValidationError as error:
+        raise InvalidInput(*_walk(error.messages, data, loc)) from error
+
+
+def _walk(messages: Any, data: Any, loc: Loc) -> Iterator[dict[str, Any]]:
+    """marshmallow's messages are nested as the data is."""
+    if isinstance(messages, list):
+        for message in messages:
+            yield describe(message, loc, data)
+        return
+    for key, nested in messages.items():
+        if key == SCHEMA:
+            yield from _walk(nested, data, loc)
+        elif nested == ["missing"]:
+            yield describe("missing", (*loc, key), data)
+        else:
+            yield from _walk(nested, data[key], (*loc, key))
