@@ -2,6 +2,8 @@
 
 import asyncio
 from logging.config import fileConfig
+from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import Connection, pool
 from sqlalchemy.engine import make_url
@@ -30,6 +32,7 @@ def run(connection: Connection) -> None:
         connection,
         target_metadata=metadata,
         include_name=include_name,
+        transaction_per_migration=True,
         # SQLite can't alter a table in place; batch mode rebuilds it.
         render_as_batch=True,
     )
@@ -38,8 +41,14 @@ def run(connection: Connection) -> None:
 
 
 async def run_online() -> None:
-    ssl = {} if settings.DATABASE_SSL is None else {"ssl": settings.DATABASE_SSL}
-    engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=ssl)
+    options: dict[str, Any] = {}
+    if url.drivername != "sqlite+aiosqlite":
+        options["ssl"] = settings.DATABASE_SSL
+        if not settings.DATABASE_STATEMENT_CACHE:
+            # PgBouncer may give each transaction another connection, where names may be taken.
+            options |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+            options["prepared_statement_name_func"] = lambda: f"__alembic_{uuid4()}__"
+    engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=options)
     async with engine.connect() as connection:
         if connection.dialect.name == "sqlite":
             # Readers and a writer don't wait for each other; the file keeps this.
@@ -51,7 +60,9 @@ async def run_online() -> None:
 
 def run_offline() -> None:
     """Prints the SQL instead (`alembic upgrade head --sql`)."""
-    context.configure(url=url, target_metadata=metadata, literal_binds=True)
+    context.configure(
+        url=url, target_metadata=metadata, literal_binds=True, transaction_per_migration=True
+    )
     with context.begin_transaction():
         context.run_migrations()
 

@@ -6,13 +6,18 @@ from contextlib import asynccontextmanager
 
 import orjson
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service import docs, endpoints, errors, openapi
+from service import docs, endpoints, errors, health, openapi, settings
 from service.database import connected
+from service.edge import Edge
+from service.errors import error_response
 from service.resources import JSONBytes, Resource
 
 
@@ -28,6 +33,32 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 async def openapi_json(request: Request) -> Response:
     return JSONBytes(orjson.dumps(document))
 
+
+class CORS(CORSMiddleware):
+    """Answers a preflight that it refuses in JSON, as all errors are."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        headers = {"Vary": response.headers["vary"]}
+        return error_response(bytes(response.body).decode(), response.status_code, headers)
+
+
+cors = Middleware(
+    CORS,
+    allow_origins=settings.CORS_ORIGINS,
+    allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+    allow_headers=["*"],
+    expose_headers=[
+        "ETag",
+        "Link",
+        "Location",
+        "Preference-Applied",
+        "Retry-After",
+        "X-Request-ID",
+    ],
+)
 
 resources = [
     Route(
@@ -54,4 +85,18 @@ pages = [
     Route("/docs/start.js", Resource(GET=docs.start)),
     Mount("/docs/assets", StaticFiles(packages=[("swagger_ui", "static")])),
 ]
-app = Starlette(routes=resources + pages, exception_handlers=errors.handlers, lifespan=lifespan)
+health_checks = [
+    Route("/health/live", Resource(GET=health.live)),
+    Route("/health/ready", Resource(GET=health.ready)),
+]
+if settings.METRICS:
+    health_checks.append(Route("/metrics", Resource(GET=health.read_metrics)))
+
+app = Edge(
+    Starlette(
+        routes=[*resources, *pages, *health_checks],
+        middleware=[cors] if settings.CORS_ORIGINS else [],
+        exception_handlers=errors.handlers,
+        lifespan=lifespan,
+    )
+)

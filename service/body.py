@@ -20,16 +20,19 @@ async def read_body(request: Request) -> bytes:
     announced = request.headers.get("content-length", "").lstrip("0")[:20]
     if announced.isdecimal() and int(announced) > settings.MAX_BODY_BYTES:
         raise HTTPException(413, "Content Too Large", TOO_LARGE)
+    # What a request that ends at its deadline waits for is the client.
+    request.scope["body_expected"] = True
     body = b""
     more = True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        body += message["body"]
-        more = message["more_body"]
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
         if len(body) > settings.MAX_BODY_BYTES:
             raise HTTPException(413, "Content Too Large", TOO_LARGE)
+    del request.scope["body_expected"]
     return body
 
 
@@ -43,10 +46,13 @@ def parse(body: bytes, content_type: str) -> Any:
     return _decode(body, ("body",), _is_json(content_type))
 
 
-def parse_lines(body: bytes) -> list[Any]:
-    """The values of newline-delimited JSON, blank lines left out; raises as `parse` does."""
+def parse_lines(body: bytes, most: int) -> list[Any]:
+    """The values of newline-delimited JSON, blank lines left out; raises as `parse` does.
+
+    Of more lines than `most` only one more is read.
+    """
     lines = [line for line in body.split(b"\n") if line.strip()]
-    return [_decode(line, ("body", index)) for index, line in enumerate(lines)]
+    return [_decode(line, ("body", index)) for index, line in enumerate(lines[: most + 1])]
 
 
 def _decode(body: bytes, loc: tuple[str | int, ...], is_json: bool = True) -> Any:

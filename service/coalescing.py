@@ -19,40 +19,51 @@ def coalesce(
     serve: Callable[[list[Argument]], Awaitable[Sequence[Result]]],
     most: int,
     key: Callable[[Argument], Hashable] = lambda argument: None,
+    observe: Callable[[int], object] = lambda size: None,
 ) -> Callable[[Argument], Awaitable[Result]]:
     """Makes a function for one caller out of one that serves many.
 
     `serve` takes the arguments of at most `most` callers, all of the same key, and gives as many
     results in their order; one call of it is under way for a key at a time. What it raises reaches
     every caller of that call and no other. A caller that is cancelled disturbs nobody; one that
-    was still waiting is left out.
+    was still waiting is left out. `observe` is told the size of each batch.
     """
     queues: dict[Hashable, deque[tuple[Argument, asyncio.Future[Result]]]] = {}
     tasks: set[asyncio.Task[None]] = set()
 
     async def work(queue_key: Hashable) -> None:
         queue = queues[queue_key]
-        while queue:
-            batch: list[tuple[Argument, asyncio.Future[Result]]] = []
-            while queue and len(batch) < most:
-                argument, future = queue.popleft()
-                if not future.done():
-                    batch.append((argument, future))
-            if batch:
-                await settle(batch)
-        del queues[queue_key]
+        try:
+            while queue:
+                batch: list[tuple[Argument, asyncio.Future[Result]]] = []
+                while queue and len(batch) < most:
+                    argument, future = queue.popleft()
+                    if not future.done():
+                        batch.append((argument, future))
+                if batch:
+                    observe(len(batch))
+                    await settle(batch)
+        finally:
+            del queues[queue_key]
+            # Only when the event loop is shut down is anybody left.
+            for _, future in queue:
+                future.cancel()
 
     async def settle(batch: list[tuple[Argument, asyncio.Future[Result]]]) -> None:
         try:
             results = await serve([argument for argument, _ in batch])
+            pairs = list(zip(batch, results, strict=True))
         except BaseException as error:
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(error)
+                    if isinstance(error, Exception):
+                        future.set_exception(error)
+                    else:
+                        future.cancel()
             if not isinstance(error, Exception):
                 raise
         else:
-            for (_, future), result in zip(batch, results, strict=True):
+            for (_, future), result in pairs:
                 if not future.done():
                     future.set_result(result)
 

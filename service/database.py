@@ -2,8 +2,8 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -17,7 +17,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from service import settings
+from service import metrics, settings
 
 # What the drivers raise when the database is away, full, slow, refusing or not migrated. Everything
 # else is a defect of this service and stays an error 500.
@@ -26,6 +26,7 @@ TROUBLE = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientPrivilegeError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -34,8 +35,19 @@ TROUBLE = (
     asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TransactionRollbackError,
+    asyncpg.UndefinedColumnError,
     asyncpg.UndefinedTableError,
     sqlite3.OperationalError,
+)
+
+# A connection that was lost, as after a restart of the server.
+LOST = (
+    ConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
 )
 
 CLOSE_SECONDS = 5
@@ -50,6 +62,8 @@ class Row(Protocol):
 class DatabaseUnavailable(Exception):
     """The database is away, full or slow; the statement may or may not have been carried out."""
 
+    is_logged = False
+
 
 async def _keep(connection: Any) -> None:
     """Stands in for asyncpg's reset query, a round trip at every release.
@@ -61,11 +75,18 @@ async def _keep(connection: Any) -> None:
 def _options(url: str) -> dict[str, Any]:
     if url.startswith("sqlite"):
         # Seconds to wait for another writer.
-        return {"timeout": settings.DATABASE_TIMEOUT}
+        return {"timeout": settings.DATABASE_STATEMENT_TIMEOUT}
+    # The server ends a statement itself, so that nothing of it is left. PgBouncer, where no
+    # statements are kept, lets no connection say so.
+    milliseconds = str(round(settings.DATABASE_STATEMENT_TIMEOUT * 1000))
+    limits = {"statement_timeout": milliseconds} if settings.DATABASE_STATEMENT_CACHE else {}
     return {
         # No connection is opened at the start, so the service starts while the database is away.
         "min_size": 0,
         "max_size": settings.DATABASE_POOL_MAX,
+        "timeout": settings.DATABASE_CONNECT_TIMEOUT,
+        "statement_cache_size": settings.DATABASE_STATEMENT_CACHE,
+        "server_settings": limits,
         "ssl": settings.DATABASE_SSL,
         "reset": _keep,
     }
@@ -74,37 +95,50 @@ def _options(url: str) -> dict[str, Any]:
 database = Database(settings.DATABASE_URL, **_options(settings.DATABASE_URL))
 DIALECT = database.url.dialect
 
-# The connections that all statements on SQLite go through, by whether they write, so that nobody
-# reads behind a writer that waits: encode/databases would open a file and start a thread for each
-# statement. Empty on PostgreSQL, where the pool serves.
-_sqlite: dict[bool, aiosqlite.Connection] = {}
+
+class Lane(NamedTuple):
+    """A connection to SQLite, for one statement or transaction at a time.
+
+    Who waits too long for the lock is never queued behind the lock's holder, in a thread that
+    would carry the statement out after its caller was told that it failed.
+    """
+
+    connection: aiosqlite.Connection
+    lock: asyncio.Lock
+
+
+# What all statements on SQLite go through, by whether they write, so that nobody reads behind a
+# writer that waits: encode/databases would open a file and start a thread for each statement.
+# Empty on PostgreSQL, where the pool serves.
+_lanes: dict[bool, Lane] = {}
 
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[None]:
     """Opens the database for the life of the service, and closes it within bounded time."""
-    async with AsyncExitStack() as stack:
-        await database.connect()
-        stack.push_async_callback(_disconnect)
-        if DIALECT == "sqlite":
-            for writes in (False, True):
-                connection = await asyncio.create_task(_open())
-                stack.push_async_exit(connection)
-                _sqlite[writes] = connection.raw_connection
-                _sqlite[writes].row_factory = sqlite3.Row
+    await database.connect()
+    if DIALECT == "sqlite":
+        connections = [await asyncio.create_task(_open()) for _ in range(2)]
+        for writes, connection in enumerate(connections):
+            raw = connection.raw_connection
+            raw.row_factory = sqlite3.Row
+            _lanes[bool(writes)] = Lane(raw, asyncio.Lock())
+    try:
         yield
+    finally:
+        # What is left of the time between SIGTERM and SIGKILL; asyncpg then closes by force.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for lane in _lanes.values():
+                    await lane.connection.interrupt()
+                    await lane.connection.close()
+                _lanes.clear()
+                await database.disconnect()
 
 
 async def _open() -> Connection:
     """A connection of its own: encode/databases gives each task another one."""
     return await database.connection().__aenter__()
-
-
-async def _disconnect() -> None:
-    # What is left of the time between SIGTERM and SIGKILL; asyncpg then closes by force.
-    with suppress(TimeoutError):
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await database.disconnect()
 
 
 class Statement(NamedTuple):
@@ -141,49 +175,104 @@ Run = Callable[..., Awaitable[Sequence[Row]]]
 async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
     """Runs a prepared statement, in a transaction of its own, and gives its rows.
 
-    Raises DatabaseUnavailable, within bounded time.
+    Raises DatabaseUnavailable, within bounded time. A read whose connection was lost is tried once
+    more; a write never is, as it may have been carried out.
     """
-    async with _available():
-        if _sqlite:
-            return await _run(_sqlite[statement.writes], statement, **values)
-        async with database.connection() as connection:
-            return await _run(connection.raw_connection, statement, **values)
+    with _trouble():
+        try:
+            async with _connection(statement.writes) as raw:
+                return await _run(raw, statement, **values)
+        except LOST:
+            if statement.writes:
+                raise
+            async with _connection(statement.writes) as raw:
+                return await _run(raw, statement, **values)
 
 
 @asynccontextmanager
 async def transaction() -> AsyncIterator[Run]:
     """Gives a function like `fetch` whose statements are carried out all or not at all."""
-    async with _available(), database.connection() as connection:
-        raw = connection.raw_connection
-        if DIALECT == "sqlite":
-            raw.row_factory = sqlite3.Row
-            # The connection is this task's own; closing it rolls back what isn't committed.
-            await raw.execute_fetchall("BEGIN IMMEDIATE")
-            yield partial(_run, raw)
-            await raw.execute_fetchall("COMMIT")
-        else:
-            async with raw.transaction():
+    with _trouble():
+        async with _connection(writes=True) as raw:
+            try:
+                await raw.execute("BEGIN IMMEDIATE" if DIALECT == "sqlite" else "BEGIN")
                 yield partial(_run, raw)
+                await raw.execute("COMMIT")
+            except BaseException as error:
+                # A connection to PostgreSQL is closed when this is cancelled, which does as well.
+                if DIALECT == "sqlite" or isinstance(error, Exception):
+                    with suppress(*TROUBLE):
+                        await raw.execute("ROLLBACK")
+                raise
+
+
+def _connection(writes: bool) -> AbstractAsyncContextManager[Any]:
+    """A connection as the driver has it, waited for and used for bounded times."""
+    return _lane(writes) if DIALECT == "sqlite" else _pooled()
+
+
+@asynccontextmanager
+async def _lane(writes: bool) -> AsyncIterator[Any]:
+    lane = _lanes[writes]
+    with metrics.waiting.track_inprogress():
+        async with asyncio.timeout(settings.DATABASE_POOL_TIMEOUT):
+            await lane.lock.acquire()
+    try:
+        with metrics.in_use.track_inprogress():
+            yield lane.connection
+    finally:
+        lane.lock.release()
+
+
+@asynccontextmanager
+async def _pooled() -> AsyncIterator[Any]:
+    with metrics.waiting.track_inprogress():
+        # encode/databases itself waits without end for a connection of an exhausted pool.
+        async with asyncio.timeout(settings.DATABASE_POOL_TIMEOUT):
+            connection = await database.connection().__aenter__()
+    raw = connection.raw_connection
+    try:
+        with metrics.in_use.track_inprogress():
+            # A server that answers ends statements itself, a moment before.
+            async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT + 1):
+                yield raw
+    except (TimeoutError, asyncio.CancelledError):
+        # The release would wait for the server to take a cancellation, and one that hangs doesn't.
+        raw.terminate()
+        raise
+    finally:
+        await connection.__aexit__()
 
 
 async def _run(raw: Any, statement: Statement, **values: Any) -> Sequence[Row]:
     values = statement.values | values
     arguments = [values[name] for name in statement.names]
     if DIALECT == "sqlite":
-        rows = await raw.execute_fetchall(statement.sql, arguments)
-    elif statement.plan_anew:
+        rows = await _run_in_thread(raw, statement.sql, arguments)
+    elif statement.plan_anew and settings.DATABASE_STATEMENT_CACHE:
         rows = await (await raw.prepare(statement.sql)).fetch(*arguments)
     else:
         rows = await raw.fetch(statement.sql, *arguments)
     return cast("Sequence[Row]", rows)
 
 
-@asynccontextmanager
-async def _available() -> AsyncIterator[None]:
-    """Turns what the drivers raise for trouble into DatabaseUnavailable, within bounded time."""
+async def _run_in_thread(raw: aiosqlite.Connection, sql: str, arguments: list[Any]) -> Any:
+    """Runs a statement on SQLite; one that has no more time is interrupted and waited for."""
+    running = asyncio.ensure_future(raw.execute_fetchall(sql, arguments))
     try:
-        # encode/databases itself waits without end for a connection of an exhausted pool.
-        async with asyncio.timeout(settings.DATABASE_TIMEOUT):
-            yield
+        async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT):
+            return await asyncio.shield(running)
+    except (TimeoutError, asyncio.CancelledError):
+        await raw.interrupt()
+        await asyncio.wait([running])
+        running.exception()
+        raise
+
+
+@contextmanager
+def _trouble() -> Iterator[None]:
+    """Turns what the drivers raise for trouble into DatabaseUnavailable."""
+    try:
+        yield
     except TROUBLE as error:
         raise DatabaseUnavailable(str(error)) from error

@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote_plus
 
 import orjson
 from marshmallow import Schema
@@ -10,22 +11,31 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from service import idempotency, notes, preferences
+from service import idempotency, metrics, notes, preferences
 from service.body import media_type, parse, parse_lines, read_body
 from service.coalescing import coalesce
 from service.database import Row, Run
 from service.notes import Selection
 from service.resources import JSONBytes
-from service.schemas import MAX_ID, batch_in, listing_query, note_in, note_out, note_patch
+from service.schemas import (
+    MAX_BATCH,
+    MAX_ID,
+    batch_in,
+    listing_query,
+    note_in,
+    note_out,
+    note_patch,
+)
 from service.serializing import compile_dump
 from service.validation import InvalidInput, describe, load
 
 LINES = "application/x-ndjson"
+VARY = (b"vary", b"Accept")
 
 dump = compile_dump(note_out)
 _ID = re.compile("[1-9][0-9]{0,9}")
 # The draft's string in quotes, or the bare key that most clients send.
-_KEY = re.compile('(?P<quote>"?)(?P<key>[!#-~]{1,255})(?P=quote)')
+_KEY = re.compile(r'"([ !#-\[\]-~]{1,255})"|([!#-~]{1,255})')
 
 
 class PageRequest(NamedTuple):
@@ -62,9 +72,11 @@ async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
 
 
 # The bodies of a hundred creates, each as large as MAX_BODY_BYTES, still fit into one statement.
-read_page = coalesce(_read_page, most=10_000, key=lambda request: request)
-get_note = coalesce(_get_notes, most=1_000)
-insert_note = coalesce(notes.insert_notes, most=100)
+read_page = coalesce(
+    _read_page, most=10_000, key=lambda request: request, observe=metrics.batch("list_notes")
+)
+get_note = coalesce(_get_notes, most=1_000, observe=metrics.batch("get_notes"))
+insert_note = coalesce(notes.insert_notes, most=100, observe=metrics.batch("insert_notes"))
 
 
 async def _stream(request: PageRequest, page: Page) -> AsyncIterator[bytes]:
@@ -82,8 +94,10 @@ async def _stream(request: PageRequest, page: Page) -> AsyncIterator[bytes]:
 
 def _next(request: Request, after: int) -> tuple[bytes, bytes]:
     """The Link header (RFC 8288) to the page that follows."""
-    url = request.url.remove_query_params("after")
-    url = url.replace(query=f"{url.query}&after={after}")
+    # The other parameters stay as they were sent, which parsing them might not give.
+    items = request.url.query.split("&")
+    kept = [item for item in items if unquote_plus(item.partition("=")[0]) != "after"]
+    url = request.url.replace(query="&".join([*filter(None, kept), f"after={after}"]))
     return b"link", f'<{url}>; rel="next"'.encode("latin-1")
 
 
@@ -99,9 +113,9 @@ async def read_notes(request: Request) -> Response:
     page = await read_page(page_request)
     if query["limit"] or page.after is None:
         link = [] if page.after is None else [_next(request, page.after)]
-        return JSONBytes(page.body, headers=link, media_type=kind)
+        return JSONBytes(page.body, headers=[VARY, *link], media_type=kind)
     pages = _stream(page_request, page) if request.method == "GET" else iter(())
-    return StreamingResponse(pages, media_type=kind)
+    return StreamingResponse(pages, headers={"Vary": "Accept"}, media_type=kind)
 
 
 def _encode(note: Row) -> bytes:
@@ -131,18 +145,20 @@ async def _store_once(
 ) -> bytes:
     """Stores notes, at most once for the request's Idempotency-Key, and gives them encoded."""
     loc = ("header", "idempotency-key")
-    value = request.headers["idempotency-key"]
+    value = ", ".join(request.headers.getlist("idempotency-key"))
     key = _KEY.fullmatch(value)
     if key is None:
-        mismatch = {"type": "string_pattern_mismatch", "pattern": _KEY.pattern}
+        mismatch = {"type": "string_pattern_mismatch", "pattern": '^"[ -~]{1,255}"$'}
         raise InvalidInput(describe(mismatch, loc, value))
+    content_type = media_type(request.headers.get("content-type", ""))
+    parts = (request.url.path.encode(), content_type.encode(), body)
 
     async def store(run: Run) -> bytes:
         return encode(await notes.insert_notes(new, run))
 
     try:
-        fingerprint = idempotency.fingerprint(request.url.path.encode(), body)
-        return await idempotency.once(key["key"], fingerprint, store)
+        fingerprint = idempotency.fingerprint(*parts)
+        return await idempotency.once(key[1] or key[2], fingerprint, store)
     except idempotency.KeyReused:
         raise InvalidInput(describe("idempotency_key_reused", loc, value)) from None
 
@@ -165,19 +181,20 @@ async def create_notes(request: Request) -> Response:
     body = await read_body(request)
     content_type = request.headers.get("content-type", "")
     if body and media_type(content_type) == LINES:
-        new = load(batch_in, parse_lines(body), "body")
+        new = load(batch_in, parse_lines(body, MAX_BATCH), "body")
     else:
         new = load(batch_in, parse(body, content_type), "body")
-    lines = preferences.wants_lines(request)
 
     def encode(rows: Sequence[Row]) -> bytes:
-        return _lines(dump(rows)) if lines else orjson.dumps(dump(rows))
+        return orjson.dumps(dump(rows))
 
     if "idempotency-key" in request.headers:
         stored = await _store_once(request, body, new, encode)
     else:
         stored = encode(await notes.insert_notes(new))
-    return _written(request, stored, media_type=LINES if lines else "application/json")
+    if preferences.wants_lines(request):
+        return _written(request, _lines(orjson.loads(stored)), media_type=LINES)
+    return _written(request, stored)
 
 
 async def read_note(request: Request) -> Response:

@@ -58,7 +58,11 @@ async def client_disconnected(request: Request, error: Exception) -> Response:
 
 
 async def database_unavailable(request: Request, error: Exception) -> Response:
-    logger.warning("database unavailable: %r", error.__cause__)
+    assert isinstance(error, DatabaseUnavailable)
+    if not error.is_logged:
+        # Coalesced callers share the error.
+        error.is_logged = True
+        logger.warning("database unavailable: %r", error.__cause__)
     return error_response("Service Unavailable", 503, {"Retry-After": "1"})
 
 

@@ -11,7 +11,7 @@ BOOLEANS = {
     **dict.fromkeys(("0", "off", "f", "false", "n", "no"), False),
 }
 # What pydantic takes for an integer in text.
-INTEGER = re.compile(r"([+-]?)0*([0-9]+(?:_[0-9]+)*)(?:\.0+)?")
+INTEGER = re.compile(r"([+-]?)([0-9]+(?:_[0-9]+)*)(?:\.0+)?")
 MOST_DIGITS = 4300
 
 
@@ -87,7 +87,7 @@ class QueryInteger(fields.Integer):
         if match is None:
             raise ValidationError("int_parsing")
         sign, digits = match.groups()
-        digits = digits.replace("_", "")
+        digits = digits.replace("_", "").lstrip("0") or "0"
         if len(digits) > MOST_DIGITS:
             raise ValidationError("int_parsing_size")
         number = int(sign + digits)

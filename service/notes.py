@@ -100,7 +100,8 @@ def _by_ids() -> Select[Any]:
 
 def _where(conditional: bool) -> list[ColumnElement[bool]]:
     """The note :note_id, if it is still what :old_… say where that is a condition."""
-    same = [notes.c[name] == bindparam(f"old_{name}") for name in GIVEN] if conditional else []
+    old = {name: bindparam(f"old_{name}", type_=notes.c[name].type) for name in GIVEN}
+    same = [notes.c[name].is_not_distinct_from(old[name]) for name in GIVEN if conditional]
     return [notes.c.id == bindparam("note_id"), *same]
 
 

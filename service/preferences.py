@@ -7,6 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 _TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|$))*")
+# An item of a list, in which a comma may stand between quotes.
+_ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
 
 def etag(body: bytes) -> str:
@@ -36,8 +39,7 @@ def _names(request: Request, header: str, tag: str, weak: bool) -> bool:
     value = ", ".join(request.headers.getlist(header)).strip()
     if value == "*":
         return True
-    rest = re.sub(_TAG, "", value)
-    if rest.strip(" \t,"):
+    if not _TAGS.fullmatch(value):
         return False
     return any(strong == tag and (weak or not mark) for mark, strong in _TAG.findall(value))
 
@@ -46,21 +48,21 @@ def wants_minimal(request: Request) -> bool:
     """Whether `Prefer: return=minimal` asks for an answer without a body."""
     if "prefer" not in request.headers:
         return False
-    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
-    names = (preference.partition(";")[0].replace('"', "").strip() for preference in preferences)
+    items = _ITEM.findall(",".join(request.headers.getlist("prefer")).lower())
+    names = (re.sub('[" \t]', "", item.partition(";")[0]) for item in items)
     return next((name for name in names if name.startswith("return=")), "") == "return=minimal"
 
 
 def wants_lines(request: Request) -> bool:
     """Whether `Accept` names NDJSON, and JSON not as much."""
-    accept = request.headers.get("accept", "")
-    if "ndjson" not in accept.lower():
+    accept = ",".join(request.headers.getlist("accept")).lower()
+    if "ndjson" not in accept:
         return False
     qualities = {"application/x-ndjson": 0.0, "application/json": 0.0}
-    for item in ",".join(request.headers.getlist("accept")).lower().split(","):
+    for item in accept.split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
         if name in qualities:
             quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-            valid = re.fullmatch(r"[01](\.[0-9]{0,3})?", quality)
+            valid = re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", quality)
             qualities[name] = float(quality) if valid else 0.0
     return qualities["application/x-ndjson"] > qualities["application/json"]

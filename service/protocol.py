@@ -6,9 +6,15 @@ thousand requests a second that is a tenth of all the time. Used as
 """
 
 import asyncio
+import socket
+from collections.abc import Sized
+from contextlib import suppress
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service import settings
 
 # More than this is not held back: writing it shows uvicorn that the client reads too slowly.
 MOST = 65_536
@@ -35,16 +41,83 @@ class Corked:
             self.flush()
 
     def flush(self) -> None:
-        if self.held:
+        if self.held and not self.transport.is_closing():
             self.transport.write(b"".join(self.held))
-            self.held.clear()
-            self.size = 0
+        self.held.clear()
+        self.size = 0
 
     def close(self) -> None:
         self.flush()
         self.transport.close()
 
 
+class Flow(FlowControl):
+    """Reads no more while requests wait that a client has sent without waiting for answers."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self.waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self.waiting:
+            super().resume_reading()
+
+
 class Protocol(HttpToolsProtocol):
+    """Also bounds the time for which a client may send nothing, or not take what it asked for."""
+
+    head_timer: asyncio.TimerHandle | None = None
+    in_head = False
+    head_size = 0
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(Corked(transport))  # type: ignore[arg-type]
+        self.flow = Flow(self.transport, self.pipeline)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = int(settings.REQUEST_TIMEOUT * 1000)
+            connection = transport.get_extra_info("socket")
+            with suppress(OSError):  # no TCP
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting_for_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.in_head:
+            self.head_size += len(data)
+        super().data_received(data)
+        if self.in_head and self.head_size > MOST:
+            self.transport.close()
+        idle = self.cycle is None or self.cycle.response_complete
+        if (self.in_head or idle) and not (self.head_timer or self.timeout_keep_alive_task):
+            self._wait_for_head()
+
+    def on_message_begin(self) -> None:
+        self.in_head = True
+        self.head_size = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self.in_head = False
+        if self.head_timer is not None:
+            self._stop_waiting_for_head()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            # The end of a body that nobody wanted; from here on the connection is idle.
+            self._stop_waiting_for_head()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _wait_for_head(self) -> None:
+        self.head_timer = self.loop.call_later(settings.REQUEST_TIMEOUT, self.transport.close)
+
+    def _stop_waiting_for_head(self) -> None:
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None

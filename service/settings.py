@@ -5,6 +5,7 @@ with one line on stderr.
 """
 
 from pathlib import Path
+from ssl import SSLContext, create_default_context
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -62,21 +63,62 @@ def read_database_url(env: Env) -> DatabaseURL:
         raise EnvError(f"DATABASE_URL {error}") from None
 
 
+def trust(ca_file: str, ssl: str | bool | None) -> SSLContext:
+    """A context that verifies the server by the CA's file, and its name unless told otherwise."""
+    try:
+        context = create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise EnvError(f"DATABASE_CA_FILE can't be read: {error.strerror or error}") from None
+    context.check_hostname = ssl != "verify-ca"
+    return context
+
+
+_seconds = validate.Range(min=0.001, max=3600)
+_positive = validate.Range(min=1)
+
 _env = Env()
 try:
     # Where the notes are: PostgreSQL, or a SQLite file as the embedded default.
-    DATABASE_URL, DATABASE_SSL = read_database_url(_env)
+    DATABASE_URL, _ssl = read_database_url(_env)
+
+    # A file with the certificates of the CA that the database server's has to be signed by.
+    DATABASE_CA_FILE = _env.str("DATABASE_CA_FILE", "")
+    DATABASE_SSL = trust(DATABASE_CA_FILE, _ssl) if DATABASE_CA_FILE else _ssl
 
     # Connections to PostgreSQL a process may hold. Two processes, twice during a deploy, fit a
-    # plan of 20 connections with 5 for people at a prompt.
-    DATABASE_POOL_MAX = _env.int("DATABASE_POOL_MAX", 4, validate=validate.Range(min=1))
+    # plan of 20 connections with 4 for people at a prompt.
+    DATABASE_POOL_MAX = _env.int("DATABASE_POOL_MAX", 4, validate=_positive)
 
-    # Seconds that a request may wait for the database before it gets a 503.
-    DATABASE_TIMEOUT = _env.float(
-        "DATABASE_TIMEOUT", 10, validate=validate.Range(min=0.001, max=3600)
+    # Seconds for opening a connection, for waiting for a free one, and for a statement (on SQLite,
+    # for another writer to end); a request that would take longer gets a 503.
+    DATABASE_CONNECT_TIMEOUT = _env.float("DATABASE_CONNECT_TIMEOUT", 5, validate=_seconds)
+    DATABASE_POOL_TIMEOUT = _env.float("DATABASE_POOL_TIMEOUT", 5, validate=_seconds)
+    DATABASE_STATEMENT_TIMEOUT = _env.float("DATABASE_STATEMENT_TIMEOUT", 10, validate=_seconds)
+
+    # Prepared statements a connection keeps; 0 behind PgBouncer in transaction mode.
+    DATABASE_STATEMENT_CACHE = _env.int(
+        "DATABASE_STATEMENT_CACHE", 100, validate=validate.Range(min=0)
     )
 
     # The largest request body, in bytes.
-    MAX_BODY_BYTES = _env.int("MAX_BODY_BYTES", 1_048_576, validate=validate.Range(min=1))
+    MAX_BODY_BYTES = _env.int("MAX_BODY_BYTES", 1_048_576, validate=_positive)
+
+    # Requests that may be under way in a process; the surplus gets a 503 at once.
+    MAX_REQUESTS = _env.int("MAX_REQUESTS", 1000, validate=_positive)
+
+    # Seconds for an answer to begin and between its parts; routers give up at 30.
+    REQUEST_TIMEOUT = _env.float("REQUEST_TIMEOUT", 25, validate=_seconds)
+
+    # Hosts that requests may name (`*.example.com` for a domain's), and origins whose pages may
+    # call the service (CORS); comma-separated, empty for any host and no origin.
+    ALLOWED_HOSTS = _env.list("ALLOWED_HOSTS", [], subcast=str)
+    CORS_ORIGINS = _env.list("CORS_ORIGINS", [], subcast=str)
+
+    # A line on stdout for each request; metrics for Prometheus on /metrics, for everybody or for
+    # those with the token; a Server-Timing header.
+    ACCESS_LOG = _env.bool("ACCESS_LOG", True)
+    METRICS = _env.bool("METRICS", True)
+    METRICS_TOKEN = _env.str("METRICS_TOKEN", "")
+    SERVER_TIMING = _env.bool("SERVER_TIMING", False)
 except EnvError as error:
     raise SystemExit(f"Configuration: {error}") from None

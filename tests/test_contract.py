@@ -347,7 +347,10 @@ def test_a_length_with_leading_zeros(pair: Pair) -> None:
 
 @pytest.mark.parametrize(
     ("path", "allow"),
-    [("/notes/", "GET, HEAD, OPTIONS, POST"), ("/notes/1", "DELETE, GET, HEAD, OPTIONS, PATCH, PUT")],
+    [
+        ("/notes/", "GET, HEAD, OPTIONS, POST"),
+        ("/notes/1", "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"),
+    ],
 )
 def test_options_names_the_methods(service: httpx2.Client, path: str, allow: str) -> None:
     """`OPTIONS` answers 204 with every method of the path in `Allow`."""

@@ -1,0 +1,156 @@
+"""What every request passes first: limits, deadline, request id, log line and metrics.
+
+One plain ASGI class around the whole application, as each layer costs every request.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import logs, metrics
+from service.errors import error_response
+from service.settings import (
+    ACCESS_LOG,
+    ALLOWED_HOSTS,
+    MAX_REQUESTS,
+    METRICS,
+    REQUEST_TIMEOUT,
+    SERVER_TIMING,
+)
+
+logger = logging.getLogger("service")
+
+# What routers send and take; another value is replaced.
+_is_request_id = re.compile(rb"[A-Za-z0-9+/=-]{20,200}").fullmatch
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+# Random for the process; a counter makes the rest, as a system call for each would cost more.
+_ID_PREFIX = os.urandom(10).hex().encode()
+_ids = itertools.count()
+_CLOSE = {"Connection": "close"}
+_RETRY = {"Retry-After": "1"}
+
+
+class Edge:
+    """The outermost ASGI application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        # By when each request under way has to get on.
+        self.deadlines: dict[asyncio.Task[None], float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            async with self._watched():
+                await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        request_id = _request_id(scope)
+        status, size = 0, 0
+        task = asyncio.current_task()
+        assert task is not None
+
+        async def count(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message["headers"] = [*message["headers"], _NOSNIFF]
+                headers.append((b"x-request-id", request_id))
+                if SERVER_TIMING:
+                    passed = (time.perf_counter() - began) * 1000
+                    headers.append((b"server-timing", b"app;dur=%.1f" % passed))
+                await send(message)
+                return
+            size += len(message["body"])
+            await send(message)
+            if "more_body" in message:
+                # A long answer may take as long as its client keeps reading it.
+                self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
+
+        app = self.app
+        if ALLOWED_HOSTS or len(self.deadlines) >= MAX_REQUESTS:
+            app = self._refusal(scope) or app
+        self.deadlines[task] = began + REQUEST_TIMEOUT
+        try:
+            await app(scope, receive, count)
+        except asyncio.CancelledError:
+            # By the deadline, or at the end of the grace of a shutdown. An answer that has begun
+            # is broken off, which uvicorn does when it is not complete.
+            task.uncancel()
+            if not status:
+                await _late(scope)(scope, receive, count)
+        except Exception:
+            logger.exception("request_id=%s", request_id.decode())
+        finally:
+            del self.deadlines[task]
+            seconds = time.perf_counter() - began
+            if METRICS:
+                route = scope.get("route")
+                metrics.request(route.path if route else "", scope["method"], status, seconds)
+            if ACCESS_LOG:
+                logs.write(scope, status, seconds, size, request_id)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request that shall not reach the application; health checks always do."""
+        if scope["path"].startswith("/health/"):
+            return None
+        if len(self.deadlines) >= MAX_REQUESTS:
+            return error_response("Too many requests are under way", 503, _RETRY)
+        if ALLOWED_HOSTS:
+            name = Request(scope).url.hostname or ""
+            if not any(_is_host(name, allowed) for allowed in ALLOWED_HOSTS):
+                return error_response("Invalid host header", 400)
+        return None
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        watch = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            logs.flush()
+            metrics.end()
+
+    async def _watch(self) -> None:
+        """Ends requests whose deadline has passed; a timer for each would cost each of them."""
+        while True:
+            await asyncio.sleep(min(1.0, REQUEST_TIMEOUT / 4))
+            now = time.perf_counter()
+            for task, deadline in list(self.deadlines.items()):
+                if deadline < now:
+                    self.deadlines[task] = math.inf
+                    task.cancel()
+
+
+def _request_id(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _is_request_id(value):
+            return bytes(value)
+    return b"%b%012x" % (_ID_PREFIX, next(_ids))
+
+
+def _late(scope: Scope) -> Response:
+    if "body_expected" in scope:
+        return error_response("The body did not arrive in time", 408, _CLOSE)
+    return error_response("Service Unavailable", 503, _RETRY)
+
+
+def _is_host(name: str, allowed: str) -> bool:
+    if allowed.startswith("*."):
+        return name.lower().endswith(allowed[1:].lower())
+    return name.lower() == allowed.lower()

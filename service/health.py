@@ -1,0 +1,49 @@
+"""Whether the service lives and is ready, and its metrics."""
+
+import secrets
+from pathlib import Path
+
+import orjson
+from alembic.script import ScriptDirectory
+from sqlalchemy import column, select, table
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import metrics, settings
+from service.database import DatabaseUnavailable, fetch, prepare
+from service.errors import error_response
+from service.resources import JSONBytes
+
+HEAD = ScriptDirectory(str(Path(__file__).parent.parent / "alembic")).get_current_head()
+_VERSION = prepare(select(column("version_num")).select_from(table("alembic_version")))
+
+
+async def live(request: Request) -> Response:
+    """The process answers; nothing else is touched."""
+    return JSONBytes(b'{"status":"live"}')
+
+
+async def ready(request: Request) -> Response:
+    """The database is there and migrated to head; 503 with the reason otherwise."""
+    try:
+        versions = [row["version_num"] for row in await fetch(_VERSION)]
+    except DatabaseUnavailable as error:
+        reason = type(error.__cause__).__name__
+        missing = reason in ("UndefinedTableError", "OperationalError")
+        detail = "The database is not migrated" if missing else "The database is unavailable"
+        return error_response(f"{detail}: {reason}", 503, {"Retry-After": "1"})
+    if versions != [HEAD]:
+        found = ", ".join(versions) or "nothing"
+        detail = f"The database is migrated to {found}, but the service needs {HEAD}"
+        return error_response(detail, 503, {"Retry-After": "1"})
+    return JSONBytes(orjson.dumps({"status": "ready"}))
+
+
+async def read_metrics(request: Request) -> Response:
+    """Metrics for Prometheus; with METRICS_TOKEN, for those who have it."""
+    if settings.METRICS_TOKEN:
+        given = request.headers.get("authorization", "").encode()
+        if not secrets.compare_digest(given, f"Bearer {settings.METRICS_TOKEN}".encode()):
+            raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
+    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)

@@ -1,0 +1,233 @@
+"""TLS to PostgreSQL, PgBouncer between, and a router in front."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+
+from tests.clusters import (
+    Authority,
+    Server,
+    configure,
+    needs,
+    poll,
+    running_pgbouncer,
+    running_server,
+    write_for,
+)
+from tests.databases import ROOT, NewDatabase, environment, execute
+from tests.debian import running_cluster
+from tests.servers import free_port, process, running
+
+NOTE = {"text": "a", "completed": True}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+class Encrypted(NamedTuple):
+    """A server that takes the role over TLS only, as `localhost`, and files with CAs."""
+
+    server: Server
+    files: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
+    needs("openssl")
+    folder = tmp_path_factory.mktemp("ca")
+    right, wrong = Authority(folder / "right"), Authority(folder / "wrong")
+    certificate, key = right.sign("localhost")
+    with running_cluster() as cluster:
+        write_for(cluster, cluster.data / "server.crt", certificate)
+        write_for(cluster, cluster.data / "server.key", key)
+        configure(cluster, ssl="on")
+        server = Server(cluster)
+        hba = "hostssl all all 127.0.0.1/32 trust\n"
+        write_for(cluster, cluster.data / "pg_hba.conf", hba)
+        configure(cluster)
+        yield Encrypted(server, {"right": str(right.file), "wrong": str(wrong.file), "": ""})
+
+
+@pytest.mark.parametrize(
+    ("host", "query", "ca", "status"),
+    [
+        ("127.0.0.1", "", "", 200),
+        ("127.0.0.1", "?sslmode=require", "", 200),
+        ("127.0.0.1", "?ssl=require", "", 200),
+        ("localhost", "?ssl=true", "", 503),  # it is verified, by what the system trusts
+        ("127.0.0.1", "?sslmode=disable", "", 503),
+        ("localhost", "?sslmode=verify-full", "right", 200),
+        ("127.0.0.1", "?sslmode=verify-full", "right", 503),
+        ("127.0.0.1", "?sslmode=require", "right", 503),
+        ("127.0.0.1", "?sslmode=verify-ca", "right", 200),
+        ("127.0.0.1", "?sslmode=verify-ca", "wrong", 503),
+    ],
+)
+def test_tls(
+    encrypted: Encrypted, tmp_path: Path, host: str, query: str, ca: str, status: int
+) -> None:
+    """TLS is spoken, and the server verified, as the URL and DATABASE_CA_FILE say."""
+    url = encrypted.server.url("template", host) + query
+    file = encrypted.files[ca]
+    with (
+        running(url, tmp_path / "log", DATABASE_CA_FILE=file) as service,
+        httpx2.Client(base_url=service, timeout=20) as client,
+    ):
+        assert client.get("/notes/").status_code == status
+        ready = client.get("/health/ready")
+        assert ready.status_code == status, ready.text
+        used = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+        encrypted_all = encrypted.server.execute(f"{used} WHERE usename = 'notes'")
+        assert encrypted_all is (True if status == 200 else None)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("host", "query", "ca", "works"),
+    [
+        ("localhost", "?sslmode=verify-full", "right", True),
+        ("127.0.0.1", "?sslmode=verify-ca", "wrong", False),
+    ],
+)
+def test_tls_of_migrations(
+    encrypted: Encrypted, host: str, query: str, ca: str, works: bool
+) -> None:
+    """Alembic connects by the same URL and CA file as the service."""
+    database = f"empty_{int(works)}_{ca}"
+    encrypted.server.execute(f"CREATE DATABASE {database} OWNER notes")
+    url = encrypted.server.url(database, host) + query
+    assert migrate(url, DATABASE_CA_FILE=encrypted.files[ca]) is works
+    tables = "SELECT count(*) FROM pg_tables WHERE tablename = 'notes'"
+    assert execute(encrypted.server.of_superuser(url), tables) == works
+
+
+def migrate(url: str, **variables: str) -> bool:
+    """Whether `alembic upgrade head` succeeds."""
+    result = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=url, **variables),
+        capture_output=True,
+        timeout=60,
+    )
+    return result.returncode == 0
+
+
+def test_pgbouncer_in_transaction_mode(server: Server, tmp_path: Path) -> None:
+    """Behind PgBouncer all kinds of requests work at once, and so do migrations."""
+    server.execute("CREATE DATABASE behind OWNER notes")
+    with running_pgbouncer(server, connections=3) as port:
+        url = server.url("behind", port=port)
+        assert migrate(url, DATABASE_STATEMENT_CACHE="0")
+        assert migrate(url, DATABASE_STATEMENT_CACHE="0")
+        options = {"DATABASE_STATEMENT_CACHE": "0", "DATABASE_POOL_MAX": "8"}
+        with (
+            running(url, tmp_path / "one", **options) as one,
+            running(url, tmp_path / "two", **options) as two,
+            httpx2.Client(base_url=one, timeout=20) as first,
+            httpx2.Client(base_url=two, timeout=20) as second,
+            ThreadPoolExecutor(16) as threads,
+        ):
+            clients = itertools.cycle([first, second])
+            answers = threads.map(ask, range(300), clients)
+            assert {answer.status_code for answer in answers} == {200}
+            texts = [note["text"] for note in second.get("/notes/").json()]
+            assert first.get("/health/ready").status_code == 200
+            assert server.backends(url) <= 3
+        # Each round of six stores four notes.
+        assert sorted(texts) == sorted(
+            text
+            for number in range(0, 300, 6)
+            for text in (f"n{number}", f"K{number + 1}", f"b{number + 2}", f"c{number + 2}")
+        )
+    for log in ("one", "two"):
+        assert "Traceback" not in (tmp_path / log).read_text()
+
+
+def ask(number: int, client: httpx2.Client) -> httpx2.Response:
+    """A request of some kind; those of the first three kinds store notes."""
+    kind = number % 6
+    if kind == 0:
+        return client.post("/notes/", json={"text": f"n{number}", "completed": False})
+    if kind == 1:
+        headers = {"idempotency-key": f"key-{number}"}
+        body = {"text": f"K{number}", "completed": True}
+        stored = client.post("/notes/", json=body, headers=headers)
+        again = client.post("/notes/", json=body, headers=headers)
+        assert again.json() == stored.json()
+        return again
+    if kind == 2:
+        batch = [{"text": f"{letter}{number}", "completed": True} for letter in "bc"]
+        return client.post("/notes/batch", json=batch)
+    if kind == 3:
+        return client.get("/notes/", params={"q": f"k{number % 10}", "limit": number % 7 + 1})
+    if kind == 4:
+        return client.get("/notes/", params={"completed": "true", "order": "desc"})
+    return client.get("/health/ready")
+
+
+@pytest.fixture
+def routed(new_database: NewDatabase, tmp_path: Path) -> Iterator[tuple[httpx2.Client, Path]]:
+    """A client that speaks as a router does, to what the Procfile starts; and the log."""
+    (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    port = free_port()
+    variables = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PORT": str(port),
+        "DATABASE_URL": new_database("postgresql"),
+    }
+    log = tmp_path / "log"
+    headers = {
+        "host": "notes.example",
+        "x-forwarded-proto": "https",
+        "x-forwarded-for": "6.6.6.6, 203.0.113.7",
+    }
+    with (
+        process(["sh", "-c", command], port, log, variables),
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=20) as client,
+    ):
+        yield client, log
+
+
+def test_links_behind_a_router(routed: tuple[httpx2.Client, Path]) -> None:
+    """Redirects and links lead to https where the router was spoken to over https."""
+    client, _ = routed
+    for _ in range(2):
+        posted = client.post("/notes/", json=NOTE, headers={"prefer": "return=minimal"})
+        assert posted.headers["location"].startswith("https://notes.example/notes/")
+    redirect = client.get("/notes")
+    assert redirect.headers["location"] == "https://notes.example/notes/"
+    listing = client.get("/notes/?limit=1")
+    assert listing.headers["link"].startswith("<https://notes.example/notes/?limit=1&after=")
+    plain = client.get("/notes", headers={"x-forwarded-proto": "http"})
+    assert plain.headers["location"] == "http://notes.example/notes/"
+
+
+def test_the_address_in_the_log(routed: tuple[httpx2.Client, Path]) -> None:
+    """The log has the rightmost address that is no router's, whatever the client has forged."""
+    client, log = routed
+    addresses = {
+        "6.6.6.6, 203.0.113.7": "203.0.113.7",
+        "203.0.113.8": "203.0.113.8",
+        "6.6.6.6, 203.0.113.9, 10.1.2.3": "203.0.113.9",
+        "127.0.0.1, 203.0.113.10": "203.0.113.10",
+        "10.1.2.3, 2001:db8::7": "2001:db8::7",
+    }
+    for forwarded in addresses:
+        answer = client.get("/openapi.json", headers={"x-forwarded-for": forwarded})
+        assert answer.status_code == 200
+    poll(lambda: log.read_text().count("path=/openapi.json") == len(addresses), log.read_text)
+    logged = re.findall(r"path=/openapi.json .* fwd=(\S+)", log.read_text())
+    assert logged == list(addresses.values())
