@@ -51,6 +51,7 @@ LOST = (
 )
 
 CLOSE_SECONDS = 5
+CANCEL_SECONDS = 1
 
 
 class Row(Protocol):
@@ -237,8 +238,9 @@ async def _pooled() -> AsyncIterator[Any]:
             async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT + 1):
                 yield raw
     except (TimeoutError, asyncio.CancelledError):
-        # The release would wait for the server to take a cancellation, and one that hangs doesn't.
-        raw.terminate()
+        # The release would wait without end for a server that hangs to take the cancellation.
+        with suppress(*TROUBLE):
+            await raw.close(timeout=CANCEL_SECONDS)
         raise
     finally:
         await connection.__aexit__()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus
 
 import orjson
 from marshmallow import Schema
@@ -97,6 +97,8 @@ def _next(request: Request, after: int) -> tuple[bytes, bytes]:
     # The other parameters stay as they were sent, which parsing them might not give.
     items = request.url.query.split("&")
     kept = [item for item in items if unquote_plus(item.partition("=")[0]) != "after"]
+    # But for what would end the URL between its angle brackets.
+    kept = [re.sub(r'[<>"\\^`{|}\s]', lambda found: quote(found[0]), item) for item in kept]
     url = request.url.replace(query="&".join([*filter(None, kept), f"after={after}"]))
     return b"link", f'<{url}>; rel="next"'.encode("latin-1")
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import sys
+from functools import lru_cache
 
 from starlette.types import Scope
 
@@ -16,6 +17,7 @@ _lines: list[str] = []
 _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 
 
+@lru_cache(4096)
 def _quote(value: str) -> str:
     return value if _is_plain(value) else json.dumps(value)
 

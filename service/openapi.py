@@ -104,6 +104,8 @@ KEY = parameter(
     "Idempotency-Key",
     "Makes a retry safe: the same key and body store once, for 24 hours",
     type="string",
+    minLength=1,
+    maxLength=255,
 )
 NOTES = {"type": "array", "items": {"$ref": "#/components/schemas/Note"}}
 LINES = {"schema": {"type": "string", "description": "One note a line"}}

@@ -63,8 +63,10 @@ def read_database_url(env: Env) -> DatabaseURL:
         raise EnvError(f"DATABASE_URL {error}") from None
 
 
-def trust(ca_file: str, ssl: str | bool | None) -> SSLContext:
-    """A context that verifies the server by the CA's file, and its name unless told otherwise."""
+def trust(ca_file: str, ssl: str | bool | None) -> SSLContext | str | bool | None:
+    """asyncpg's `ssl`: with a CA's file, a context that verifies the server by it, and its name."""
+    if not ca_file or ssl in ("disable", False):
+        return ssl
     try:
         context = create_default_context(cafile=ca_file)
     except OSError as error:
@@ -83,7 +85,7 @@ try:
 
     # A file with the certificates of the CA that the database server's has to be signed by.
     DATABASE_CA_FILE = _env.str("DATABASE_CA_FILE", "")
-    DATABASE_SSL = trust(DATABASE_CA_FILE, _ssl) if DATABASE_CA_FILE else _ssl
+    DATABASE_SSL = trust(DATABASE_CA_FILE, _ssl)
 
     # Connections to PostgreSQL a process may hold. Two processes, twice during a deploy, fit a
     # plan of 20 connections with 4 for people at a prompt.
@@ -104,7 +106,7 @@ try:
     MAX_BODY_BYTES = _env.int("MAX_BODY_BYTES", 1_048_576, validate=_positive)
 
     # Requests that may be under way in a process; the surplus gets a 503 at once.
-    MAX_REQUESTS = _env.int("MAX_REQUESTS", 1000, validate=_positive)
+    MAX_REQUESTS = _env.int("MAX_REQUESTS", 5000, validate=_positive)
 
     # Seconds for an answer to begin and between its parts; routers give up at 30.
     REQUEST_TIMEOUT = _env.float("REQUEST_TIMEOUT", 25, validate=_seconds)
