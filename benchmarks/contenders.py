@@ -32,18 +32,15 @@ class Contender:
     http: str = "httptools"
 
 
-PROTOCOL = "service.protocol:Protocol"
-
 CONTENDERS = [
     Contender("twin", "FastAPI twin", "benchmarks.fastapi_twin_by_id:app"),
     Contender("plain", "Starlette, plain", "benchmarks.starlette_plain:app"),
     # As the Procfile runs it.
-    Contender("service", "this service", "service.app:app", PROTOCOL),
+    Contender("service", "this service", "service.app:app", "service.protocol:Protocol"),
     Contender("litestar", "Litestar", "benchmarks.litestar_app:app"),
     Contender("fastify", "Fastify", ""),
-    # The ceilings have the service's own HTTP protocol too, to be ceilings of it.
-    Contender("bare", "bare ASGI", "benchmarks.bare_asgi:app", PROTOCOL),
-    Contender("constant", "constant body", "benchmarks.constant:app", PROTOCOL),
+    Contender("bare", "bare ASGI", "benchmarks.bare_asgi:app"),
+    Contender("constant", "constant body", "benchmarks.constant:app"),
 ]
 
 
