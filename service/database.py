@@ -2,8 +2,8 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -52,6 +52,7 @@ LOST = (
 
 CLOSE_SECONDS = 5
 CANCEL_SECONDS = 1
+IDLE_SECONDS = 60
 
 
 class Row(Protocol):
@@ -86,6 +87,8 @@ def _options(url: str) -> dict[str, Any]:
         "min_size": 0,
         "max_size": settings.DATABASE_POOL_MAX,
         "timeout": settings.DATABASE_CONNECT_TIMEOUT,
+        # A server that answers ends statements itself, a moment before.
+        "command_timeout": settings.DATABASE_STATEMENT_TIMEOUT + 1,
         "statement_cache_size": settings.DATABASE_STATEMENT_CACHE,
         "server_settings": limits,
         "ssl": settings.DATABASE_SSL,
@@ -97,21 +100,19 @@ database = Database(settings.DATABASE_URL, **_options(settings.DATABASE_URL))
 DIALECT = database.url.dialect
 
 
-class Lane(NamedTuple):
-    """A connection to SQLite, for one statement or transaction at a time.
+# What a statement waits for before it gets a connection, by whether it writes: encode/databases
+# itself waits without end for a connection of an exhausted pool. A connection to SQLite serves one
+# at a time too; who waited too long would be carried out, after its caller was told that it failed,
+# if it stood in the queue of the connection's thread.
+_turns: dict[bool, asyncio.Semaphore] = {}
 
-    Who waits too long for the lock is never queued behind the lock's holder, in a thread that
-    would carry the statement out after its caller was told that it failed.
-    """
+# Connections to PostgreSQL that no statement uses. To give one back to asyncpg's pool and take it
+# out again takes as long as a statement.
+_idle: list[Connection] = []
 
-    connection: aiosqlite.Connection
-    lock: asyncio.Lock
-
-
-# What all statements on SQLite go through, by whether they write, so that nobody reads behind a
-# writer that waits: encode/databases would open a file and start a thread for each statement.
-# Empty on PostgreSQL, where the pool serves.
-_lanes: dict[bool, Lane] = {}
+# The connections to SQLite, one for reads and one for writes, so that nobody reads behind a writer
+# that waits; encode/databases would open a file and start a thread for each statement.
+_files: dict[bool, aiosqlite.Connection] = {}
 
 
 @asynccontextmanager
@@ -119,27 +120,65 @@ async def connected() -> AsyncIterator[None]:
     """Opens the database for the life of the service, and closes it within bounded time."""
     await database.connect()
     if DIALECT == "sqlite":
-        connections = [await asyncio.create_task(_open()) for _ in range(2)]
-        for writes, connection in enumerate(connections):
-            raw = connection.raw_connection
-            raw.row_factory = sqlite3.Row
-            _lanes[bool(writes)] = Lane(raw, asyncio.Lock())
+        for writes in (False, True):
+            await asyncio.create_task(_open())
+            _files[writes] = _idle.pop().raw_connection
+            _files[writes].row_factory = sqlite3.Row
+            _turns[writes] = asyncio.Semaphore(1)
+    else:
+        _turns[False] = _turns[True] = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
+    idling = asyncio.create_task(_give_back_idle())
     try:
         yield
     finally:
+        idling.cancel()
         # What is left of the time between SIGTERM and SIGKILL; asyncpg then closes by force.
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
-                for lane in _lanes.values():
-                    await lane.connection.interrupt()
-                    await lane.connection.close()
-                _lanes.clear()
+                for file in _files.values():
+                    await file.interrupt()
+                    await file.close()
+                _files.clear()
+                await _give_back()
                 await database.disconnect()
 
 
-async def _open() -> Connection:
-    """A connection of its own: encode/databases gives each task another one."""
-    return await database.connection().__aenter__()
+async def _open() -> None:
+    """Adds a connection to the idle ones, whether or not its caller is still there.
+
+    Runs as a task of its own, as encode/databases has one connection for each task.
+    """
+    _idle.append(await database.connection().__aenter__())
+
+
+async def _take() -> Connection:
+    while True:
+        while _idle:
+            connection = _idle.pop()
+            if _is_open(connection):
+                return connection
+            await connection.__aexit__()
+        await asyncio.create_task(_open())
+
+
+def _is_open(connection: Connection) -> bool:
+    try:
+        return not connection.raw_connection.is_closed()
+    except asyncpg.InterfaceError:
+        # The pool has noticed already.
+        return False
+
+
+async def _give_back() -> None:
+    while _idle:
+        await _idle.pop().__aexit__()
+
+
+async def _give_back_idle() -> None:
+    """Lets the pool close and replace connections, as it does those that it has for some time."""
+    while True:
+        await asyncio.sleep(IDLE_SECONDS)
+        await _give_back()
 
 
 class Statement(NamedTuple):
@@ -179,21 +218,21 @@ async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
     Raises DatabaseUnavailable, within bounded time. A read whose connection was lost is tried once
     more; a write never is, as it may have been carried out.
     """
-    with _trouble():
+    may_retry = not statement.writes
+    while True:
         try:
             async with _connection(statement.writes) as raw:
                 return await _run(raw, statement, **values)
-        except LOST:
-            if statement.writes:
-                raise
-            async with _connection(statement.writes) as raw:
-                return await _run(raw, statement, **values)
+        except TROUBLE as error:
+            if not (may_retry and isinstance(error, LOST)):
+                raise DatabaseUnavailable(str(error)) from error
+            may_retry = False
 
 
 @asynccontextmanager
 async def transaction() -> AsyncIterator[Run]:
     """Gives a function like `fetch` whose statements are carried out all or not at all."""
-    with _trouble():
+    try:
         async with _connection(writes=True) as raw:
             try:
                 await raw.execute("BEGIN IMMEDIATE" if DIALECT == "sqlite" else "BEGIN")
@@ -205,45 +244,42 @@ async def transaction() -> AsyncIterator[Run]:
                     with suppress(*TROUBLE):
                         await raw.execute("ROLLBACK")
                 raise
+    except TROUBLE as error:
+        raise DatabaseUnavailable(str(error)) from error
 
 
-def _connection(writes: bool) -> AbstractAsyncContextManager[Any]:
+@asynccontextmanager
+async def _connection(writes: bool) -> AsyncIterator[Any]:
     """A connection as the driver has it, waited for and used for bounded times."""
-    return _lane(writes) if DIALECT == "sqlite" else _pooled()
-
-
-@asynccontextmanager
-async def _lane(writes: bool) -> AsyncIterator[Any]:
-    lane = _lanes[writes]
-    with metrics.waiting.track_inprogress():
-        async with asyncio.timeout(settings.DATABASE_POOL_TIMEOUT):
-            await lane.lock.acquire()
+    turns = _turns[writes]
+    if turns.locked():
+        with metrics.waiting.track_inprogress():
+            async with asyncio.timeout(settings.DATABASE_POOL_TIMEOUT):
+                await turns.acquire()
+    else:
+        await turns.acquire()
+    metrics.in_use.inc()
     try:
-        with metrics.in_use.track_inprogress():
-            yield lane.connection
+        if DIALECT == "sqlite":
+            yield _files[writes]
+            return
+        connection = await _take()
+        raw = connection.raw_connection
+        try:
+            yield raw
+        except (TimeoutError, asyncio.CancelledError):
+            # The server may hang, and never take the cancellation of what it has begun.
+            with suppress(*TROUBLE):
+                await raw.close(timeout=CANCEL_SECONDS)
+            raise
+        finally:
+            if _is_open(connection):
+                _idle.append(connection)
+            else:
+                await connection.__aexit__()
     finally:
-        lane.lock.release()
-
-
-@asynccontextmanager
-async def _pooled() -> AsyncIterator[Any]:
-    with metrics.waiting.track_inprogress():
-        # encode/databases itself waits without end for a connection of an exhausted pool.
-        async with asyncio.timeout(settings.DATABASE_POOL_TIMEOUT):
-            connection = await database.connection().__aenter__()
-    raw = connection.raw_connection
-    try:
-        with metrics.in_use.track_inprogress():
-            # A server that answers ends statements itself, a moment before.
-            async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT + 1):
-                yield raw
-    except (TimeoutError, asyncio.CancelledError):
-        # The release would wait without end for a server that hangs to take the cancellation.
-        with suppress(*TROUBLE):
-            await raw.close(timeout=CANCEL_SECONDS)
-        raise
-    finally:
-        await connection.__aexit__()
+        metrics.in_use.dec()
+        turns.release()
 
 
 async def _run(raw: Any, statement: Statement, **values: Any) -> Sequence[Row]:
@@ -269,12 +305,3 @@ async def _run_in_thread(raw: aiosqlite.Connection, sql: str, arguments: list[An
         await asyncio.wait([running])
         running.exception()
         raise
-
-
-@contextmanager
-def _trouble() -> Iterator[None]:
-    """Turns what the drivers raise for trouble into DatabaseUnavailable."""
-    try:
-        yield
-    except TROUBLE as error:
-        raise DatabaseUnavailable(str(error)) from error

@@ -10,14 +10,14 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import logs, metrics
+from service import errors, logs, metrics
 from service.errors import error_response
 from service.settings import (
     ACCESS_LOG,
@@ -41,45 +41,45 @@ _RETRY = {"Retry-After": "1"}
 
 
 class Edge:
-    """The outermost ASGI application."""
+    """The outermost ASGI application; `wrap` is the middleware around `app` and around errors.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Answers what the application raises, so that Starlette's own layers for that, whose wrappers
+    around `send` cost each request, are not needed.
+    """
+
+    def __init__(self, app: ASGIApp, wrap: Callable[[ASGIApp], ASGIApp]) -> None:
+        self.app = wrap(app)
+        self.wrap = wrap
         # By when each request under way has to get on.
         self.deadlines: dict[asyncio.Task[None], float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            async with self._watched():
-                await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._serve(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._serve_other(scope, receive, send)
+            return
         began = time.perf_counter()
         request_id = _request_id(scope)
         status, size = 0, 0
         task = asyncio.current_task()
         assert task is not None
 
-        async def count(message: Message) -> None:
+        # No coroutine of its own, as that would cost each message some more.
+        def count(message: Message) -> Awaitable[None]:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message["headers"] = [*message["headers"], _NOSNIFF]
+                headers = message["headers"]
+                headers.append(_NOSNIFF)
                 headers.append((b"x-request-id", request_id))
                 if SERVER_TIMING:
                     passed = (time.perf_counter() - began) * 1000
                     headers.append((b"server-timing", b"app;dur=%.1f" % passed))
-                await send(message)
-                return
-            size += len(message["body"])
-            await send(message)
-            if "more_body" in message:
-                # A long answer may take as long as its client keeps reading it.
-                self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
+            else:
+                size += len(message["body"])
+                if "more_body" in message:
+                    # A long answer may take as long as its client keeps reading it.
+                    self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
+            return send(message)
 
         app = self.app
         if ALLOWED_HOSTS or len(self.deadlines) >= MAX_REQUESTS:
@@ -92,9 +92,14 @@ class Edge:
             # is broken off, which uvicorn does when it is not complete.
             task.uncancel()
             if not status:
-                await _late(scope)(scope, receive, count)
-        except Exception:
-            logger.exception("request_id=%s", request_id.decode())
+                await self.wrap(_late(scope))(scope, receive, count)
+        except Exception as error:
+            response = errors.answer(error)
+            if response is None:
+                logger.exception("request_id=%s", request_id.decode())
+                response = error_response("Internal Server Error", 500)
+            if not status:
+                await self.wrap(response)(scope, receive, count)
         finally:
             del self.deadlines[task]
             seconds = time.perf_counter() - began
@@ -104,16 +109,23 @@ class Edge:
             if ACCESS_LOG:
                 logs.write(scope, status, seconds, size, request_id)
 
-    def _refusal(self, scope: Scope) -> Response | None:
+    async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            async with self._watched():
+                await self.app(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ASGIApp | None:
         """The answer to a request that shall not reach the application; health checks always do."""
         if scope["path"].startswith("/health/"):
             return None
         if len(self.deadlines) >= MAX_REQUESTS:
-            return error_response("Too many requests are under way", 503, _RETRY)
+            return self.wrap(error_response("Too many requests are under way", 503, _RETRY))
         if ALLOWED_HOSTS:
             name = Request(scope).url.hostname or ""
             if not any(_is_host(name, allowed) for allowed in ALLOWED_HOSTS):
-                return error_response("Invalid host header", 400)
+                return self.wrap(error_response("Invalid host header", 400))
         return None
 
     @asynccontextmanager

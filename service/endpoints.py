@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_plus
 
 import orjson
-from marshmallow import Schema
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
@@ -26,13 +27,14 @@ from service.schemas import (
     note_out,
     note_patch,
 )
-from service.serializing import compile_dump
+from service.serializing import compile_dump, compile_load
 from service.validation import InvalidInput, describe, load
 
 LINES = "application/x-ndjson"
 VARY = (b"vary", b"Accept")
 
 dump = compile_dump(note_out)
+load_note = compile_load(note_in)
 _ID = re.compile("[1-9][0-9]{0,9}")
 # The draft's string in quotes, or the bare key that most clients send.
 _KEY = re.compile(r'"([ !#-\[\]-~]{1,255})"|([!#-~]{1,255})')
@@ -103,17 +105,22 @@ def _next(request: Request, after: int) -> tuple[bytes, bytes]:
     return b"link", f'<{url}>; rel="next"'.encode("latin-1")
 
 
+# Checking a query takes half as long as all the rest of a listing, and few are asked for often.
+@lru_cache(256)
+def _page_request(query_string: bytes, lines: bool) -> tuple[PageRequest, bool]:
+    """What the query of a listing asks for, and whether that is a page of limited length."""
+    query = load(listing_query.load, dict(QueryParams(query_string)), "query")
+    selection = Selection(query["order"] == "desc", query["completed"], query["q"])
+    limit = query["limit"]
+    return PageRequest(selection, query["after"], limit or notes.PAGE, lines), limit is not None
+
+
 async def read_notes(request: Request) -> Response:
-    query = load(listing_query, dict(request.query_params), "query")
-    page_request = PageRequest(
-        Selection(query["order"] == "desc", query["completed"], query["q"]),
-        query["after"],
-        query["limit"] or notes.PAGE,
-        preferences.wants_lines(request),
-    )
-    kind = LINES if page_request.lines else "application/json"
+    lines = preferences.wants_lines(request)
+    page_request, is_limited = _page_request(request.scope["query_string"], lines)
+    kind = LINES if lines else "application/json"
     page = await read_page(page_request)
-    if query["limit"] or page.after is None:
+    if is_limited or page.after is None:
         link = [] if page.after is None else [_next(request, page.after)]
         return JSONBytes(page.body, headers=[VARY, *link], media_type=kind)
     pages = _stream(page_request, page) if request.method == "GET" else iter(())
@@ -167,7 +174,7 @@ async def _store_once(
 
 async def create_note(request: Request) -> Response:
     body = await read_body(request)
-    note = load(note_in, parse(body, request.headers.get("content-type", "")), "body")
+    note = load(load_note, parse(body, request.headers.get("content-type", "")), "body")
     if "idempotency-key" in request.headers:
         stored = await _store_once(request, body, [note], lambda rows: _encode(rows[0]))
     else:
@@ -183,9 +190,9 @@ async def create_notes(request: Request) -> Response:
     body = await read_body(request)
     content_type = request.headers.get("content-type", "")
     if body and media_type(content_type) == LINES:
-        new = load(batch_in, parse_lines(body, MAX_BATCH), "body")
+        new = load(batch_in.load, parse_lines(body, MAX_BATCH), "body")
     else:
-        new = load(batch_in, parse(body, content_type), "body")
+        new = load(batch_in.load, parse(body, content_type), "body")
 
     def encode(rows: Sequence[Row]) -> bytes:
         return orjson.dumps(dump(rows))
@@ -211,17 +218,17 @@ async def read_note(request: Request) -> Response:
 
 
 async def replace_note(request: Request) -> Response:
-    return await _change_note(request, note_in)
+    return await _change_note(request, load_note)
 
 
 async def change_note(request: Request) -> Response:
-    return await _change_note(request, note_patch)
+    return await _change_note(request, note_patch.load)
 
 
-async def _change_note(request: Request, schema: Schema) -> Response:
+async def _change_note(request: Request, deserialize: Callable[[Any], Any]) -> Response:
     note_id = _note_id(request)
     body = await read_body(request)
-    changes = load(schema, parse(body, request.headers.get("content-type", "")), "body")
+    changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
     note = await _act(request, note_id, lambda old: notes.update_note(note_id, changes, old))
     changed = _encode(note)
     return _written(request, changed, {"etag": preferences.etag(changed)})

@@ -2,11 +2,12 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from service.database import DatabaseUnavailable
@@ -18,7 +19,7 @@ _dumps = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 
 
 def error_response(
-    detail: Any, status_code: int, headers: dict[str, str] | None = None
+    detail: Any, status_code: int, headers: Mapping[str, str] | None = None
 ) -> Response:
     """`{"detail": detail}` as JSON, whatever a client's JSON may have put into it.
 
@@ -39,41 +40,22 @@ def error_response(
     return Response(body, status_code, headers, "application/json")
 
 
-async def input_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, InvalidInput)
-    return error_response(error.errors, 422)
-
-
-async def http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    if error.status_code == 304:
-        return Response(status_code=304, headers=headers)
-    return error_response(error.detail, error.status_code, headers)
-
-
-async def client_disconnected(request: Request, error: Exception) -> Response:
-    # Nobody is there to read it, but the log wants no traceback for what is no defect.
-    return error_response("Client disconnected", 400)
-
-
-async def database_unavailable(request: Request, error: Exception) -> Response:
-    assert isinstance(error, DatabaseUnavailable)
-    if not error.is_logged:
-        # Coalesced callers share the error.
-        error.is_logged = True
-        logger.warning("database unavailable: %r", error.__cause__)
-    return error_response("Service Unavailable", 503, {"Retry-After": "1"})
-
-
-async def server_error(request: Request, error: Exception) -> Response:
-    return error_response("Internal Server Error", 500)
-
-
-handlers = {
-    InvalidInput: input_invalid,
-    HTTPException: http_error,
-    ClientDisconnect: client_disconnected,
-    DatabaseUnavailable: database_unavailable,
-    Exception: server_error,
-}
+def answer(error: Exception) -> Response | None:
+    """The response that tells an exception; None for a defect of this service."""
+    match error:
+        case InvalidInput():
+            return error_response(error.errors, 422)
+        case HTTPException(status_code=304):
+            return Response(status_code=304, headers=error.headers)
+        case HTTPException():
+            return error_response(error.detail, error.status_code, error.headers)
+        case ClientDisconnect():
+            # Nobody is there to read it, but the log wants no traceback for what is no defect.
+            return error_response("Client disconnected", 400)
+        case DatabaseUnavailable():
+            if not error.is_logged:
+                # Coalesced callers share the error.
+                error.is_logged = True
+                logger.warning("database unavailable: %r", error.__cause__)
+            return error_response("Service Unavailable", 503, {"Retry-After": "1"})
+    return None

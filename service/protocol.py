@@ -26,6 +26,7 @@ class Corked:
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         self.call_soon = asyncio.get_running_loop().call_soon
+        self.is_closing = transport.is_closing
         self.held: list[bytes] = []
         self.size = 0
 
@@ -41,7 +42,7 @@ class Corked:
             self.flush()
 
     def flush(self) -> None:
-        if self.held and not self.transport.is_closing():
+        if self.held and not self.is_closing():
             self.transport.write(b"".join(self.held))
         self.held.clear()
         self.size = 0

@@ -1,7 +1,8 @@
-"""Rows to JSON, by functions compiled from marshmallow schemas at import.
+"""Rows to JSON and JSON to values, by functions made from marshmallow schemas at import.
 
 `Schema.dump` takes some microseconds a row; a comprehension that the schema spells out, and
-orjson, take a tenth of that. The schema stays the one source of the shape.
+orjson, take a tenth of that. `Schema.load` takes a sixth of all that a create costs. The schema
+stays the one source of the shape.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import Any
 from marshmallow import Schema, fields
 
 from service.database import Row
+from service.fields import Boolean, Text
 
 # How a field of each type turns a column's value into JSON's, in Python. SQLite keeps booleans as
 # integers. A schema with a field of any other type is dumped by marshmallow.
@@ -34,3 +36,28 @@ def compile_dump(schema: Schema) -> Callable[[Iterable[Row]], list[dict[str, Any
         f"lambda rows: [{{{', '.join(items)}}} for row in rows]"
     )
     return dump
+
+
+# What a field of each type takes as it is.
+PLAIN: dict[type[fields.Field[Any]], Callable[[Any], bool]] = {
+    Boolean: lambda value: type(value) is bool,
+    Text: lambda value: type(value) is str and value.isascii() and "\0" not in value,
+}
+
+
+def compile_load(schema: Schema) -> Callable[[Any], Any]:
+    """A function that equals `schema.load`, for a schema of PLAIN fields without hooks.
+
+    An object whose values are all there and need no conversion is taken as it is; everything else
+    goes through marshmallow.
+    """
+    checks = [(name, PLAIN[type(field)]) for name, field in schema.load_fields.items()]
+
+    def load(data: Any) -> Any:
+        if isinstance(data, dict):
+            values = {name: data[name] for name, is_plain in checks if is_plain(data.get(name))}
+            if len(values) == len(checks):
+                return values
+        return schema.load(data)
+
+    return load

@@ -4,10 +4,10 @@ The messages of the schemas' fields are the type names of FastAPI's validation e
 with details is a dictionary with `type` and the details.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from marshmallow import Schema, ValidationError
+from marshmallow import ValidationError
 from marshmallow.exceptions import SCHEMA
 
 # FastAPI's message for each of its error types.
@@ -58,10 +58,10 @@ def describe(message: str | dict[str, Any], loc: Loc, value: Any) -> dict[str, A
     return error | {"ctx": details} if details else error
 
 
-def load(schema: Schema, data: Any, *loc: str) -> Any:
-    """The data as the schema has it; InvalidInput with every error of it, in the fields' order."""
+def load(deserialize: Callable[[Any], Any], data: Any, *loc: str) -> Any:
+    """The data as a schema's `load` has it; InvalidInput with all its errors, in fields' order."""
     try:
-        return schema.load(data)
+        return deserialize(data)
     except ValidationError as error:
         raise InvalidInput(*_walk(error.messages, data, loc)) from error
 

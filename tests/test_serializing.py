@@ -1,4 +1,4 @@
-"""The compiled serializer equals the schema's own dump."""
+"""What is compiled from a schema equals the schema's own dump and load."""
 
 import asyncio
 import json
@@ -12,10 +12,10 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marshmallow import Schema, fields
+from marshmallow import Schema, ValidationError, fields
 
-from service.schemas import note_out
-from service.serializing import compile_dump
+from service.schemas import note_in, note_out
+from service.serializing import compile_dump, compile_load
 from tests import databases
 
 Fetch = Callable[[list[tuple[int, str, bool]]], list[Any]]
@@ -79,3 +79,44 @@ def test_other_fields_are_left_to_the_schema() -> None:
     """A schema with a field that the compiler doesn't know is dumped by marshmallow."""
     schema = Schema.from_dict({"id": fields.Integer(), "hex": fields.Function(lambda row: "ff")})()
     assert compile_dump(schema)([{"id": 1}]) == [{"id": 1, "hex": "ff"}]
+
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.sampled_from(["\0", "\ud800"]),
+)
+keys = st.sampled_from(["text", "completed", "other"])
+inputs = st.one_of(
+    values,
+    st.lists(values, max_size=2),
+    st.dictionaries(keys, values),
+    st.fixed_dictionaries({"text": st.text() | values, "completed": st.booleans() | values}),
+)
+
+
+def outcome(load: Callable[[Any], Any], data: Any) -> tuple[Any, Any]:
+    """What a load gives, or the messages that it raises."""
+    try:
+        loaded = load(data)
+    except ValidationError as error:
+        return None, error.messages
+    return {name: (type(value), value) for name, value in loaded.items()}, None
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(data=inputs)
+def test_the_compiled_load_equals_the_schemas(data: Any) -> None:
+    """Any JSON gives the values, or the errors, that `Schema.load` gives."""
+    assert outcome(compile_load(note_in), data) == outcome(note_in.load, data)
+
+
+def test_what_needs_no_conversion_does_without_marshmallow() -> None:
+    """A usual note never reaches the schema, where most of the time would go."""
+    schema = type(note_in)()
+    load = compile_load(schema)
+    schema.load = None  # type: ignore[method-assign, assignment]
+    assert load({"text": "a", "completed": True}) == {"text": "a", "completed": True}
