@@ -95,6 +95,12 @@ class Protocol(HttpToolsProtocol):
         if (self.in_head or idle) and not (self.head_timer or self.timeout_keep_alive_task):
             self._wait_for_head()
 
+    def on_response_complete(self) -> None:
+        if len(self.tasks) == 1:
+            # Nobody else is served just now; with many, writing all at once takes less time.
+            self.transport.flush()  # type: ignore[attr-defined]
+        super().on_response_complete()
+
     def on_message_begin(self) -> None:
         self.in_head = True
         self.head_size = 0
