@@ -15,11 +15,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from service import docs, endpoints, health, openapi, settings
+from service import access, docs, health, settings
+from service.access import Guard
 from service.database import connected
 from service.edge import Edge
+from service.endpoints import notes, users
 from service.errors import error_response
-from service.resources import JSONBytes, Resource
+from service.openapi.document import document as make_document
+from service.resources import Handler, JSONBytes, Resource
 
 
 @asynccontextmanager
@@ -29,7 +32,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     gc.freeze()
     # Requests leave no cycles behind; by default some twenty requests pass between collections.
     gc.set_threshold(10_000)
-    async with connected():
+    async with connected(), access.hinting():
         yield
 
 
@@ -63,26 +66,30 @@ cors = Middleware(
     ],
 )
 
+guard = [Middleware(Guard)] if settings.ACCESS == "token" else []
+
+
+def resource(path: str, name: str | None = None, **handlers: Handler) -> Route:
+    """A route to a resource, for users alone where ACCESS says so."""
+    return Route(path, Resource(**handlers), name=name, middleware=guard)
+
+
 resources = [
-    Route(
-        "/notes/",
-        Resource(GET=endpoints.read_notes, POST=endpoints.create_note),
-    ),
-    Route("/notes/batch", Resource(POST=endpoints.create_notes)),
-    Route(
+    resource("/notes/", GET=notes.read_notes, POST=notes.create_note),
+    resource("/notes/batch", POST=notes.create_notes),
+    resource(
         "/notes/{note_id}",
-        Resource(
-            GET=endpoints.read_note,
-            PUT=endpoints.replace_note,
-            PATCH=endpoints.change_note,
-            DELETE=endpoints.delete_note,
-        ),
-        name="note",
+        "note",
+        GET=notes.read_note,
+        PUT=notes.replace_note,
+        PATCH=notes.change_note,
+        DELETE=notes.delete_note,
     ),
+    resource("/users/{username}", GET=users.read_user),
 ]
-document = openapi.document(resources)
+document = make_document(resources, by_token=bool(guard))
 pages = [
-    Route("/", Resource(GET=endpoints.home)),
+    Route("/", Resource(GET=docs.home)),
     Route("/openapi.json", Resource(GET=openapi_json)),
     Route("/docs", Resource(GET=docs.page), name="docs"),
     Route("/docs/start.js", Resource(GET=docs.start)),

@@ -2,16 +2,18 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import aiosqlite
 import asyncpg
+import orjson
 from databases import Database
 from databases.core import Connection
-from sqlalchemy import ClauseElement
+from sqlalchemy import ARRAY, ClauseElement, Column, ColumnElement, bindparam, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine import Dialect
@@ -65,6 +67,13 @@ class DatabaseUnavailable(Exception):
     """The database is away, full or slow; the statement may or may not have been carried out."""
 
     is_logged = False
+
+    def reason(self) -> str:
+        """What is the matter, in a sentence without details."""
+        cause = type(self.__cause__).__name__
+        missing = cause in ("UndefinedTableError", "OperationalError")
+        trouble = "is not migrated" if missing else "is unavailable"
+        return f"The database {trouble}: {cause}"
 
 
 async def _keep(connection: Any) -> None:
@@ -207,6 +216,24 @@ def prepare(statement: ClauseElement, plan_anew: bool = False) -> Statement:
         compiled.isinsert or compiled.isupdate or compiled.isdelete,
         plan_anew,
     )
+
+
+# INSERT with the clauses that both databases have and the standard has not.
+insert = sqlite.insert if DIALECT == "sqlite" else postgresql.insert
+
+
+def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:
+    """Whether the column has one of the values that `listed` gives for the parameter."""
+    if DIALECT == "sqlite":
+        values = func.json_each(bindparam(name)).table_valued("value")
+        return column.in_(select(values.c.value))
+    return column == func.any(bindparam(name, type_=ARRAY(column.type)))
+
+
+def listed(values: Iterable[int | str]) -> str | list[int | str]:
+    """Values for `is_one_of`, any number of them in a statement of constant text."""
+    found = list(values)
+    return orjson.dumps(found).decode() if DIALECT == "sqlite" else found
 
 
 Run = Callable[..., Awaitable[Sequence[Row]]]

@@ -1,7 +1,7 @@
 """The page that shows the OpenAPI document: Swagger UI, served by this service alone."""
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 # All from this origin and no inline script, so the page works with no internet and under a strict
 # Content-Security-Policy.
@@ -33,6 +33,10 @@ POLICY = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline';"
     " frame-ancestors 'none'; base-uri 'none'"
 )
+
+
+async def home(request: Request) -> Response:
+    return RedirectResponse(request.url_for("docs"))
 
 
 async def page(request: Request) -> Response:

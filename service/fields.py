@@ -1,6 +1,7 @@
-"""marshmallow fields that read input as pydantic does, and name errors as it does."""
+"""marshmallow fields that read input as pydantic does, name errors as it does, and write times."""
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from marshmallow import ValidationError, fields
@@ -110,3 +111,10 @@ class Choice(fields.String):
             expected = " or ".join(map(repr, self.choices))
             raise ValidationError([{"type": "literal_error", "expected": expected}])
         return str(value)
+
+
+class Timestamp(fields.DateTime):
+    """Seconds since the epoch, written as a time in UTC (RFC 3339)."""
+
+    def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> str:
+        return datetime.fromtimestamp(value, UTC).isoformat().replace("+00:00", "Z")

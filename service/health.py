@@ -29,10 +29,7 @@ async def ready(request: Request) -> Response:
     try:
         versions = [row["version_num"] for row in await fetch(_VERSION)]
     except DatabaseUnavailable as error:
-        reason = type(error.__cause__).__name__
-        missing = reason in ("UndefinedTableError", "OperationalError")
-        detail = "The database is not migrated" if missing else "The database is unavailable"
-        return error_response(f"{detail}: {reason}", 503, {"Retry-After": "1"})
+        return error_response(error.reason(), 503, {"Retry-After": "1"})
     if versions != [HEAD]:
         found = ", ".join(versions) or "nothing"
         detail = f"The database is migrated to {found}, but the service needs {HEAD}"

@@ -5,9 +5,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 from sqlalchemy import BigInteger, bindparam, select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from service.database import DIALECT, Run, prepare, transaction
+from service.database import Run, insert, prepare, transaction
 from service.tables import idempotency_keys as keys
 
 LIFETIME_SECONDS = 24 * 60 * 60
@@ -19,7 +18,7 @@ _expired = keys.c.created_at <= bindparam("expired", type_=BigInteger)
 
 # Takes the key, if it is new or expired. A request with the same key that is under way makes this
 # wait for its end.
-_insert = (sqlite if DIALECT == "sqlite" else postgresql).insert(keys)
+_insert = insert(keys)
 _TAKE = prepare(
     _insert.values(
         key=bindparam("key"), fingerprint=bindparam("fingerprint"), response=None, created_at=_now

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import ARRAY, BigInteger, Integer, String, bindparam, case, collate, func, select
-from sqlalchemy.sql import ColumnElement, Insert, Select
+from sqlalchemy.sql import ColumnElement, Insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
-from service.database import DIALECT, Row, Run, Statement, fetch, prepare
+from service.database import DIALECT, Row, Run, Statement, fetch, is_one_of, listed, prepare
 from service.tables import notes
 
 # A page has FEW notes at the most where as many as it could have would be more than HEAVY bytes:
@@ -91,13 +91,6 @@ def _insert() -> Insert:
     return notes.insert().from_select(names, select(*values).order_by(order)).returning(*COLUMNS)
 
 
-def _by_ids() -> Select[Any]:
-    if DIALECT == "sqlite":
-        ids = select(func.json_each(bindparam("ids")).table_valued("value").c.value)
-        return select(*COLUMNS).where(notes.c.id.in_(ids))
-    return select(*COLUMNS).where(notes.c.id == func.any(bindparam("ids", type_=ARRAY(Integer))))
-
-
 def _where(conditional: bool) -> list[ColumnElement[bool]]:
     """The note :note_id, if it is still what :old_… say where that is a condition."""
     old = {name: bindparam(f"old_{name}", type_=notes.c[name].type) for name in GIVEN}
@@ -125,7 +118,7 @@ def _delete(conditional: bool) -> ReturningDelete[Any]:
 
 
 _INSERT = prepare(_insert())
-_BY_IDS = prepare(_by_ids())
+_BY_IDS = prepare(select(*COLUMNS).where(is_one_of(notes.c.id, "ids")))
 _UPDATE = {conditional: prepare(_update(conditional)) for conditional in (False, True)}
 _DELETE = {conditional: prepare(_delete(conditional)) for conditional in (False, True)}
 
@@ -155,8 +148,7 @@ async def list_notes(
 
 async def get_notes(ids: Iterable[int]) -> dict[int, Row]:
     """Those of the notes that there are, by id."""
-    ids = list(ids)
-    rows = await fetch(_BY_IDS, ids=orjson.dumps(ids).decode() if DIALECT == "sqlite" else ids)
+    rows = await fetch(_BY_IDS, ids=listed(ids))
     return {row["id"]: row for row in rows}
 
 

@@ -1,14 +1,15 @@
-"""The marshmallow schemas: the one place where a note's shape is written."""
+"""The marshmallow schemas: the one place where the shape of notes and users is written."""
 
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load
 
-from service.fields import Boolean, Choice, QueryInteger, Text
+from service.fields import Boolean, Choice, QueryInteger, Text, Timestamp
 
 MAX_ID = 2**31 - 1
 MAX_PAGE = 1000
 MAX_BATCH = 1000
+MAX_USERNAME = 64
 
 
 class Input(Schema):
@@ -63,8 +64,18 @@ class ListingQuery(Input):
     q = Text(load_default="")
 
 
+class User(Schema):
+    """A user as clients get it."""
+
+    id = fields.Integer(required=True)
+    username = fields.String(required=True)
+    is_active = fields.Boolean(required=True)
+    created_at = Timestamp(required=True)
+
+
 note_in = NoteIn()
 note_patch = NoteIn(partial=True)
 note_out = Note()
 batch_in = Batch(many=True)
 listing_query = ListingQuery()
+user_out = User()

@@ -116,6 +116,13 @@ try:
     ALLOWED_HOSTS = _env.list("ALLOWED_HOSTS", [], subcast=str)
     CORS_ORIGINS = _env.list("CORS_ORIGINS", [], subcast=str)
 
+    # Who may use the notes: everybody, or users by their tokens; and for how many seconds at most a
+    # token is remembered, so long does one still work after it was taken back.
+    ACCESS = _env.str("ACCESS", "open", validate=validate.OneOf(("open", "token")))
+    ACCESS_CACHE_SECONDS = _env.float(
+        "ACCESS_CACHE_SECONDS", 5, validate=validate.Range(min=0, max=3600)
+    )
+
     # A line on stdout for each request; metrics for Prometheus on /metrics, for everybody or for
     # those with the token; a Server-Timing header.
     ACCESS_LOG = _env.bool("ACCESS_LOG", True)

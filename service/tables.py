@@ -30,3 +30,19 @@ idempotency_keys = sqlalchemy.Table(
     # Seconds since the epoch.
     sqlalchemy.Column("created_at", sqlalchemy.BigInteger, nullable=False, index=True),
 )
+
+# Who may come in where ACCESS is token.
+users = sqlalchemy.Table(
+    "users",
+    metadata,
+    sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True),
+    # In lower case.
+    sqlalchemy.Column("username", sqlalchemy.String(64), nullable=False, unique=True),
+    sqlalchemy.Column("is_active", sqlalchemy.Boolean, nullable=False),
+    # Seconds since the epoch.
+    sqlalchemy.Column("created_at", sqlalchemy.BigInteger, nullable=False),
+    # SHA-256 of the user's token, in hexadecimal digits; the token itself is kept nowhere.
+    sqlalchemy.Column("token_sha256", sqlalchemy.String(64), nullable=False, unique=True),
+    sqlalchemy.CheckConstraint("username = lower(username)", name="users_username_lower"),
+    sqlite_autoincrement=True,
+)

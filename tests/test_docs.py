@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -16,6 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.operating import add_user
 from tests.servers import running
 
 CHROMIUM = shutil.which("chromium")
@@ -140,6 +142,28 @@ def test_browser_creates_and_lists_notes(service: httpx2.Client, browser: Chrome
     assert {f"{origin}/docs", f"{origin}/openapi.json", f"{origin}/notes/"} <= urls
     assert {url for url in urls if not url.startswith(f"{origin}/")} == set()
     assert [entry for entry in log_of(browser, "browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_browser_authorizes(
+    new_database: Callable[[str], str], tmp_path: Path, browser: Chrome
+) -> None:
+    """Where a token is needed, "Authorize" takes it and "Try it out" sends it."""
+    database_url = new_database("sqlite")
+    token = add_user(database_url, "bob")
+    with running(database_url, tmp_path / "log", ACCESS="token") as url:
+        browser.get(f"http://{HOST}:{urlsplit(url).port}/docs")
+        assert try_out(browser, "get").startswith("401")
+
+        find(browser, ".scheme-container .authorize")()
+        find(browser, ".auth-container input")()
+        browser.find_element(By.CSS_SELECTOR, ".auth-container input").send_keys(token)
+        find(browser, ".auth-btn-wrapper .authorize")()
+        find(browser, ".auth-btn-wrapper .btn-done")()
+        find(browser, ".opblock-get .execute")()
+
+        shown = (By.CSS_SELECTOR, ".opblock-get .live-responses-table .response")
+        WebDriverWait(browser, 30).until(expected.text_to_be_present_in_element(shown, "200"))
+        assert "[]" in browser.find_element(*shown).text
 
 
 def test_page_is_self_contained(service: httpx2.Client) -> None:

@@ -51,6 +51,8 @@ NAMES = OTHERS | {name for name in vars(settings) if name.isupper()} - DERIVED
         ("MAX_REQUESTS", "0"),
         ("REQUEST_TIMEOUT", "soon"),
         ("ACCESS_LOG", "perhaps"),
+        ("ACCESS", "closed"),
+        ("ACCESS_CACHE_SECONDS", "-1"),
         ("MAX_BODY_BYTES", "-1"),
     ],
 )

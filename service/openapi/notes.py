@@ -1,91 +1,22 @@
-"""The OpenAPI document, made from the schemas and the routes."""
+"""What the document says of the operations on notes."""
 
-import re
-from collections.abc import Iterable
 from typing import Any
 
-from apispec import APISpec
-from apispec.ext.marshmallow import MarshmallowPlugin
-from starlette.routing import BaseRoute, Route
-
-from service import __version__
-from service.resources import Resource
+from service.openapi.parts import (
+    BODY_ERRORS,
+    INVALID,
+    UNAVAILABLE,
+    header,
+    json_content,
+    parameter,
+    response,
+)
 from service.schemas import MAX_BATCH, MAX_ID, MAX_PAGE, note_in, note_out, note_patch
 
-# Names and titles are those of the FastAPI example's document, so that clients generated from
-# either are the same.
-VALIDATION_ERROR = {
-    "type": "object",
-    "title": "ValidationError",
-    "properties": {
-        "loc": {
-            "type": "array",
-            "title": "Location",
-            "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
-        },
-        "msg": {"type": "string", "title": "Message"},
-        "type": {"type": "string", "title": "Error Type"},
-        "input": {"title": "Input"},
-        "ctx": {"type": "object", "title": "Context"},
-    },
-    "required": ["loc", "msg", "type"],
-}
-HTTP_VALIDATION_ERROR = {
-    "type": "object",
-    "title": "HTTPValidationError",
-    "properties": {
-        "detail": {
-            "type": "array",
-            "title": "Detail",
-            "items": {"$ref": "#/components/schemas/ValidationError"},
-        }
-    },
-}
-ERROR = {
-    "type": "object",
-    "title": "Error",
-    "properties": {"detail": {"type": "string", "title": "Detail"}},
-    "required": ["detail"],
-}
+SCHEMAS = {"NoteIn": note_in, "NotePatch": note_patch, "Note": note_out}
 
-
-def json_content(schema: str | dict[str, Any]) -> dict[str, Any]:
-    """A body of JSON: a component's name, or a schema."""
-    if isinstance(schema, str):
-        schema = {"$ref": f"#/components/schemas/{schema}"}
-    return {"content": {"application/json": {"schema": schema}}}
-
-
-def response(description: str, schema: str | dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, **json_content(schema)}
-
-
-def header(description: str, schema_type: str = "string") -> dict[str, Any]:
-    return {"description": description, "schema": {"type": schema_type}}
-
-
-def parameter(place: str, name: str, description: str, **schema: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": place,
-        "required": place == "path",
-        "description": description,
-        "schema": {"title": name.replace("_", " ").title(), **schema},
-    }
-
-
-UNPARSABLE = {"400": response("The body can't be decoded", "Error")}
 NOT_FOUND = {"404": response("There is no such note", "Error")}
 CHANGED = {"412": response("The note is not what If-Match or If-None-Match want", "Error")}
-TOO_LARGE = {"413": response("The body is over the limit", "Error")}
-INVALID = {"422": response("Validation Error", "HTTPValidationError")}
-UNAVAILABLE = {
-    "503": {
-        **response("The database is away, full or slow", "Error"),
-        "headers": {"Retry-After": header("Seconds to wait", "integer")},
-    }
-}
-BODY_ERRORS = {**UNPARSABLE, **TOO_LARGE, **INVALID, **UNAVAILABLE}
 
 ETAG = {"ETag": header("A strong entity tag of the note")}
 APPLIED = {"Preference-Applied": header("return=minimal")}
@@ -116,7 +47,7 @@ def lines_too(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "content": {**body["content"], "application/x-ndjson": LINES}}
 
 
-# What the document says of each operation, by the name of its function.
+# By the name of the operation's function.
 OPERATIONS: dict[str, dict[str, Any]] = {
     "read_notes": {
         "parameters": [
@@ -216,37 +147,3 @@ OPERATIONS: dict[str, dict[str, Any]] = {
         },
     },
 }
-
-
-def operations(path: str, resource: Resource) -> dict[str, Any]:
-    """The path's operations, named as FastAPI names them; KeyError for one that isn't described."""
-    item = {}
-    for method, handler in resource.handlers.items():
-        name = handler.__name__
-        item[method.lower()] = {
-            "summary": name.replace("_", " ").title(),
-            "operationId": re.sub(r"\W", "_", f"{name}{path}_{method.lower()}"),
-            **OPERATIONS[name],
-        }
-    return item
-
-
-def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes to resources."""
-    spec = APISpec("Notes", __version__, "3.1.0", plugins=[MarshmallowPlugin()])
-    spec.components.schema("HTTPValidationError", HTTP_VALIDATION_ERROR)
-    spec.components.schema("ValidationError", VALIDATION_ERROR)
-    spec.components.schema("Error", ERROR)
-    schemas = {"NoteIn": note_in, "NotePatch": note_patch, "Note": note_out}
-    for name, schema in schemas.items():
-        spec.components.schema(name, schema=schema)
-    for route in routes:
-        if isinstance(route, Route) and isinstance(route.endpoint, Resource):
-            spec.path(route.path, operations=operations(route.path, route.endpoint))
-    result = spec.to_dict()
-    for name in schemas:
-        component = result["components"]["schemas"][name]
-        component["title"] = name
-        for field, description in component["properties"].items():
-            description["title"] = field.title()
-    return result

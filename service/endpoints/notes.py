@@ -1,4 +1,4 @@
-"""Parse, call notes, respond."""
+"""Parse, call `notes`, respond."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ import orjson
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from service import idempotency, metrics, notes, preferences
 from service.body import media_type, parse, parse_lines, read_body
@@ -267,7 +267,3 @@ def _note_id(request: Request) -> int:
     if not _ID.fullmatch(text) or int(text) > MAX_ID:
         raise HTTPException(404)
     return int(text)
-
-
-async def home(request: Request) -> Response:
-    return RedirectResponse(request.url_for("docs"))

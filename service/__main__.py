@@ -1,0 +1,103 @@
+"""Commands for whoever operates the service: `python -m service --help`."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import click
+
+from service import users
+from service.database import DatabaseUnavailable, Row, connected
+from service.schemas import MAX_USERNAME, user_out
+
+Result = TypeVar("Result")
+
+
+@click.group()
+def main() -> None:
+    """Operate the notes service, on the database that DATABASE_URL names."""
+
+
+@main.group("users")
+def users_group() -> None:
+    """Say who may come in where ACCESS is token."""
+
+
+class Name(click.ParamType[str]):
+    """A username, in lower case."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        username = users.normalize(value)
+        if username is None:
+            limits = f"1 to {MAX_USERNAME} of a-z, 0-9, dot, underscore and hyphen"
+            self.fail(f"{value!r} is no username: {limits}.", param, ctx)
+        return username
+
+
+name_argument = click.argument("name", type=Name())
+
+
+def run(action: Awaitable[Result]) -> Result:
+    """What the action on the database gives; ends the command where there is trouble with that."""
+
+    async def run_connected() -> Result:
+        async with connected():
+            return await action
+
+    try:
+        return asyncio.run(run_connected())
+    except DatabaseUnavailable as error:
+        raise click.ClickException(error.reason()) from error
+
+
+def known(user: Row | None, name: str) -> Row:
+    if user is None:
+        raise click.ClickException(f"There is no user {name}.")
+    return user
+
+
+@users_group.command()
+@name_argument
+def add(name: str) -> None:
+    """Add a user, and print the token: it can't be shown again."""
+    token = users.new_token()
+    if run(users.add_user(name, token)) is None:
+        raise click.ClickException(f"There is a user {name} already.")
+    click.echo(token)
+
+
+@users_group.command("list")
+def list_all() -> None:
+    """List all users: name, whether active, since when."""
+    for user in user_out.dump(run(users.list_users()), many=True):
+        state = "active" if user["is_active"] else "deactivated"
+        click.echo(f"{user['username']}\t{state}\t{user['created_at']}")
+
+
+@users_group.command()
+@name_argument
+def deactivate(name: str) -> None:
+    """Let a user in no longer, within ACCESS_CACHE_SECONDS; the token is kept."""
+    known(run(users.set_active(name, False)), name)
+
+
+@users_group.command()
+@name_argument
+def activate(name: str) -> None:
+    """Let a user in again, with the token from before."""
+    known(run(users.set_active(name, True)), name)
+
+
+@users_group.command()
+@name_argument
+def rotate(name: str) -> None:
+    """Give a user another token, print it, and let the old one in no longer."""
+    token = users.new_token()
+    known(run(users.set_token(name, token)), name)
+    click.echo(token)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m service")

@@ -1,0 +1,20 @@
+"""Parse, call `users`, respond."""
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import users
+from service.resources import JSONBytes
+from service.schemas import user_out
+from service.serializing import compile_dump
+
+dump = compile_dump(user_out)
+
+
+async def read_user(request: Request) -> Response:
+    user = await users.get_user(request.path_params["username"])
+    if user is None:
+        raise HTTPException(404)
+    return JSONBytes(orjson.dumps(dump([user])[0]))

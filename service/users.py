@@ -1,0 +1,112 @@
+"""What can be done with users: one statement each, no HTTP in sight."""
+
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import BigInteger, Boolean, String, bindparam, select
+
+from service.database import Row, fetch, insert, is_one_of, listed, prepare
+from service.schemas import MAX_USERNAME
+from service.tables import users
+
+# What the world may know of a user.
+COLUMNS = [users.c.id, users.c.username, users.c.is_active, users.c.created_at]
+
+PREFIX = "notes_"
+# 32 bytes in URL-safe Base64.
+_is_token = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43}}").fullmatch
+_is_username = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_USERNAME}}}").fullmatch
+
+_NAMED = users.c.username == bindparam("name", type_=String)
+
+_BY_NAME = prepare(select(*COLUMNS).where(_NAMED))
+_ALL = prepare(select(*COLUMNS).order_by(users.c.username))
+_ANY = prepare(select(users.c.id).limit(1))
+_INSERT = prepare(
+    insert(users)
+    .values(
+        username=bindparam("name", type_=String),
+        is_active=True,
+        created_at=bindparam("now", type_=BigInteger),
+        token_sha256=bindparam("digest", type_=String),
+    )
+    .on_conflict_do_nothing(index_elements=[users.c.username])
+    .returning(*COLUMNS)
+)
+_SET_ACTIVE = prepare(
+    users.update()
+    .values(is_active=bindparam("active", type_=Boolean))
+    .where(_NAMED)
+    .returning(*COLUMNS)
+)
+_SET_TOKEN = prepare(
+    users.update()
+    .values(token_sha256=bindparam("digest", type_=String))
+    .where(_NAMED)
+    .returning(*COLUMNS)
+)
+_ACTIVE = prepare(
+    select(users.c.token_sha256).where(
+        users.c.is_active, is_one_of(users.c.token_sha256, "digests")
+    )
+)
+
+
+def normalize(username: str) -> str | None:
+    """The username in lower case, as it is stored; None for what can't be one."""
+    return username.lower() if _is_username(username) else None
+
+
+def new_token() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def digest(token: str) -> str | None:
+    """What is stored of a token; None for what can't be one."""
+    return hashlib.sha256(token.encode()).hexdigest() if _is_token(token) else None
+
+
+async def get_user(username: str) -> Row | None:
+    """The user with this name, in upper or lower case, without the token's digest."""
+    rows = await fetch(_BY_NAME, name=normalize(username))
+    return rows[0] if rows else None
+
+
+async def list_users() -> Sequence[Row]:
+    """All users, by name."""
+    return await fetch(_ALL)
+
+
+async def has_users() -> bool:
+    """Whether there is any user."""
+    return bool(await fetch(_ANY))
+
+
+async def add_user(username: str, token: str) -> Row | None:
+    """Stores an active user; None if there is one with this name, ValueError for no username."""
+    name = normalize(username)
+    if name is None:
+        raise ValueError(f"{username!r} is no username")
+    rows = await fetch(_INSERT, name=name, now=int(time.time()), digest=digest(token))
+    return rows[0] if rows else None
+
+
+async def set_active(username: str, active: bool) -> Row | None:
+    """Lets a user in or no longer; None if there is no such user."""
+    rows = await fetch(_SET_ACTIVE, name=normalize(username), active=active)
+    return rows[0] if rows else None
+
+
+async def set_token(username: str, token: str) -> Row | None:
+    """Gives a user another token instead of the old one; None if there is no such user."""
+    rows = await fetch(_SET_TOKEN, name=normalize(username), digest=digest(token))
+    return rows[0] if rows else None
+
+
+async def get_active(digests: Iterable[str]) -> dict[str, Row]:
+    """The active users of tokens with these digests, by digest."""
+    rows = await fetch(_ACTIVE, digests=listed(digests))
+    return {row["token_sha256"]: row for row in rows}
