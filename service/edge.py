@@ -163,6 +163,8 @@ def _late(scope: Scope) -> Response:
 
 
 def _is_host(name: str, allowed: str) -> bool:
+    if allowed == "*":
+        return True
     if allowed.startswith("*."):
         return name.lower().endswith(allowed[1:].lower())
     return name.lower() == allowed.lower()

@@ -11,12 +11,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import metrics, settings
+from service.coalescing import coalesce
 from service.database import DatabaseUnavailable, fetch, prepare
 from service.errors import error_response
 from service.resources import JSONBytes
 
 HEAD = ScriptDirectory(str(Path(__file__).parent.parent / "alembic")).get_current_head()
 _VERSION = prepare(select(column("version_num")).select_from(table("alembic_version")))
+
+
+async def _read_versions(callers: list[None]) -> list[list[str]]:
+    versions = [row["version_num"] for row in await fetch(_VERSION)]
+    return [versions] * len(callers)
+
+
+# Whoever asks, and however often, it is one query at a time.
+read_versions = coalesce(_read_versions, most=10_000)
 
 
 async def live(request: Request) -> Response:
@@ -27,7 +37,7 @@ async def live(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """The database is there and migrated to head; 503 with the reason otherwise."""
     try:
-        versions = [row["version_num"] for row in await fetch(_VERSION)]
+        versions = await read_versions(None)
     except DatabaseUnavailable as error:
         return error_response(error.reason(), 503, {"Retry-After": "1"})
     if versions != [HEAD]:

@@ -111,8 +111,8 @@ try:
     # Seconds for an answer to begin and between its parts; routers give up at 30.
     REQUEST_TIMEOUT = _env.float("REQUEST_TIMEOUT", 25, validate=_seconds)
 
-    # Hosts that requests may name (`*.example.com` for a domain's), and origins whose pages may
-    # call the service (CORS); comma-separated, empty for any host and no origin.
+    # Hosts that requests may name (`*.example.com` for a domain's, `*` for any), and origins whose
+    # pages may call the service (CORS); comma-separated, empty for any host and no origin.
     ALLOWED_HOSTS = _env.list("ALLOWED_HOSTS", [], subcast=str)
     CORS_ORIGINS = _env.list("CORS_ORIGINS", [], subcast=str)
 

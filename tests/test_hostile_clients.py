@@ -462,6 +462,12 @@ def test_only_allowed_hosts_are_served(guarded: str, host: str, allowed: bool) -
     assert ask(guarded, "/notes/", f"Host: {host}").status == (200 if allowed else 400)
 
 
+def test_a_star_allows_any_host(new_database: databases.NewDatabase, tmp_path: Path) -> None:
+    """`*` among the hosts stands for every one, as it does elsewhere."""
+    with running(new_database("sqlite"), tmp_path / "log", ALLOWED_HOSTS="*") as url:
+        assert ask(url, "/notes/", "Host: evil.test").status == 200
+
+
 def test_a_missing_host_is_not_allowed(guarded: str) -> None:
     """A request without a host gets a 400 where hosts are named."""
     assert ask(guarded, "/notes/").status == 400
@@ -508,6 +514,7 @@ def test_pages_of_known_origins_may_call(guarded: str, origin: str) -> None:
         (httpx2.get(f"{guarded}/notes/99", headers=given), 404),
         (httpx2.post(f"{guarded}/notes/", json={}, headers=given), 422),
         (httpx2.post(f"{guarded}/notes/", content=b" " * 200, headers=given), 413),
+        (httpx2.get(f"{guarded}/notes/", headers=given | {"host": "evil.test"}), 400),
     ):
         assert answer.status_code == status
         assert answer.headers["access-control-allow-origin"] == origin
