@@ -74,14 +74,35 @@ def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], s
     return new_database(request.param)
 
 
-@pytest.fixture
-def service(database_url: str, tmp_path: Path) -> Iterator[httpx2.Client]:
-    """A client of the service that runs on a fresh database of each kind in turn."""
+class Server(NamedTuple):
+    """The service on a database that the tests of a module share."""
+
+    database_url: str
+    client: httpx2.Client
+    log: Path
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def server(
+    request: pytest.FixtureRequest,
+    new_database: Callable[[str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """The service on a database of each kind in turn."""
+    database_url = new_database(request.param)
+    log = tmp_path_factory.mktemp("server") / "service.log"
     with (
-        running(database_url, tmp_path / "service.log") as url,
+        running(database_url, log, "--timeout-keep-alive=600") as url,
         httpx2.Client(base_url=url, timeout=30) as client,
     ):
-        yield client
+        yield Server(database_url, client, log)
+
+
+@pytest.fixture
+def service(server: Server) -> httpx2.Client:
+    """A client of the service, which holds nothing."""
+    databases.clear(server.database_url)
+    return server.client
 
 
 class Pair(NamedTuple):

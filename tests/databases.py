@@ -4,9 +4,11 @@ import asyncio
 import os
 import re
 import secrets
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +17,7 @@ import asyncpg
 
 NewDatabase = Callable[[str], str]
 
+TABLES = ("notes", "idempotency_keys", "users")
 ROOT = Path(__file__).parent.parent
 SETTINGS = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
 
@@ -42,7 +45,12 @@ def migrate(database_url: str) -> None:
 
 
 def execute(database_url: str, *statements: str) -> Any:
-    """Runs statements on PostgreSQL, outside the service; gives the first value of the last."""
+    """Runs statements outside the service; gives the first value of the last."""
+    if database_url.startswith("sqlite"):
+        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
+            rows = [file.execute(statement).fetchone() for statement in statements]
+            file.commit()
+        return rows[-1] and rows[-1][0]
 
     async def run() -> Any:
         connection = await asyncpg.connect(database_url)
@@ -52,6 +60,14 @@ def execute(database_url: str, *statements: str) -> Any:
             await connection.close()
 
     return asyncio.run(run())
+
+
+def clear(database_url: str) -> None:
+    """Empties every table; ids begin with 1 again."""
+    if database_url.startswith("sqlite"):
+        execute(database_url, *(f"DELETE FROM {table}" for table in (*TABLES, "sqlite_sequence")))
+    else:
+        execute(database_url, f"TRUNCATE {', '.join(TABLES)} RESTART IDENTITY")
 
 
 def create_postgresql(server_url: str, template: str | None = None) -> str:

@@ -1,8 +1,6 @@
 """Filters: notes that are completed or not, and notes whose text contains another."""
 
-import sqlite3
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx2
@@ -11,49 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests import databases
-from tests.conftest import KINDS
-from tests.servers import running
+from tests.conftest import Server
 
 Note = dict[str, Any]
-
-
-class Server(NamedTuple):
-    """The service on a database that the tests of a module share."""
-
-    database_url: str
-    client: httpx2.Client
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def server(
-    request: pytest.FixtureRequest,
-    new_database: databases.NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
-    """The service on a database of each kind in turn."""
-    database_url = new_database(request.param)
-    with (
-        running(database_url, tmp_path_factory.mktemp("filters") / "service.log") as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
-    ):
-        yield Server(database_url, client)
-
-
-def execute(server: Server, statement: str) -> None:
-    """Runs a statement outside the service."""
-    if server.database_url.startswith("sqlite"):
-        with sqlite3.connect(server.database_url.removeprefix("sqlite:///")) as connection:
-            connection.execute(statement)
-        connection.close()
-    else:
-        databases.execute(server.database_url, statement)
-
-
-@pytest.fixture
-def service(server: Server) -> httpx2.Client:
-    """A client of the service, which holds no notes."""
-    execute(server, "DELETE FROM notes")
-    return server.client
 
 
 def create(service: httpx2.Client, *texts: str, completed: bool = False) -> list[Note]:
@@ -164,7 +122,10 @@ def test_the_filter_follows_changes(service: httpx2.Client) -> None:
 
 def test_notes_from_outside_are_found(server: Server, service: httpx2.Client) -> None:
     """A note that was stored by plain SQL, in ASCII, is found as any other."""
-    execute(server, "INSERT INTO notes (text, completed) VALUES ('From 100% OUTSIDE_', true)")
+    databases.execute(
+        server.database_url,
+        "INSERT INTO notes (text, completed) VALUES ('From 100% OUTSIDE_', true)",
+    )
     for q in ("outside", "FROM", "% o", "e_"):
         assert texts_of(find(service, q=q, completed="true")) == ["From 100% OUTSIDE_"]
         assert find(service, q=q, completed="false") == []
@@ -234,7 +195,7 @@ def test_filters_select_as_python_does(
     limit: int | None,
 ) -> None:
     """Any filters, order and limit together select what the same conditions in Python select."""
-    execute(server, "DELETE FROM notes")
+    databases.execute(server.database_url, "DELETE FROM notes")
     service = server.client
     notes = service.post("/notes/batch", json=entries).json()
     # What is contained for certain, in another case.

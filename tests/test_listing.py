@@ -13,6 +13,7 @@ import pytest
 
 from service.notes import FEW, HEAVY, PAGE
 from tests import databases
+from tests.conftest import Server
 from tests.servers import free_port, process, running, uvicorn
 
 
@@ -46,9 +47,9 @@ def request_listing(url: str) -> socket.socket:
 @pytest.mark.parametrize(
     "count", [0, 1, FEW - 1, FEW, FEW + 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 5000]
 )
-def test_a_listing_is_whole(database_url: str, service: httpx2.Client, count: int) -> None:
+def test_a_listing_is_whole(server: Server, service: httpx2.Client, count: int) -> None:
     """Every note is listed once, in order, with a length where one page holds them all."""
-    fill(database_url, count)
+    fill(server.database_url, count)
     answer = service.get("/notes/")
     assert answer.json() == [
         {"id": number, "text": "note", "completed": number % 2 == 1}

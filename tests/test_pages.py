@@ -4,8 +4,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx2
@@ -18,9 +17,8 @@ from pydantic_core import PydanticCustomError
 from starlette.testclient import TestClient
 
 from tests import databases
-from tests.conftest import KINDS
+from tests.conftest import Server
 from tests.raw import connect, send
-from tests.servers import running
 
 MAX_ID = 2**31 - 1
 
@@ -43,46 +41,6 @@ async def read_notes(
     q: Annotated[str, AfterValidator(refuse_nul)] | None = None,
 ) -> None:
     """What FastAPI makes of a listing's query."""
-
-
-class Server(NamedTuple):
-    """The service on a database that the tests of a module share."""
-
-    database_url: str
-    client: httpx2.Client
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def server(
-    request: pytest.FixtureRequest,
-    new_database: databases.NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
-    """The service on a database of each kind in turn."""
-    database_url = new_database(request.param)
-    log = tmp_path_factory.mktemp("pages") / "service.log"
-    with (
-        running(database_url, log, "--timeout-keep-alive=600") as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
-    ):
-        yield Server(database_url, client)
-
-
-@pytest.fixture
-def service(server: Server) -> httpx2.Client:
-    """A client of the service, which holds no notes."""
-    clear(server)
-    return server.client
-
-
-def clear(server: Server) -> None:
-    """Deletes every note, outside the service."""
-    if server.database_url.startswith("sqlite"):
-        with sqlite3.connect(server.database_url.removeprefix("sqlite:///")) as connection:
-            connection.execute("DELETE FROM notes")
-        connection.close()
-    else:
-        databases.execute(server.database_url, "DELETE FROM notes")
 
 
 def create(service: httpx2.Client, count: int, text: str = "note") -> list[int]:
@@ -356,7 +314,7 @@ def test_a_walk_misses_nothing_and_repeats_nothing(
     server: Server, count: int, limit: int, order: str, meanwhile: list[list[tuple[str, int]]]
 ) -> None:
     """A walk has every note that is there throughout once, whatever comes and goes meanwhile."""
-    clear(server)
+    databases.clear(server.database_url)
     service = server.client
     throughout = set(create(service, count))
     present = set(throughout)
@@ -538,9 +496,6 @@ def test_queries_are_read_as_fastapi_reads_them(
         assert mine.body == theirs.content
 
 
-def test_logs_hold_no_traceback(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_log_holds_no_traceback(server: Server) -> None:
     """None of the above has made the service fail."""
-    folders: list[Path] = sorted(tmp_path_factory.getbasetemp().glob("pages*"))
-    assert folders
-    for folder in folders:
-        assert "Traceback" not in (folder / "service.log").read_text()
+    assert "Traceback" not in server.log.read_text()

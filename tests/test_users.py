@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.users import normalize
+from tests.conftest import Server
 from tests.operating import operate
 
 Run = Callable[[Callable[[Any], Coroutine[Any, Any, Any]]], Any]
@@ -118,10 +119,10 @@ def test_usernames_are_normal(text: str) -> None:
         assert name is None
 
 
-def test_a_user_is_served(service: httpx2.Client, database_url: str) -> None:
+def test_a_user_is_served(server: Server, service: httpx2.Client) -> None:
     """`GET /users/{username}` gives the public part of a user and nothing else."""
     for command in (["add", "bob"], ["deactivate", "bob"]):
-        assert operate(database_url, "users", *command).returncode == 0
+        assert operate(server.database_url, "users", *command).returncode == 0
     answer = service.get("/users/Bob")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
