@@ -1,7 +1,8 @@
 """Commands for whoever operates the service: `python -m service --help`."""
 
 import asyncio
-from collections.abc import Awaitable
+import sqlite3
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import click
@@ -23,33 +24,31 @@ def users_group() -> None:
     """Say who may come in where ACCESS is token."""
 
 
-class Name(click.ParamType[str]):
-    """A username, in lower case."""
-
-    name = "name"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        username = users.normalize(value)
-        if username is None:
-            limits = f"1 to {MAX_USERNAME} of a-z, 0-9, dot, underscore and hyphen"
-            self.fail(f"{value!r} is no username: {limits}.", param, ctx)
-        return username
+def check_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """The username in lower case."""
+    username = users.normalize(value)
+    if username is None:
+        limits = f"1 to {MAX_USERNAME} of a-z, 0-9, dot, underscore and hyphen"
+        raise click.BadParameter(f"{value!r} is no username: {limits}.")
+    return username
 
 
-name_argument = click.argument("name", type=Name())
+name_argument = click.argument("name", callback=check_name)
 
 
-def run(action: Awaitable[Result]) -> Result:
+def run(action: Callable[..., Awaitable[Result]], *arguments: object) -> Result:
     """What the action on the database gives; ends the command where there is trouble with that."""
 
     async def run_connected() -> Result:
         async with connected():
-            return await action
+            return await action(*arguments)
 
     try:
         return asyncio.run(run_connected())
     except DatabaseUnavailable as error:
         raise click.ClickException(error.reason()) from error
+    except sqlite3.DatabaseError as error:
+        raise click.ClickException(f"The database can't be used: {error}") from error
 
 
 def known(user: Row | None, name: str) -> Row:
@@ -63,7 +62,7 @@ def known(user: Row | None, name: str) -> Row:
 def add(name: str) -> None:
     """Add a user, and print the token: it can't be shown again."""
     token = users.new_token()
-    if run(users.add_user(name, token)) is None:
+    if run(users.add_user, name, token) is None:
         raise click.ClickException(f"There is a user {name} already.")
     click.echo(token)
 
@@ -71,7 +70,7 @@ def add(name: str) -> None:
 @users_group.command("list")
 def list_all() -> None:
     """List all users: name, whether active, since when."""
-    for user in user_out.dump(run(users.list_users()), many=True):
+    for user in user_out.dump(run(users.list_users), many=True):
         state = "active" if user["is_active"] else "deactivated"
         click.echo(f"{user['username']}\t{state}\t{user['created_at']}")
 
@@ -80,14 +79,14 @@ def list_all() -> None:
 @name_argument
 def deactivate(name: str) -> None:
     """Let a user in no longer, within ACCESS_CACHE_SECONDS; the token is kept."""
-    known(run(users.set_active(name, False)), name)
+    known(run(users.set_active, name, False), name)
 
 
 @users_group.command()
 @name_argument
 def activate(name: str) -> None:
     """Let a user in again, with the token from before."""
-    known(run(users.set_active(name, True)), name)
+    known(run(users.set_active, name, True), name)
 
 
 @users_group.command()
@@ -95,7 +94,7 @@ def activate(name: str) -> None:
 def rotate(name: str) -> None:
     """Give a user another token, print it, and let the old one in no longer."""
     token = users.new_token()
-    known(run(users.set_token(name, token)), name)
+    known(run(users.set_token, name, token), name)
     click.echo(token)
 
 

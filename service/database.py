@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -70,10 +71,11 @@ class DatabaseUnavailable(Exception):
 
     def reason(self) -> str:
         """What is the matter, in a sentence without details."""
-        cause = type(self.__cause__).__name__
-        missing = cause in ("UndefinedTableError", "OperationalError")
-        trouble = "is not migrated" if missing else "is unavailable"
-        return f"The database {trouble}: {cause}"
+        cause = self.__cause__
+        missing = isinstance(cause, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
+        if missing or "no such" in str(cause):
+            return f"The database is not migrated: {type(cause).__name__}"
+        return f"The database is unavailable: {type(cause).__name__}"
 
 
 async def _keep(connection: Any) -> None:
@@ -119,6 +121,9 @@ _turns: dict[bool, asyncio.Semaphore] = {}
 # out again takes as long as a statement.
 _idle: list[Connection] = []
 
+# At the end connections go back to the pool, which waits for them.
+_is_closing = False
+
 # The connections to SQLite, one for reads and one for writes, so that nobody reads behind a writer
 # that waits; encode/databases would open a file and start a thread for each statement.
 _files: dict[bool, aiosqlite.Connection] = {}
@@ -127,6 +132,8 @@ _files: dict[bool, aiosqlite.Connection] = {}
 @asynccontextmanager
 async def connected() -> AsyncIterator[None]:
     """Opens the database for the life of the service, and closes it within bounded time."""
+    global _is_closing
+    _is_closing = False
     await database.connect()
     if DIALECT == "sqlite":
         for writes in (False, True):
@@ -141,6 +148,7 @@ async def connected() -> AsyncIterator[None]:
         yield
     finally:
         idling.cancel()
+        _is_closing = True
         # What is left of the time between SIGTERM and SIGKILL; asyncpg then closes by force.
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
@@ -153,7 +161,7 @@ async def connected() -> AsyncIterator[None]:
 
 
 async def _open() -> None:
-    """Adds a connection to the idle ones, whether or not its caller is still there.
+    """Adds a connection to the idle ones, where it isn't lost if its caller is cancelled just then.
 
     Runs as a task of its own, as encode/databases has one connection for each task.
     """
@@ -164,15 +172,16 @@ async def _take() -> Connection:
     while True:
         while _idle:
             connection = _idle.pop()
-            if _is_open(connection):
+            if _is_usable(connection):
                 return connection
             await connection.__aexit__()
         await asyncio.create_task(_open())
 
 
-def _is_open(connection: Connection) -> bool:
+def _is_usable(connection: Connection) -> bool:
+    raw = connection.raw_connection
     try:
-        return not connection.raw_connection.is_closed()
+        return not (raw.is_closed() or raw.is_in_transaction())
     except asyncpg.InterfaceError:
         # The pool has noticed already.
         return False
@@ -180,7 +189,8 @@ def _is_open(connection: Connection) -> bool:
 
 async def _give_back() -> None:
     while _idle:
-        await _idle.pop().__aexit__()
+        with suppress(*TROUBLE):
+            await _idle.pop().__aexit__()
 
 
 async def _give_back_idle() -> None:
@@ -266,8 +276,8 @@ async def transaction() -> AsyncIterator[Run]:
                 yield partial(_run, raw)
                 await raw.execute("COMMIT")
             except BaseException as error:
-                # A connection to PostgreSQL is closed when this is cancelled, which does as well.
-                if DIALECT == "sqlite" or isinstance(error, Exception):
+                # A connection to PostgreSQL is closed in these cases, which does as well.
+                if DIALECT == "sqlite" or not isinstance(error, TimeoutError | CancelledError):
                     with suppress(*TROUBLE):
                         await raw.execute("ROLLBACK")
                 raise
@@ -294,13 +304,13 @@ async def _connection(writes: bool) -> AsyncIterator[Any]:
         raw = connection.raw_connection
         try:
             yield raw
-        except (TimeoutError, asyncio.CancelledError):
+        except (TimeoutError, CancelledError):
             # The server may hang, and never take the cancellation of what it has begun.
             with suppress(*TROUBLE):
                 await raw.close(timeout=CANCEL_SECONDS)
             raise
         finally:
-            if _is_open(connection):
+            if _is_usable(connection) and not _is_closing:
                 _idle.append(connection)
             else:
                 await connection.__aexit__()
@@ -327,7 +337,7 @@ async def _run_in_thread(raw: aiosqlite.Connection, sql: str, arguments: list[An
     try:
         async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT):
             return await asyncio.shield(running)
-    except (TimeoutError, asyncio.CancelledError):
+    except (TimeoutError, CancelledError):
         await raw.interrupt()
         await asyncio.wait([running])
         running.exception()

@@ -86,20 +86,21 @@ class Edge:
             app = self._refusal(scope) or app
         self.deadlines[task] = began + REQUEST_TIMEOUT
         try:
-            await app(scope, receive, count)
+            try:
+                await app(scope, receive, count)
+            except Exception as error:
+                response = errors.answer(error)
+                if response is None:
+                    logger.exception("request_id=%s", request_id.decode())
+                    response = error_response("Internal Server Error", 500)
+                if not status:
+                    await self.wrap(response)(scope, receive, count)
         except asyncio.CancelledError:
             # By the deadline, or at the end of the grace of a shutdown. An answer that has begun
             # is broken off, which uvicorn does when it is not complete.
             task.uncancel()
             if not status:
                 await self.wrap(_late(scope))(scope, receive, count)
-        except Exception as error:
-            response = errors.answer(error)
-            if response is None:
-                logger.exception("request_id=%s", request_id.decode())
-                response = error_response("Internal Server Error", 500)
-            if not status:
-                await self.wrap(response)(scope, receive, count)
         finally:
             del self.deadlines[task]
             seconds = time.perf_counter() - began

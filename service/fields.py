@@ -67,6 +67,10 @@ class Boolean(fields.Boolean):
             raise ValidationError("bool_type")
         raise self.make_error("invalid")
 
+    def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> bool:
+        # SQLite keeps booleans as integers.
+        return bool(value)
+
     @staticmethod
     def _is_integer(value: Any) -> bool:
         """Whether pydantic sees a number of 64 bits, which names another error."""

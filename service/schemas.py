@@ -69,7 +69,7 @@ class User(Schema):
 
     id = fields.Integer(required=True)
     username = fields.String(required=True)
-    is_active = fields.Boolean(required=True)
+    is_active = Boolean(required=True)
     created_at = Timestamp(required=True)
 
 

@@ -8,7 +8,7 @@ stays the one source of the shape.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from marshmallow import Schema, fields
+from marshmallow import EXCLUDE, Schema, fields
 
 from service.database import Row
 from service.fields import Boolean, Text
@@ -45,12 +45,22 @@ PLAIN: dict[type[fields.Field[Any]], Callable[[Any], bool]] = {
 }
 
 
+def _is_plain(field: fields.Field[Any]) -> bool:
+    return type(field) in PLAIN and not (field.validators or field.data_key or field.attribute)
+
+
 def compile_load(schema: Schema) -> Callable[[Any], Any]:
-    """A function that equals `schema.load`, for a schema of PLAIN fields without hooks.
+    """A function that equals `schema.load`, for a schema without hooks.
 
     An object whose values are all there and need no conversion is taken as it is; everything else
-    goes through marshmallow.
+    goes through marshmallow, and all of a schema that has more to it than PLAIN fields.
     """
+    if (
+        schema.many
+        or schema.unknown != EXCLUDE
+        or not all(map(_is_plain, schema.load_fields.values()))
+    ):
+        return schema.load
     checks = [(name, PLAIN[type(field)]) for name, field in schema.load_fields.items()]
 
     def load(data: Any) -> Any:

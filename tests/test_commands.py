@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,20 @@ def test_a_database_in_trouble(new_database: NewDatabase, command: str) -> None:
     missing = users(empty, *arguments)
     assert missing.returncode == 1
     assert missing.stderr == "Error: The database is not migrated: UndefinedTableError\n"
+
+
+@pytest.mark.parametrize("content", [None, b"no database" * 100])
+def test_a_file_that_is_no_database(tmp_path: Path, content: bytes | None) -> None:
+    """A file that can't be opened, or holds something else, is one line that says so."""
+    file = tmp_path / "notes.db"
+    if content is None:
+        file.symlink_to("/proc/nothing.db")
+    else:
+        file.write_bytes(content)
+    for arguments in (["list"], ["add", "bob"]):
+        result = users(f"sqlite:///{file}", *arguments)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert re.fullmatch("Error: The database can't be used: .+\n", result.stderr)
 
 
 def test_commands_need_no_web_framework() -> None:

@@ -5,7 +5,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import orjson
@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from marshmallow import Schema, ValidationError, fields
+from marshmallow.validate import Length
 
+from service.fields import Text
 from service.schemas import note_in, note_out
 from service.serializing import compile_dump, compile_load
 from tests import databases
@@ -120,3 +122,24 @@ def test_what_needs_no_conversion_does_without_marshmallow() -> None:
     load = compile_load(schema)
     schema.load = None  # type: ignore[method-assign, assignment]
     assert load({"text": "a", "completed": True}) == {"text": "a", "completed": True}
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        (Text(validate=Length(max=3)), {"it": "longer"}),
+        (Text(data_key="that"), {"that": "a"}),
+        (Text(attribute="that"), {"it": "a"}),
+        (Text(load_default="a"), {}),
+        (Text(allow_none=True), {"it": None}),
+        (fields.Integer(), {"it": "7"}),
+    ],
+)
+@pytest.mark.parametrize("unknown", ["exclude", "raise"])
+def test_whatever_else_a_schema_has_is_kept(
+    field: fields.Field[Any], given: dict[str, Any], unknown: Literal["exclude", "raise"]
+) -> None:
+    """Fields that aren't plain, and a schema's own rules, are left to marshmallow."""
+    schema = Schema.from_dict({"it": field})(unknown=unknown)
+    for data in (given, {**given, "other": 1}):
+        assert outcome(compile_load(schema), data) == outcome(schema.load, data)

@@ -128,7 +128,8 @@ def test_a_user_is_served(server: Server, service: httpx2.Client) -> None:
     assert answer.headers["content-type"] == "application/json"
     user = answer.json()
     assert list(user) == ["id", "username", "is_active", "created_at"]
-    assert (user["id"], user["username"], user["is_active"]) == (1, "bob", False)
+    assert (user["id"], user["username"]) == (1, "bob")
+    assert user["is_active"] is False
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", user["created_at"])
     assert service.head("/users/bob").headers["content-length"] == str(len(answer.content))
     for name in ("carol", "b%6Fb%00", "b%20", "%E2%84%AA", "b" * 5000):
