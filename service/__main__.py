@@ -3,13 +3,16 @@
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import click
 
 from service import users
-from service.database import DatabaseUnavailable, Row, connected
+from service.database import DIALECT, connected, database
 from service.schemas import MAX_USERNAME, user_out
+from service.statements import Row
+from service.trouble import DatabaseUnavailable
 
 Result = TypeVar("Result")
 
@@ -39,6 +42,10 @@ name_argument = click.argument("name", callback=check_name)
 def run(action: Callable[..., Awaitable[Result]], *arguments: object) -> Result:
     """What the action on the database gives; ends the command where there is trouble with that."""
 
+    if DIALECT == "sqlite" and not Path(database.url.database).exists():
+        # It would be made, empty.
+        raise click.ClickException(f"There is no file {database.url.database}.")
+
     async def run_connected() -> Result:
         async with connected():
             return await action(*arguments)
@@ -49,6 +56,15 @@ def run(action: Callable[..., Awaitable[Result]], *arguments: object) -> Result:
         raise click.ClickException(error.reason()) from error
     except sqlite3.DatabaseError as error:
         raise click.ClickException(f"The database can't be used: {error}") from error
+
+
+def show(token: str, name: str) -> None:
+    try:
+        click.echo(token)
+    except OSError as error:
+        raise click.ClickException(
+            f"{name} has a new token, which could not be printed ({error}): rotate it."
+        ) from error
 
 
 def known(user: Row | None, name: str) -> Row:
@@ -64,7 +80,7 @@ def add(name: str) -> None:
     token = users.new_token()
     if run(users.add_user, name, token) is None:
         raise click.ClickException(f"There is a user {name} already.")
-    click.echo(token)
+    show(token, name)
 
 
 @users_group.command("list")
@@ -95,7 +111,7 @@ def rotate(name: str) -> None:
     """Give a user another token, print it, and let the old one in no longer."""
     token = users.new_token()
     known(run(users.set_token, name, token), name)
-    click.echo(token)
+    show(token, name)
 
 
 if __name__ == "__main__":

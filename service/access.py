@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import metrics, users
 from service.coalescing import coalesce
-from service.database import DatabaseUnavailable
 from service.settings import ACCESS, ACCESS_CACHE_SECONDS
+from service.trouble import DatabaseUnavailable
 
 logger = logging.getLogger("service")
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,10 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from service.database import DatabaseUnavailable
+from service.trouble import DatabaseUnavailable
 from service.validation import InvalidInput
 
 logger = logging.getLogger("service")
+
+LOG_SECONDS = 1
+_logged_at = -math.inf
 
 _dumps = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 
@@ -40,6 +45,15 @@ def error_response(
     return Response(body, status_code, headers, "application/json")
 
 
+def _log(error: DatabaseUnavailable) -> None:
+    """Logs trouble with the database, of which each query tells, once a second."""
+    global _logged_at
+    now = time.monotonic()
+    if now - _logged_at >= LOG_SECONDS:
+        _logged_at = now
+        logger.warning("database unavailable: %r", error.__cause__)
+
+
 def answer(error: Exception) -> Response | None:
     """The response that tells an exception; None for a defect of this service."""
     match error:
@@ -53,9 +67,6 @@ def answer(error: Exception) -> Response | None:
             # Nobody is there to read it, but the log wants no traceback for what is no defect.
             return error_response("Client disconnected", 400)
         case DatabaseUnavailable():
-            if not error.is_logged:
-                # Coalesced callers share the error.
-                error.is_logged = True
-                logger.warning("database unavailable: %r", error.__cause__)
+            _log(error)
             return error_response("Service Unavailable", 503, {"Retry-After": "1"})
     return None

@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from service import metrics, settings
 from service.coalescing import coalesce
-from service.database import DatabaseUnavailable, fetch, prepare
 from service.errors import error_response
 from service.resources import JSONBytes
+from service.statements import fetch, prepare
+from service.trouble import DatabaseUnavailable
 
 HEAD = ScriptDirectory(str(Path(__file__).parent.parent / "alembic")).get_current_head()
 _VERSION = prepare(select(column("version_num")).select_from(table("alembic_version")))

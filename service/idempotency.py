@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from sqlalchemy import BigInteger, bindparam, select
 
-from service.database import Run, insert, prepare, transaction
+from service.statements import Run, insert, prepare, transaction
 from service.tables import idempotency_keys as keys
 
 LIFETIME_SECONDS = 24 * 60 * 60

@@ -9,7 +9,8 @@ from sqlalchemy import ARRAY, BigInteger, Integer, String, bindparam, case, coll
 from sqlalchemy.sql import ColumnElement, Insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
-from service.database import DIALECT, Row, Run, Statement, fetch, is_one_of, listed, prepare
+from service.database import DIALECT
+from service.statements import Row, Run, Statement, fetch, is_one_of, listed, prepare
 from service.tables import notes
 
 # A page has FEW notes at the most where as many as it could have would be more than HEAVY bytes:

@@ -69,6 +69,7 @@ class Protocol(HttpToolsProtocol):
 
     head_timer: asyncio.TimerHandle | None = None
     in_head = False
+    in_tail = False
     head_size = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,10 +87,10 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.in_head:
+        if self.in_head or self.in_tail:
             self.head_size += len(data)
         super().data_received(data)
-        if self.in_head and self.head_size > MOST:
+        if (self.in_head or self.in_tail) and self.head_size > MOST:
             self.transport.close()
         idle = self.cycle is None or self.cycle.response_complete
         if (self.in_head or idle) and not (self.head_timer or self.timeout_keep_alive_task):
@@ -111,8 +112,21 @@ class Protocol(HttpToolsProtocol):
         if self.head_timer is not None:
             self._stop_waiting_for_head()
         super().on_headers_complete()
+        # What follows the body is no header (RFC 9110, section 6.5.1); nobody reads it.
+        self.headers = []
+
+    def on_chunk_header(self) -> None:
+        # Until some of the chunk has come it may be the last one, which trailers follow; they are
+        # bounded as a head is.
+        self.in_tail = True
+        self.head_size = 0
+
+    def on_body(self, body: bytes) -> None:
+        self.in_tail = False
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self.in_tail = False
         super().on_message_complete()
         if self.cycle.response_complete:
             # The end of a body that nobody wanted; from here on the connection is idle.

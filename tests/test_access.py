@@ -2,6 +2,7 @@
 
 import base64
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -227,6 +229,18 @@ def test_no_trick_comes_in(
     response = connection.getresponse()
     assert b"the secret" not in response.read()
     assert response.status in (307, 400, 401, 404)
+
+
+def test_a_trailer_is_no_header(house: House) -> None:
+    """What follows a chunked body is not taken for a header (RFC 9110, section 6.5.1)."""
+    host = urlsplit(house.url)
+    with socket.create_connection((host.hostname, host.port), timeout=30) as client:
+        client.sendall(
+            b"POST /notes/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+            b"Connection: close\r\n\r\n0\r\n"
+            b"Authorization: Bearer " + house.token.encode() + b"\r\n\r\n"
+        )
+        assert client.recv(1000).startswith(b"HTTP/1.1 401 ")
 
 
 def test_a_refused_body_is_not_read(house: House, connection: HTTPConnection) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import ROOT, NewDatabase, execute
+from tests.databases import ROOT, NewDatabase, environment, execute
 from tests.operating import operate
 from tests.servers import free_port
 
@@ -83,18 +83,38 @@ def test_a_database_in_trouble(new_database: NewDatabase, command: str) -> None:
     assert missing.stderr == "Error: The database is not migrated: UndefinedTableError\n"
 
 
-@pytest.mark.parametrize("content", [None, b"no database" * 100])
-def test_a_file_that_is_no_database(tmp_path: Path, content: bytes | None) -> None:
-    """A file that can't be opened, or holds something else, is one line that says so."""
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    """A file that isn't there is not made, and one that holds something else is left as it is."""
     file = tmp_path / "notes.db"
-    if content is None:
-        file.symlink_to("/proc/nothing.db")
-    else:
-        file.write_bytes(content)
-    for arguments in (["list"], ["add", "bob"]):
-        result = users(f"sqlite:///{file}", *arguments)
-        assert (result.returncode, result.stdout) == (1, "")
-        assert re.fullmatch("Error: The database can't be used: .+\n", result.stderr)
+    for content in (None, b"no database" * 100):
+        if content:
+            file.write_bytes(content)
+        for arguments in (["list"], ["add", "bob"]):
+            result = users(f"sqlite:///{file}", *arguments)
+            assert (result.returncode, result.stdout) == (1, "")
+            said = "The database can't be used: .+" if content else f"There is no file {file}."
+            assert re.fullmatch(f"Error: {said}\n", result.stderr)
+        assert (file.read_bytes() if file.exists() else None) == content
+
+
+@pytest.mark.parametrize("command", ["add", "rotate"])
+def test_a_token_that_cannot_be_printed(new_database: NewDatabase, command: str) -> None:
+    """Where nobody could read the token, the command says that there is one and what to do."""
+    database_url = new_database("sqlite")
+    if command == "rotate":
+        users(database_url, "add", "bob")
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "service", "users", command, "bob"],
+            cwd=ROOT,
+            env=environment(DATABASE_URL=database_url),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: bob has a new token, which could not be printed")
+    assert users(database_url, "rotate", "bob").returncode == 0
 
 
 def test_commands_need_no_web_framework() -> None:

@@ -281,6 +281,33 @@ def test_an_endless_head_takes_little_memory(
         assert service.process.memory_info().rss - before < 20_000_000
 
 
+@pytest.mark.parametrize("start", [b"0\r\n", b"0\r\nX-Long: ", b"1\r\na\r\n0\r\n"])
+@pytest.mark.parametrize("piece", [b"a" * 65536, b"a: b\r\n" * 10_000])
+def test_endless_trailers_take_little_memory(
+    new_database: databases.NewDatabase, tmp_path: Path, start: bytes, piece: bytes
+) -> None:
+    """A client that has no end of headers behind its body is cut off as in front of it."""
+    with serving(new_database("sqlite"), tmp_path / "log") as service:
+        before = service.process.memory_info().rss
+        with service.connect() as client:
+            client.sendall(head("POST", "/notes/", "Transfer-Encoding: chunked") + start)
+            sent, _ = send_for_ever(client, piece, 2 * BUFFERED)
+        assert sent < BUFFERED
+        assert service.process.memory_info().rss - before < 20_000_000
+
+
+def test_trailers_of_a_body_are_left_out(service: Service) -> None:
+    """A body with a trailer behind it is taken as one without."""
+    body = b"%x\r\n%b\r\n0\r\nX-Sum: 1\r\n\r\n" % (len(json.dumps(NOTE)), json.dumps(NOTE).encode())
+    fields = ("Content-Type: application/json", "Transfer-Encoding: chunked")
+    with service.connect() as client:
+        for _ in range(2):
+            client.sendall(head("POST", "/notes/", *fields))
+            for byte in body:
+                client.sendall(bytes([byte]))
+            assert client.recv(10_000).startswith(b"HTTP/1.1 200 ")
+
+
 def test_endless_pipelining_takes_little_memory(
     new_database: databases.NewDatabase, tmp_path: Path
 ) -> None:

@@ -15,7 +15,6 @@ from starlette.responses import Response, StreamingResponse
 from service import idempotency, metrics, notes, preferences
 from service.body import media_type, parse, parse_lines, read_body
 from service.coalescing import coalesce
-from service.database import Row, Run
 from service.notes import Selection
 from service.resources import JSONBytes
 from service.schemas import (
@@ -28,6 +27,7 @@ from service.schemas import (
     note_patch,
 )
 from service.serializing import compile_dump, compile_load
+from service.statements import Row, Run
 from service.validation import InvalidInput, describe, load
 
 LINES = "application/x-ndjson"

@@ -1,0 +1,137 @@
+"""Statements: compiled once, run on either database, and within bounded time."""
+
+import asyncio
+from asyncio import CancelledError
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
+
+import aiosqlite
+import orjson
+from sqlalchemy import ARRAY, ClauseElement, Column, ColumnElement, bindparam, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.engine import Dialect
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from service import settings
+from service.database import DIALECT, connection
+from service.trouble import LOST, TROUBLE, DatabaseUnavailable
+
+
+class Row(Protocol):
+    """A row of either driver; columns are taken by name."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+class Statement(NamedTuple):
+    """A statement's SQL, and the names of its parameters in the order of their places."""
+
+    sql: str
+    names: list[str]
+    values: dict[str, Any]
+    writes: bool
+    plan_anew: bool
+
+
+def prepare(statement: ClauseElement, plan_anew: bool = False) -> Statement:
+    """Compiles a statement once, for `fetch`; encode/databases does so at every call.
+
+    `plan_anew` is for statements whose best plan depends on the parameters: PostgreSQL keeps one
+    plan for all of a prepared statement's calls otherwise.
+    """
+    dialect: type[Dialect] = SQLiteDialect_aiosqlite if DIALECT == "sqlite" else PGDialect_asyncpg
+    compiled = statement.compile(dialect=dialect())
+    assert isinstance(compiled, SQLCompiler)
+    return Statement(
+        compiled.string,
+        list(compiled.positiontup or []),
+        dict(compiled.params),
+        compiled.isinsert or compiled.isupdate or compiled.isdelete,
+        plan_anew,
+    )
+
+
+# INSERT with the clauses that both databases have and the standard has not.
+insert = sqlite.insert if DIALECT == "sqlite" else postgresql.insert
+
+
+def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:
+    """Whether the column has one of the values that `listed` gives for the parameter."""
+    if DIALECT == "sqlite":
+        values = func.json_each(bindparam(name)).table_valued("value")
+        return column.in_(select(values.c.value))
+    return column == func.any(bindparam(name, type_=ARRAY(column.type)))
+
+
+def listed(values: Iterable[int | str]) -> str | list[int | str]:
+    """Values for `is_one_of`, any number of them in a statement of constant text."""
+    found = list(values)
+    return orjson.dumps(found).decode() if DIALECT == "sqlite" else found
+
+
+Run = Callable[..., Awaitable[Sequence[Row]]]
+
+
+async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
+    """Runs a prepared statement, in a transaction of its own, and gives its rows.
+
+    Raises DatabaseUnavailable, within bounded time. A read whose connection was lost is tried once
+    more; a write never is, as it may have been carried out.
+    """
+    may_retry = not statement.writes
+    while True:
+        try:
+            async with connection(statement.writes) as raw:
+                return await _run(raw, statement, **values)
+        except TROUBLE as error:
+            if not (may_retry and isinstance(error, LOST)):
+                raise DatabaseUnavailable(str(error)) from error
+            may_retry = False
+
+
+@asynccontextmanager
+async def transaction() -> AsyncIterator[Run]:
+    """Gives a function like `fetch` whose statements are carried out all or not at all."""
+    try:
+        async with connection(writes=True) as raw:
+            try:
+                await raw.execute("BEGIN IMMEDIATE" if DIALECT == "sqlite" else "BEGIN")
+                yield partial(_run, raw)
+                await raw.execute("COMMIT")
+            except BaseException as error:
+                # A connection to PostgreSQL is closed in these cases, which does as well.
+                if DIALECT == "sqlite" or not isinstance(error, TimeoutError | CancelledError):
+                    with suppress(*TROUBLE):
+                        await raw.execute("ROLLBACK")
+                raise
+    except TROUBLE as error:
+        raise DatabaseUnavailable(str(error)) from error
+
+
+async def _run(raw: Any, statement: Statement, **values: Any) -> Sequence[Row]:
+    values = statement.values | values
+    arguments = [values[name] for name in statement.names]
+    if DIALECT == "sqlite":
+        rows = await _run_in_thread(raw, statement.sql, arguments)
+    elif statement.plan_anew and settings.DATABASE_STATEMENT_CACHE:
+        rows = await (await raw.prepare(statement.sql)).fetch(*arguments)
+    else:
+        rows = await raw.fetch(statement.sql, *arguments)
+    return cast("Sequence[Row]", rows)
+
+
+async def _run_in_thread(raw: aiosqlite.Connection, sql: str, arguments: list[Any]) -> Any:
+    """Runs a statement on SQLite; one that has no more time is interrupted and waited for."""
+    running = asyncio.ensure_future(raw.execute_fetchall(sql, arguments))
+    try:
+        async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT):
+            return await asyncio.shield(running)
+    except (TimeoutError, CancelledError):
+        await raw.interrupt()
+        await asyncio.wait([running])
+        running.exception()
+        raise
