@@ -1,9 +1,9 @@
 """Parse, call `notes`, respond."""
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, unquote_plus
 
 import orjson
@@ -16,6 +16,7 @@ from service import idempotency, metrics, notes, preferences
 from service.body import media_type, parse, parse_lines, read_body
 from service.coalescing import coalesce
 from service.notes import Selection
+from service.pages import PageRequest, dump, lines_of, read_page, stream
 from service.resources import JSONBytes
 from service.schemas import (
     MAX_BATCH,
@@ -23,49 +24,19 @@ from service.schemas import (
     batch_in,
     listing_query,
     note_in,
-    note_out,
     note_patch,
 )
-from service.serializing import compile_dump, compile_load
+from service.serializing import compile_load
 from service.statements import Row, Run
 from service.validation import InvalidInput, describe, load
 
 LINES = "application/x-ndjson"
 VARY = (b"vary", b"Accept")
 
-dump = compile_dump(note_out)
 load_note = compile_load(note_in)
 _ID = re.compile("[1-9][0-9]{0,9}")
 # The draft's string in quotes, or the bare key that most clients send.
 _KEY = re.compile(r'"([ !#-\[\]-~]{1,255})"|([!#-~]{1,255})')
-
-
-class PageRequest(NamedTuple):
-    """What a page of a listing depends on; `lines` is for NDJSON."""
-
-    selection: Selection
-    after: int | None
-    most: int
-    lines: bool
-
-
-class Page(NamedTuple):
-    """Some notes in a row, and the id to go on after; None at the end."""
-
-    body: bytes
-    after: int | None
-
-
-def _lines(new: Sequence[object]) -> bytes:
-    return b"".join(orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE) for note in new)
-
-
-async def _read_page(requests: list[PageRequest]) -> list[Page]:
-    selection, after, most, lines = requests[0]
-    rows, more = await notes.list_notes(selection, after, most)
-    found = dump(rows)
-    page = Page(_lines(found) if lines else orjson.dumps(found), rows[-1]["id"] if more else None)
-    return [page] * len(requests)
 
 
 async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
@@ -73,25 +44,9 @@ async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
     return [found.get(note_id) for note_id in note_ids]
 
 
-# The bodies of a hundred creates, each as large as MAX_BODY_BYTES, still fit into one statement.
-read_page = coalesce(
-    _read_page, most=10_000, key=lambda request: request, observe=metrics.batch("list_notes")
-)
 get_note = coalesce(_get_notes, most=1_000, observe=metrics.batch("get_notes"))
+# The bodies of a hundred creates, each as large as MAX_BODY_BYTES, still fit into one statement.
 insert_note = coalesce(notes.insert_notes, most=100, observe=metrics.batch("insert_notes"))
-
-
-async def _stream(request: PageRequest, page: Page) -> AsyncIterator[bytes]:
-    """All notes of a listing, from its first page on."""
-    yield page.body if request.lines else page.body[:-1]
-    while page.after is not None:
-        page = await read_page(request._replace(after=page.after))
-        if request.lines:
-            yield page.body
-        elif page.body != b"[]":
-            yield b"," + page.body[1:-1]
-    if not request.lines:
-        yield b"]"
 
 
 def _next(request: Request, after: int) -> tuple[bytes, bytes]:
@@ -126,7 +81,7 @@ async def read_notes(request: Request) -> Response:
     if is_limited or page.after is None:
         link = [] if page.after is None else [_next(request, page.after)]
         return JSONBytes(page.body, headers=[VARY, *link], media_type=kind)
-    pages = _stream(page_request, page) if request.method == "GET" else iter(())
+    pages = stream(page_request, page) if request.method == "GET" else iter(())
     return StreamingResponse(pages, headers={"Vary": "Accept"}, media_type=kind)
 
 
@@ -205,7 +160,7 @@ async def create_notes(request: Request) -> Response:
     else:
         stored = encode(await notes.insert_notes(new))
     if preferences.wants_lines(request):
-        return _written(request, _lines(orjson.loads(stored)), media_type=LINES)
+        return _written(request, lines_of(orjson.loads(stored)), media_type=LINES)
     return _written(request, stored)
 
 

@@ -1,0 +1,61 @@
+"""Pages of notes, encoded once for all who want the same one, and listings made of them."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+import orjson
+
+from service import metrics, notes
+from service.coalescing import coalesce
+from service.notes import Selection
+from service.schemas import note_out
+from service.serializing import compile_dump
+
+dump = compile_dump(note_out)
+
+
+class PageRequest(NamedTuple):
+    """What a page of a listing depends on; `lines` is for NDJSON."""
+
+    selection: Selection
+    after: int | None
+    most: int
+    lines: bool
+
+
+class Page(NamedTuple):
+    """Some notes in a row, and the id to go on after; None at the end."""
+
+    body: bytes
+    after: int | None
+
+
+def lines_of(new: Sequence[object]) -> bytes:
+    """Newline-delimited JSON."""
+    return b"".join(orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE) for note in new)
+
+
+async def _read_page(requests: list[PageRequest]) -> list[Page]:
+    selection, after, most, lines = requests[0]
+    rows, more = await notes.list_notes(selection, after, most)
+    found = dump(rows)
+    page = Page(lines_of(found) if lines else orjson.dumps(found), rows[-1]["id"] if more else None)
+    return [page] * len(requests)
+
+
+read_page = coalesce(
+    _read_page, most=10_000, key=lambda request: request, observe=metrics.batch("list_notes")
+)
+
+
+async def stream(request: PageRequest, page: Page) -> AsyncIterator[bytes]:
+    """All notes of a listing, from its first page on."""
+    yield page.body if request.lines else page.body[:-1]
+    while page.after is not None:
+        page = await read_page(request._replace(after=page.after))
+        if request.lines:
+            yield page.body
+        elif page.body != b"[]":
+            yield b"," + page.body[1:-1]
+    if not request.lines:
+        yield b"]"
