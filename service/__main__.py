@@ -1,7 +1,9 @@
 """Commands for whoever operates the service: `python -m service --help`."""
 
 import asyncio
+import os
 import sqlite3
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -62,6 +64,8 @@ def show(token: str, name: str) -> None:
     try:
         click.echo(token)
     except OSError as error:
+        # What is left in the buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.ClickException(
             f"{name} has a new token, which could not be printed ({error}): rotate it."
         ) from error

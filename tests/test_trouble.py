@@ -12,7 +12,7 @@ from tests.servers import free_port, running
 
 
 def test_a_database_that_is_away_is_503(tmp_path: Path) -> None:
-    """The service starts without its database and answers 503 with `Retry-After` meanwhile."""
+    """The service starts without its database, answers 503 with `Retry-After`, and logs little."""
     url = f"postgresql://nobody@127.0.0.1:{free_port()}/notes"
     with running(url, tmp_path / "log") as service:
         for answer in (
@@ -22,6 +22,9 @@ def test_a_database_that_is_away_is_503(tmp_path: Path) -> None:
             assert answer.status_code == 503
             assert answer.json() == {"detail": "Service Unavailable"}
             assert int(answer.headers["retry-after"]) > 0
+        for _ in range(30):
+            assert httpx2.get(f"{service}/notes/1").status_code == 503
+        assert 1 <= (tmp_path / "log").read_text().count("database unavailable") < 15
 
 
 def test_a_locked_file_is_waited_for(new_database: databases.NewDatabase, tmp_path: Path) -> None:
