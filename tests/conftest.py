@@ -105,6 +105,22 @@ def service(server: Server) -> httpx2.Client:
     return server.client
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def processes(
+    request: pytest.FixtureRequest,
+    new_database: Callable[[str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[list[str]]:
+    """The URLs of two processes on one database, of each kind in turn."""
+    database_url = new_database(request.param)
+    logs = tmp_path_factory.mktemp("processes")
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(running(database_url, logs / f"{number}.log"))
+            for number in range(2)
+        ]
+
+
 class Pair(NamedTuple):
     """Connections to the service and to the FastAPI example, on databases of the same kind."""
 

@@ -3,17 +3,13 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tests import databases
-from tests.conftest import KINDS
-from tests.servers import running
 
 NOTE = {"text": "note", "completed": False}
 FAILED = (412, {"detail": "Precondition Failed"})
@@ -24,22 +20,6 @@ WRITES: list[tuple[str, dict[str, Any] | None]] = [
     ("PATCH", {}),
     ("DELETE", None),
 ]
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def processes(
-    request: pytest.FixtureRequest,
-    new_database: databases.NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[list[str]]:
-    """The URLs of two processes on one database, of each kind in turn."""
-    database_url = new_database(request.param)
-    logs = tmp_path_factory.mktemp("conditional")
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(running(database_url, logs / f"{number}.log"))
-            for number in range(2)
-        ]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
@@ -15,10 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from tests import databases
-from tests.conftest import KINDS
 from tests.raw import connect, send
-from tests.servers import running
 
 JSON = {"content-type": "application/json"}
 NOTE = {"text": "note", "completed": False}
@@ -58,22 +55,6 @@ def twin() -> Iterator[TestClient]:
     """A client of the oracle."""
     with TestClient(oracle, raise_server_exceptions=False) as client:
         yield client
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def processes(
-    request: pytest.FixtureRequest,
-    new_database: databases.NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[list[str]]:
-    """The URLs of two processes on one database, of each kind in turn."""
-    database_url = new_database(request.param)
-    logs = tmp_path_factory.mktemp("writes")
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(running(database_url, logs / f"{number}.log"))
-            for number in range(2)
-        ]
 
 
 @pytest.fixture(scope="module")
