@@ -30,7 +30,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     # What has been imported stays; without this, each full collection walks through all of it.
     gc.collect()
     gc.freeze()
-    # Requests leave no cycles behind; by default some twenty requests pass between collections.
+    # Requests leave hardly any cycles behind; by default some twenty pass between collections.
     gc.set_threshold(10_000)
     async with connected(), access.hinting():
         yield

@@ -1,4 +1,4 @@
-"""What every request passes first: limits, deadline, request id, log line and metrics.
+"""What every request passes first: limits, deadline, request id, log line, metrics, errors.
 
 One plain ASGI class around the whole application, as each layer costs every request.
 """
@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors, logs, metrics
-from service.errors import error_response
+from service.errors import RETRY, error_response
 from service.settings import (
     ACCESS_LOG,
     ALLOWED_HOSTS,
@@ -37,7 +37,6 @@ _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _ID_PREFIX = os.urandom(10).hex().encode()
 _ids = itertools.count()
 _CLOSE = {"Connection": "close"}
-_RETRY = {"Retry-After": "1"}
 
 
 class Edge:
@@ -122,7 +121,7 @@ class Edge:
         if scope["path"].startswith("/health/"):
             return None
         if len(self.deadlines) >= MAX_REQUESTS:
-            return self.wrap(error_response("Too many requests are under way", 503, _RETRY))
+            return self.wrap(error_response("Too many requests are under way", 503, RETRY))
         if ALLOWED_HOSTS:
             name = Request(scope).url.hostname or ""
             if not any(_is_host(name, allowed) for allowed in ALLOWED_HOSTS):
@@ -160,7 +159,7 @@ def _request_id(scope: Scope) -> bytes:
 def _late(scope: Scope) -> Response:
     if "body_expected" in scope:
         return error_response("The body did not arrive in time", 408, _CLOSE)
-    return error_response("Service Unavailable", 503, _RETRY)
+    return error_response("Service Unavailable", 503, RETRY)
 
 
 def _is_host(name: str, allowed: str) -> bool:

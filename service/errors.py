@@ -17,6 +17,7 @@ from service.validation import InvalidInput
 
 logger = logging.getLogger("service")
 
+RETRY = {"Retry-After": "1"}
 LOG_SECONDS = 1
 _logged_at = -math.inf
 
@@ -68,5 +69,5 @@ def answer(error: Exception) -> Response | None:
             return error_response("Client disconnected", 400)
         case DatabaseUnavailable():
             _log(error)
-            return error_response("Service Unavailable", 503, {"Retry-After": "1"})
+            return error_response("Service Unavailable", 503, RETRY)
     return None

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from service import metrics, settings
 from service.coalescing import coalesce
-from service.errors import error_response
+from service.errors import RETRY, error_response
 from service.resources import JSONBytes
 from service.statements import fetch, prepare
 from service.trouble import DatabaseUnavailable
@@ -40,11 +40,11 @@ async def ready(request: Request) -> Response:
     try:
         versions = await read_versions(None)
     except DatabaseUnavailable as error:
-        return error_response(error.reason(), 503, {"Retry-After": "1"})
+        return error_response(error.reason(), 503, RETRY)
     if versions != [HEAD]:
         found = ", ".join(versions) or "nothing"
         detail = f"The database is migrated to {found}, but the service needs {HEAD}"
-        return error_response(detail, 503, {"Retry-After": "1"})
+        return error_response(detail, 503, RETRY)
     return JSONBytes(orjson.dumps({"status": "ready"}))
 
 
