@@ -118,5 +118,12 @@ def rotate(name: str) -> None:
     show(token, name)
 
 
+@users_group.command()
+@name_argument
+def remove(name: str) -> None:
+    """Remove a user for good, within ACCESS_CACHE_SECONDS; the notes stay."""
+    known(run(users.remove_user, name), name)
+
+
 if __name__ == "__main__":
     main(prog_name="python -m service")

@@ -48,6 +48,7 @@ _SET_TOKEN = prepare(
     .where(_NAMED)
     .returning(*COLUMNS)
 )
+_DELETE = prepare(users.delete().where(_NAMED).returning(*COLUMNS))
 _ACTIVE = prepare(
     select(users.c.token_sha256).where(
         users.c.is_active, is_one_of(users.c.token_sha256, "digests")
@@ -103,6 +104,12 @@ async def set_active(username: str, active: bool) -> Row | None:
 async def set_token(username: str, token: str) -> Row | None:
     """Gives a user another token instead of the old one; None if there is no such user."""
     rows = await fetch(_SET_TOKEN, name=normalize(username), digest=digest(token))
+    return rows[0] if rows else None
+
+
+async def remove_user(username: str) -> Row | None:
+    """Removes a user for good and gives what was stored; None if there is no such user."""
+    rows = await fetch(_DELETE, name=normalize(username))
     return rows[0] if rows else None
 
 

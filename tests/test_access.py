@@ -250,7 +250,7 @@ def test_a_refused_body_is_not_read(house: House, connection: HTTPConnection) ->
     assert send(connection, "GET", "/notes/", None, bearer(house.token)).status == 200
 
 
-@pytest.mark.parametrize("command", ["deactivate", "rotate"])
+@pytest.mark.parametrize("command", ["deactivate", "rotate", "remove"])
 def test_a_token_is_taken_back(house: House, command: str) -> None:
     """A token that was taken back ends within ACCESS_CACHE_SECONDS, and looks like any other."""
     token = add_user(house.database_url, f"{command}d")
@@ -267,9 +267,13 @@ def test_a_token_is_taken_back(house: House, command: str) -> None:
         if command == "rotate":
             new = result.stdout.strip()
             assert send(connection, "GET", "/notes/", None, bearer(new)).status == 200
-        else:
+        elif command == "deactivate":
             operate(house.database_url, "users", "activate", f"{command}d")
             assert send(connection, "GET", "/notes/", None, bearer(token)).status == 200
+        else:
+            new = add_user(house.database_url, f"{command}d")
+            assert send(connection, "GET", "/notes/", None, bearer(new)).status == 200
+            assert is_refused(send(connection, "GET", "/notes/", None, bearer(token)))
 
 
 def test_without_memory_a_token_ends_at_once(

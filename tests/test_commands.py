@@ -19,7 +19,7 @@ def users(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def test_users_are_operated(database_url: str) -> None:
-    """Users are added, listed, deactivated, activated and given other tokens."""
+    """Users are added, listed, deactivated, activated, given other tokens and removed."""
     tokens = set()
     for name in ("bob", "Alice"):
         added = users(database_url, "add", name)
@@ -39,6 +39,12 @@ def test_users_are_operated(database_url: str) -> None:
     assert len(tokens | {rotated.stdout}) == 3
     assert not any(token.strip() in users(database_url, "list").stdout for token in tokens)
 
+    removed = users(database_url, "remove", "BOB")
+    assert (removed.returncode, removed.stdout, removed.stderr) == (0, "", "")
+    assert re.fullmatch(f"alice\tactive\t{time}\n", users(database_url, "list").stdout)
+    assert users(database_url, "remove", "bob").stderr == "Error: There is no user bob.\n"
+    assert TOKEN.fullmatch(users(database_url, "add", "bob").stdout)
+
 
 def test_nothing_to_do(database_url: str) -> None:
     """A name that is taken or unknown is an error of one line, and changes nothing."""
@@ -47,7 +53,7 @@ def test_nothing_to_do(database_url: str) -> None:
     again = users(database_url, "add", "BOB")
     assert (again.returncode, again.stdout) == (1, "")
     assert again.stderr == "Error: There is a user bob already.\n"
-    for command in ("deactivate", "activate", "rotate"):
+    for command in ("deactivate", "activate", "rotate", "remove"):
         unknown = users(database_url, command, "carol")
         assert (unknown.returncode, unknown.stdout) == (1, "")
         assert unknown.stderr == "Error: There is no user carol.\n"
@@ -65,7 +71,7 @@ def test_no_username(new_database: NewDatabase, name: str) -> None:
 def test_help_suffices() -> None:
     """`--help` names every command and says what it does."""
     text = operate("sqlite:///notes.db", "--help").stdout + users("sqlite:///x.db", "--help").stdout
-    for command in ("users", "add", "list", "deactivate", "activate", "rotate"):
+    for command in ("users", "add", "list", "deactivate", "activate", "rotate", "remove"):
         assert re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE)
 
 

@@ -73,10 +73,28 @@ def test_no_such_user(run: Run, name: str) -> None:
             await users.get_user(name),
             await users.set_active(name, False),
             await users.set_token(name, users.new_token()),
+            await users.remove_user(name),
             [bool(user["is_active"]) for user in await users.list_users()],
         ]
 
-    assert run(use) == [None, None, None, [True, True]]
+    assert run(use) == [None, None, None, None, [True, True]]
+
+
+def test_a_removed_user_is_gone(run: Run) -> None:
+    """Nobody has a removed user's name, token or id; another user may be given the name."""
+
+    async def use(users: Any) -> Any:
+        tokens = [users.new_token() for _ in range(3)]
+        for name, token in zip(("alice", "bob"), tokens, strict=False):
+            await users.add_user(name, token)
+        assert (await users.remove_user("Bob"))["username"] == "bob"
+        assert await users.get_user("bob") is None
+        assert await users.remove_user("bob") is None
+        again = await users.add_user("bob", tokens[2])
+        known = await users.get_active([users.digest(token) for token in tokens])
+        return again["id"], [users.digest(token) in known for token in tokens]
+
+    assert run(use) == (3, [True, False, True])
 
 
 def test_names_are_unique(run: Run) -> None:
