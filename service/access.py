@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from hmac import compare_digest
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import metrics, users
 from service.coalescing import coalesce
 from service.settings import ACCESS, ACCESS_CACHE_SECONDS
+from service.statements import Row
 from service.trouble import DatabaseUnavailable
 
 logger = logging.getLogger("service")
@@ -20,51 +20,53 @@ logger = logging.getLogger("service")
 # As many tokens are remembered.
 MOST = 10_000
 
-# Until when each digest of a token is taken for an active user's without asking again. Lookups are
-# by digests alone, whose bytes nobody can choose, so the time that they take tells nothing.
-_known: dict[str, float] = {}
+# The active user of each digest of a token, and until when that is taken for true without asking
+# again. Lookups are by digests alone, whose bytes nobody can choose, so the time that they take
+# tells nothing.
+_known: dict[str, tuple[Row, float]] = {}
+_UNKNOWN = (None, 0.0)
 
 
 class Guard:
-    """Lets only users through to an app; HTTPException 401 for everybody else."""
+    """Lets only users through to an app, as `user` of the scope; HTTPException 401 for others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not await is_user(scope):
+        user = await find_user(scope)
+        if user is None:
             raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
+        scope["user"] = user
         await self.app(scope, receive, send)
 
 
-async def is_user(scope: Scope) -> bool:
-    """Whether the request has the token of an active user, in one Authorization header."""
+async def find_user(scope: Scope) -> Row | None:
+    """The active user, with `id` and `username`, whose token the request has."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(values) != 1:
-        return False
+        return None
     scheme, _, token = values[0].decode("latin-1").partition(" ")
     if scheme.lower() != "bearer":
-        return False
+        return None
     digest = users.digest(token.strip(" "))
     if digest is None:
-        return False
-    return _known.get(digest, 0) > time.monotonic() or await _is_active(digest)
+        return None
+    user, until = _known.get(digest, _UNKNOWN)
+    return user if until > time.monotonic() else await _find_active(digest)
 
 
-async def _check(digests: list[str]) -> list[bool]:
+async def _check(digests: list[str]) -> list[Row | None]:
     # What is remembered may be as old as the question, not as the answer.
     until = time.monotonic() + ACCESS_CACHE_SECONDS
     active = await users.get_active(set(digests))
     if len(_known) + len(active) > MOST:
         _known.clear()
-    _known.update(dict.fromkeys(active, until))
-    return [
-        digest in active and compare_digest(active[digest]["token_sha256"], digest)
-        for digest in digests
-    ]
+    _known.update({digest: (user, until) for digest, user in active.items()})
+    return [active.get(digest) for digest in digests]
 
 
-_is_active = coalesce(_check, most=1_000, observe=metrics.batch("get_active"))
+_find_active = coalesce(_check, most=1_000, observe=metrics.batch("get_active"))
 
 
 @asynccontextmanager

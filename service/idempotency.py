@@ -51,11 +51,17 @@ def fingerprint(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-async def once(key: str, request: str, store: Callable[[Run], Awaitable[bytes]]) -> bytes:
+async def once(
+    key: str, user_id: int | None, request: str, store: Callable[[Run], Awaitable[bytes]]
+) -> bytes:
     """The answer to the first request with the key, which `store` makes, within a transaction.
 
-    `request` is the request's fingerprint. Raises KeyReused, and DatabaseUnavailable.
+    A key is its user's own; those of None are shared by all who are None. `request` is the
+    request's fingerprint. Raises KeyReused, and DatabaseUnavailable.
     """
+    if user_id is not None:
+        # No client's key has a quote in it, and no other user is ever given the id.
+        key = f'{user_id}"{key}'
     now = int(time.time())
     expired = now - LIFETIME_SECONDS
     async with transaction() as run:

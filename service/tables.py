@@ -22,6 +22,7 @@ notes = sqlalchemy.Table(
 idempotency_keys = sqlalchemy.Table(
     "idempotency_keys",
     metadata,
+    # The client's key; where it is a user's, behind the user's id and a quote.
     sqlalchemy.Column("key", sqlalchemy.String, primary_key=True),
     # SHA-256 of the request, in hexadecimal digits.
     sqlalchemy.Column("fingerprint", sqlalchemy.String, nullable=False),

@@ -50,7 +50,7 @@ _SET_TOKEN = prepare(
 )
 _DELETE = prepare(users.delete().where(_NAMED).returning(*COLUMNS))
 _ACTIVE = prepare(
-    select(users.c.token_sha256).where(
+    select(users.c.id, users.c.username, users.c.token_sha256).where(
         users.c.is_active, is_one_of(users.c.token_sha256, "digests")
     )
 )
@@ -114,6 +114,6 @@ async def remove_user(username: str) -> Row | None:
 
 
 async def get_active(digests: Iterable[str]) -> dict[str, Row]:
-    """The active users of tokens with these digests, by digest."""
+    """The active users of tokens with these digests, by digest; `id` and `username` of each."""
     rows = await fetch(_ACTIVE, digests=listed(digests))
     return {row["token_sha256"]: row for row in rows}

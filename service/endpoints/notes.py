@@ -120,12 +120,15 @@ async def _store_once(
     content_type = media_type(request.headers.get("content-type", ""))
     parts = (request.url.path.encode(), content_type.encode(), body)
 
+    user = request.scope.get("user")
+    user_id = None if user is None else user["id"]
+
     async def store(run: Run) -> bytes:
         return encode(await notes.insert_notes(new, run))
 
     try:
         fingerprint = idempotency.fingerprint(*parts)
-        return await idempotency.once(key[1] or key[2], fingerprint, store)
+        return await idempotency.once(key[1] or key[2], user_id, fingerprint, store)
     except idempotency.KeyReused:
         raise InvalidInput(describe("idempotency_key_reused", loc, value)) from None
 
