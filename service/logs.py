@@ -8,6 +8,8 @@ from functools import lru_cache
 
 from starlette.types import Scope
 
+from service.settings import ACCESS
+
 FLUSH_SECONDS = 0.2
 
 _lines: list[str] = []
@@ -27,11 +29,15 @@ def write(scope: Scope, status: int, seconds: float, size: int, request_id: byte
     path = _quote(scope["raw_path"].decode("latin-1"))
     # A name that a proxy gave, which may be anything.
     client = _quote(scope["client"][0]) if scope["client"] else ""
+    user = ""
+    if ACCESS == "token":
+        # Empty for whoever did not come in; a username needs no quotes.
+        user = f" user={scope['user']['username'] if 'user' in scope else ''}"
     if not _lines:
         asyncio.get_running_loop().call_later(FLUSH_SECONDS, flush)
     _lines.append(
         f"method={scope['method']} path={path} status={status} duration_ms={seconds * 1e3:.1f}"
-        f" bytes={size} request_id={request_id.decode()} fwd={client}\n"
+        f" bytes={size} request_id={request_id.decode()} fwd={client}{user}\n"
     )
 
 

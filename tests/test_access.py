@@ -24,6 +24,7 @@ from tests.conftest import KINDS
 from tests.operating import add_user, operate
 from tests.raw import Answer, connect, send
 from tests.servers import free_port, process, running, uvicorn
+from tests.test_overload import wait_until
 
 # The routes that everybody may use; each other one is closed.
 OPEN = {
@@ -323,6 +324,79 @@ def test_nothing_secret_is_logged(house: House) -> None:
         assert "bob" in text
         assert house.token not in text
         assert digest not in text
+
+
+def logged_users(log: Path, count: int) -> list[tuple[str, str, str]]:
+    """Method, status and user of each request in the log, once there are so many."""
+    pattern = re.compile(r"^method=(\S+) .* status=(\S+) .* fwd=\S* user=(\S*)$", re.M)
+    wait_until(lambda: log.read_text().count("method=") >= count)
+    return pattern.findall(log.read_text())
+
+
+def test_the_log_names_users(new_database: databases.NewDatabase, tmp_path: Path) -> None:
+    """A line of the log names who came in, whatever the answer, and nobody for all others."""
+    database_url = new_database("sqlite")
+    bob, alice = (add_user(database_url, name) for name in ("Bob", "alice_1.x-y"))
+    log = tmp_path / "log"
+    options = ("--no-access-log", "--log-level", "warning")
+    with running(database_url, log, *options, ACCESS="token") as url, connect(url) as connection:
+        form = {"content-type": "application/json"}
+        for method, path, body, headers in (
+            ("GET", "/notes/", None, bearer(bob)),
+            ("POST", "/notes/", NOTE, form | bearer(alice)),
+            ("POST", "/notes/", b"{}", form | bearer(bob)),
+            ("GET", "/notes/2", None, bearer(bob)),
+            ("PUT", "/notes/", None, bearer(bob)),
+            ("DELETE", "/notes/1", None, {}),
+            ("GET", "/notes/1", None, bearer(flipped(bob))),
+            ("GET", "/health/live", None, bearer(bob)),
+            ("GET", "/nowhere", None, bearer(bob)),
+        ):
+            send(connection, method, path, body, headers)
+        assert logged_users(log, 9) == [
+            ("GET", "200", "bob"),
+            ("POST", "200", "alice_1.x-y"),
+            ("POST", "422", "bob"),
+            ("GET", "404", "bob"),
+            ("PUT", "405", "bob"),
+            ("DELETE", "401", ""),
+            ("GET", "401", ""),
+            ("GET", "200", ""),
+            ("GET", "404", ""),
+        ]
+
+
+def test_the_log_names_users_whose_requests_end_early(
+    new_database: databases.NewDatabase, tmp_path: Path
+) -> None:
+    """A user is named also where the deadline ends the request; a refused surplus is nobody's."""
+    database_url = new_database("sqlite")
+    token = add_user(database_url, "bob")
+    log = tmp_path / "log"
+    variables = {
+        "ACCESS": "token",
+        "MAX_REQUESTS": "1",
+        "REQUEST_TIMEOUT": "3",
+        "DATABASE_CONNECT_TIMEOUT": "1",
+        "DATABASE_POOL_TIMEOUT": "0.5",
+        "DATABASE_STATEMENT_TIMEOUT": "1",
+    }
+    options = ("--no-access-log", "--log-level", "warning")
+    with (
+        running(database_url, log, *options, **variables) as url,
+        connect(url) as late,
+        connect(url) as surplus,
+    ):
+        assert send(late, "GET", "/notes/", None, bearer(token)).status == 200
+        late.putrequest("POST", "/notes/")
+        for name, value in {**bearer(token), "content-length": "9"}.items():
+            late.putheader(name, value)
+        late.endheaders()
+        wait_until(lambda: send(surplus, "GET", "/notes/", None, bearer(token)).status == 503)
+        assert late.getresponse().status == 408
+        lines = logged_users(log, 2)
+        wait_until(lambda: ("POST", "408", "bob") in logged_users(log, 2))
+        assert ("GET", "503", "") in lines
 
 
 def test_a_database_that_is_away_opens_nothing(tmp_path: Path) -> None:
