@@ -41,15 +41,19 @@ class Guard:
         await self.app(scope, receive, send)
 
 
-async def find_user(scope: Scope) -> Row | None:
-    """The active user, with `id` and `username`, whose token the request has."""
+def bearer_token(scope: Scope) -> str | None:
+    """The token in the one Authorization header (RFC 6750, section 2.1); None without one."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(values) != 1:
         return None
     scheme, _, token = values[0].decode("latin-1").partition(" ")
-    if scheme.lower() != "bearer":
-        return None
-    digest = users.digest(token.strip(" "))
+    return token.strip(" ") if scheme.lower() == "bearer" else None
+
+
+async def find_user(scope: Scope) -> Row | None:
+    """The active user, with `id` and `username`, whose token the request has."""
+    token = bearer_token(scope)
+    digest = None if token is None else users.digest(token)
     if digest is None:
         return None
     user, until = _known.get(digest, _UNKNOWN)

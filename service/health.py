@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import metrics, settings
+from service.access import bearer_token
 from service.coalescing import coalesce
 from service.errors import RETRY, error_response
 from service.resources import JSONBytes
@@ -51,7 +52,7 @@ async def ready(request: Request) -> Response:
 async def read_metrics(request: Request) -> Response:
     """Metrics for Prometheus; with METRICS_TOKEN, for those who have it."""
     if settings.METRICS_TOKEN:
-        given = request.headers.get("authorization", "").encode()
-        if not secrets.compare_digest(given, f"Bearer {settings.METRICS_TOKEN}".encode()):
+        given = bearer_token(request.scope) or ""
+        if not secrets.compare_digest(given.encode(), settings.METRICS_TOKEN.encode()):
             raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)

@@ -498,6 +498,11 @@ def test_metrics_are_for_those_with_the_token(
             "Bearer secret2",
             "Basic secret",
             "Bearer \xe9",
+            "Bearersecret",
+            "Bearer\tsecret",
+            'Bearer "secret"',
+            "Bearer Secret",
+            "Bearer secret secret",
         )
         given = [{}, *({"authorization": other} for other in others)]
         with connect(url) as connection:
@@ -506,9 +511,15 @@ def test_metrics_are_for_those_with_the_token(
                 assert answer.status == 401, headers
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert "detail" in answer.json()
-        shown = httpx2.get(f"{url}/metrics", headers={"authorization": "Bearer secret"})
-        assert shown.status_code == 200
-        assert "http_request_duration_seconds" in shown.text
+        # Any case, any number of spaces (RFC 9110, section 11.4).
+        for scheme in ("Bearer ", "bearer ", "BEARER   "):
+            shown = httpx2.get(f"{url}/metrics", headers={"authorization": f"{scheme}secret"})
+            assert shown.status_code == 200, scheme
+            assert "http_request_duration_seconds" in shown.text
+        # Of two headers nobody can tell which one counts.
+        twice = [("authorization", f"Bearer {token}") for token in ("secret", "other")]
+        for several in (twice, twice[::-1], twice[:1] * 2):
+            assert httpx2.get(f"{url}/metrics", headers=several).status_code == 401
 
 
 def test_server_timing_is_there_when_asked_for(
