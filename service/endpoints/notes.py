@@ -90,14 +90,14 @@ def _encode(note: Row) -> bytes:
 
 
 def _written(
-    request: Request,
+    minimal: bool,
     body: bytes,
     headers: Mapping[str, str] | None = None,
     media_type: str = "application/json",
 ) -> Response:
-    """The answer to a write: the body, or none where the client prefers that."""
+    """The answer to a write: the body, or none where the client prefers a minimal one."""
     extra = {} if headers is None else dict(headers)
-    if preferences.wants_minimal(request):
+    if minimal:
         extra["Preference-Applied"] = "return=minimal"
         return Response(status_code=204, headers=extra)
     raw = [(name.encode(), value.encode("latin-1")) for name, value in extra.items()]
@@ -141,10 +141,11 @@ async def create_note(request: Request) -> Response:
     else:
         stored = _encode(await insert_note(note))
     headers = {"etag": preferences.etag(stored)}
-    if preferences.wants_minimal(request):
+    minimal = preferences.wants_minimal(request)
+    if minimal:
         note_id = orjson.loads(stored)["id"]
         headers["location"] = str(request.url_for("note", note_id=note_id))
-    return _written(request, stored, headers)
+    return _written(minimal, stored, headers)
 
 
 async def create_notes(request: Request) -> Response:
@@ -162,9 +163,10 @@ async def create_notes(request: Request) -> Response:
         stored = await _store_once(request, body, new, encode)
     else:
         stored = encode(await notes.insert_notes(new))
+    minimal = preferences.wants_minimal(request)
     if preferences.wants_lines(request):
-        return _written(request, lines_of(orjson.loads(stored)), media_type=LINES)
-    return _written(request, stored)
+        return _written(minimal, lines_of(orjson.loads(stored)), media_type=LINES)
+    return _written(minimal, stored)
 
 
 async def read_note(request: Request) -> Response:
@@ -192,7 +194,8 @@ async def _change_note(request: Request, deserialize: Callable[[Any], Any]) -> R
     changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
     note = await _act(request, note_id, lambda old: notes.update_note(note_id, changes, old))
     changed = _encode(note)
-    return _written(request, changed, {"etag": preferences.etag(changed)})
+    minimal = preferences.wants_minimal(request)
+    return _written(minimal, changed, {"etag": preferences.etag(changed)})
 
 
 async def delete_note(request: Request) -> Response:

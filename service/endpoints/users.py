@@ -8,13 +8,10 @@ from starlette.responses import Response
 from service import users
 from service.resources import JSONBytes
 from service.schemas import user_out
-from service.serializing import compile_dump
-
-dump = compile_dump(user_out)
 
 
 async def read_user(request: Request) -> Response:
     user = await users.get_user(request.path_params["username"])
     if user is None:
         raise HTTPException(404)
-    return JSONBytes(orjson.dumps(dump([user])[0]))
+    return JSONBytes(orjson.dumps(user_out.dump(user)))
