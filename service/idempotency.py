@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from sqlalchemy import BigInteger, bindparam, select
 
-from service.statements import Run, insert, prepare, transaction
+from service.statements import Run, insert, prepare, transact
 from service.tables import idempotency_keys as keys
 
 LIFETIME_SECONDS = 24 * 60 * 60
@@ -64,7 +64,8 @@ async def once(
         key = f'{user_id}"{key}'
     now = int(time.time())
     expired = now - LIFETIME_SECONDS
-    async with transaction() as run:
+
+    async def act(run: Run) -> bytes:
         if not await run(_TAKE, key=key, fingerprint=request, now=now, expired=expired):
             (first,) = await run(_FIND, key=key)
             if first["fingerprint"] != request:
@@ -73,4 +74,6 @@ async def once(
         response = await store(run)
         await run(_KEEP, the_key=key, answer=response.decode())
         await run(_SWEEP, expired=expired)
-    return response
+        return response
+
+    return await transact(act)

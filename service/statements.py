@@ -2,10 +2,10 @@
 
 import asyncio
 from asyncio import CancelledError
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import aiosqlite
 import orjson
@@ -18,7 +18,12 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from service import settings
 from service.database import DIALECT, connection
-from service.trouble import LOST, TROUBLE, DatabaseUnavailable
+from service.trouble import LOST, REFUSED, TROUBLE, DatabaseUnavailable
+
+Result = TypeVar("Result")
+
+# How often a statement or a transaction is begun, where each time the connection is out of date.
+TRIES = 3
 
 
 class Row(Protocol):
@@ -80,36 +85,51 @@ async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
     """Runs a prepared statement, in a transaction of its own, and gives its rows.
 
     Raises DatabaseUnavailable, within bounded time. A read whose connection was lost is tried once
-    more; a write never is, as it may have been carried out.
+    more; a write never is, as it may have been carried out. Either is run anew where it was not
+    carried out, as its connection was out of date.
     """
-    may_retry = not statement.writes
+    tries = 0
     while True:
+        tries += 1
         try:
             async with connection(statement.writes) as raw:
                 return await _run(raw, statement, **values)
         except TROUBLE as error:
-            if not (may_retry and isinstance(error, LOST)):
+            again = isinstance(error, REFUSED) and tries < TRIES
+            lost = isinstance(error, LOST) and tries == 1 and not statement.writes
+            if not (again or lost):
                 raise DatabaseUnavailable(str(error)) from error
-            may_retry = False
 
 
-@asynccontextmanager
-async def transaction() -> AsyncIterator[Run]:
-    """Gives a function like `fetch` whose statements are carried out all or not at all."""
+async def transact(work: Callable[[Run], Awaitable[Result]]) -> Result:
+    """What `work` gives; its statements are carried out all or not at all.
+
+    It is called with a function like `fetch`, and anew, in a fresh transaction, where a statement
+    was refused as the connection was out of date. Raises DatabaseUnavailable.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            async with connection(writes=True) as raw:
+                return await _transact(raw, work)
+        except TROUBLE as error:
+            if not (isinstance(error, REFUSED) and tries < TRIES):
+                raise DatabaseUnavailable(str(error)) from error
+
+
+async def _transact(raw: Any, work: Callable[[Run], Awaitable[Result]]) -> Result:
     try:
-        async with connection(writes=True) as raw:
-            try:
-                await raw.execute("BEGIN IMMEDIATE" if DIALECT == "sqlite" else "BEGIN")
-                yield partial(_run, raw)
-                await raw.execute("COMMIT")
-            except BaseException as error:
-                # A connection to PostgreSQL is closed in these cases, which does as well.
-                if DIALECT == "sqlite" or not isinstance(error, TimeoutError | CancelledError):
-                    with suppress(*TROUBLE):
-                        await raw.execute("ROLLBACK")
-                raise
-    except TROUBLE as error:
-        raise DatabaseUnavailable(str(error)) from error
+        await raw.execute("BEGIN IMMEDIATE" if DIALECT == "sqlite" else "BEGIN")
+        result = await work(partial(_run, raw))
+        await raw.execute("COMMIT")
+        return result
+    except BaseException as error:
+        # A connection to PostgreSQL is closed in these cases, which does as well.
+        if DIALECT == "sqlite" or not isinstance(error, TimeoutError | CancelledError):
+            with suppress(*TROUBLE):
+                await raw.execute("ROLLBACK")
+        raise
 
 
 async def _run(raw: Any, statement: Statement, **values: Any) -> Sequence[Row]:

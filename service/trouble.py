@@ -10,6 +10,7 @@ TROUBLE = (
     OSError,  # its subclass TimeoutError too
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
+    asyncpg.InvalidCachedStatementError,
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientPrivilegeError,
     asyncpg.InsufficientResourcesError,
@@ -34,6 +35,9 @@ LOST = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
 )
+
+# A statement that was surely not carried out, as a table has changed since it was prepared.
+REFUSED = (asyncpg.InvalidCachedStatementError,)
 
 
 class DatabaseUnavailable(Exception):
