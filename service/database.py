@@ -1,11 +1,13 @@
 """The one database: its options, and the connections to it."""
 
 import asyncio
+import math
 import sqlite3
+import time
 from asyncio import CancelledError
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import aiosqlite
 import asyncpg
@@ -18,6 +20,7 @@ from service.trouble import TROUBLE
 CLOSE_SECONDS = 5
 CANCEL_SECONDS = 1
 IDLE_SECONDS = 60
+EXPIRE_SECONDS = 1
 
 
 async def _keep(connection: Any) -> None:
@@ -62,6 +65,10 @@ _turns: dict[bool, asyncio.Semaphore] = {}
 # Connections to PostgreSQL that no statement uses. To give one back to asyncpg's pool and take it
 # out again takes as long as a statement.
 _idle: list[Connection] = []
+
+# Connections to PostgreSQL that were taken out in another generation are not used any more.
+_generation = 0
+_expired_at = -math.inf
 
 # At the end connections go back to the pool, which waits for them.
 _is_closing = False
@@ -135,6 +142,31 @@ async def _give_back() -> None:
             await _idle.pop().__aexit__()
 
 
+async def _expire() -> None:
+    """Closes all connections: idle ones now, and those that are in use when they come back.
+
+    After a failover they may lead to a server that is read-only now, and reads there would never
+    fail. At most once a second, as a server may also stay read-only, and serve reads meanwhile.
+    """
+    global _generation, _expired_at
+    now = time.monotonic()
+    if now - _expired_at < EXPIRE_SECONDS:
+        return
+    _expired_at = now
+    _generation += 1
+    for idle in _idle:
+        _terminate(idle)
+    pool: asyncpg.Pool[Any] = cast("Any", database)._backend._pool
+    await pool.expire_connections()
+
+
+def _terminate(connection: Connection) -> None:
+    """Closes a connection at once; asyncpg's pool would wait for a server that may hang."""
+    # The pool may have noticed that it is lost.
+    with suppress(asyncpg.InterfaceError):
+        connection.raw_connection.terminate()
+
+
 async def _give_back_idle() -> None:
     """Lets the pool close and replace connections, as it does those that it has for some time."""
     while True:
@@ -157,16 +189,22 @@ async def connection(writes: bool) -> AsyncIterator[Any]:
         if DIALECT == "sqlite":
             yield _files[writes]
             return
+        generation = _generation
         pooled = await _take()
         raw = pooled.raw_connection
         try:
             yield raw
+        except asyncpg.ReadOnlySQLTransactionError:
+            await _expire()
+            raise
         except (TimeoutError, CancelledError):
             # The server may hang, and never take the cancellation of what it has begun.
             with suppress(*TROUBLE):
                 await raw.close(timeout=CANCEL_SECONDS)
             raise
         finally:
+            if generation != _generation:
+                _terminate(pooled)
             if _is_usable(pooled) and not _is_closing:
                 _idle.append(pooled)
             else:

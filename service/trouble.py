@@ -36,8 +36,9 @@ LOST = (
     asyncpg.CrashShutdownError,
 )
 
-# A statement that was surely not carried out, as a table has changed since it was prepared.
-REFUSED = (asyncpg.InvalidCachedStatementError,)
+# A statement that was surely not carried out, as its connection is out of date: since it was
+# prepared a table has changed, or the server has become read-only.
+REFUSED = (asyncpg.InvalidCachedStatementError, asyncpg.ReadOnlySQLTransactionError)
 
 
 class DatabaseUnavailable(Exception):
