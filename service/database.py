@@ -30,6 +30,11 @@ async def _keep(connection: Any) -> None:
     """
 
 
+def decode(stored: bytes | None) -> str | None:
+    """A text as it is shown, with U+FFFD where another program has stored what is no UTF-8."""
+    return None if stored is None else stored.decode("utf-8", "replace")
+
+
 def _options(url: str) -> dict[str, Any]:
     if url.startswith("sqlite"):
         # Seconds to wait for another writer.
@@ -89,6 +94,10 @@ async def connected() -> AsyncIterator[None]:
             await asyncio.create_task(_open())
             _files[writes] = _idle.pop().raw_connection
             _files[writes].row_factory = sqlite3.Row
+            if writes:
+                # What a write gives can't be asked for again.
+                _files[writes].text_factory = decode
+                await _files[writes].create_function("decode", 1, decode)
             _turns[writes] = asyncio.Semaphore(1)
     else:
         _turns[False] = _turns[True] = asyncio.Semaphore(settings.DATABASE_POOL_MAX)

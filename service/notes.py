@@ -5,7 +5,20 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import ARRAY, BigInteger, Integer, String, bindparam, case, collate, func, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    Integer,
+    LargeBinary,
+    String,
+    bindparam,
+    case,
+    cast,
+    collate,
+    func,
+    select,
+)
 from sqlalchemy.sql import ColumnElement, Insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
@@ -19,9 +32,18 @@ PAGE = 1000
 FEW = 17
 HEAVY = 2_000_000
 
+
+def _read(column: Column[Any]) -> ColumnElement[Any]:
+    """A column's value, as a text where SQLite may have bytes of another program in its place."""
+    if DIALECT == "sqlite" and isinstance(column.type, String):
+        return cast(column, String).label(column.name)
+    return column
+
+
 # A note's columns, and those whose values clients give.
-COLUMNS = [notes.c.id, notes.c.text, notes.c.completed]
-GIVEN = [column.name for column in COLUMNS if not column.primary_key]
+_COLUMNS = [notes.c.id, notes.c.text, notes.c.completed]
+COLUMNS = [_read(column) for column in _COLUMNS]
+GIVEN = [column.name for column in _COLUMNS if not column.primary_key]
 
 
 class Selection(NamedTuple):
@@ -92,10 +114,18 @@ def _insert() -> Insert:
     return notes.insert().from_select(names, select(*values).order_by(order)).returning(*COLUMNS)
 
 
+def _shown(name: str) -> ColumnElement[Any]:
+    """A column as clients see it; SQLite may hold what is no UTF-8, which equals nothing else."""
+    column = notes.c[name]
+    if DIALECT == "sqlite" and isinstance(column.type, String):
+        return func.decode(cast(column, LargeBinary), type_=String)
+    return column
+
+
 def _where(conditional: bool) -> list[ColumnElement[bool]]:
     """The note :note_id, if it is still what :old_… say where that is a condition."""
     old = {name: bindparam(f"old_{name}", type_=notes.c[name].type) for name in GIVEN}
-    same = [notes.c[name].is_not_distinct_from(old[name]) for name in GIVEN if conditional]
+    same = [_shown(name).is_not_distinct_from(old[name]) for name in GIVEN if conditional]
     return [notes.c.id == bindparam("note_id"), *same]
 
 

@@ -1,10 +1,12 @@
 """Statements: compiled once, run on either database, and within bounded time."""
 
 import asyncio
+import sqlite3
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from traceback import clear_frames
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import aiosqlite
@@ -17,7 +19,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from service import settings
-from service.database import DIALECT, connection
+from service.database import DIALECT, connection, decode
 from service.trouble import LOST, REFUSED, TROUBLE, DatabaseUnavailable
 
 Result = TypeVar("Result")
@@ -150,8 +152,16 @@ async def _run_in_thread(raw: aiosqlite.Connection, sql: str, arguments: list[An
     try:
         async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT):
             return await asyncio.shield(running)
+    except sqlite3.OperationalError as error:
+        # Python's own decoding is faster, so that another is used only where it has failed.
+        if raw.text_factory is decode or "decode to UTF-8" not in str(error):
+            raise
+        # They hold the cursor, which would keep its view of the database as it is now.
+        clear_frames(error.__traceback__)
     except (TimeoutError, CancelledError):
         await raw.interrupt()
         await asyncio.wait([running])
         running.exception()
         raise
+    raw.text_factory = decode
+    return await _run_in_thread(raw, sql, arguments)
