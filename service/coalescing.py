@@ -60,6 +60,10 @@ def coalesce(
                         future.set_exception(error)
                     else:
                         future.cancel()
+            # The futures hold the error, whose traceback holds this frame: a cycle with all that
+            # the callers hold, which nothing but the garbage collector would end.
+            batch.clear()
+            del future
             if not isinstance(error, Exception):
                 raise
         else:
@@ -79,6 +83,10 @@ def coalesce(
             task = loop.create_task(work(queue_key))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-        return await future
+        try:
+            return await future
+        finally:
+            # It holds the error, and the error this frame.
+            del future
 
     return call

@@ -100,7 +100,8 @@ async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
             again = isinstance(error, REFUSED) and tries < TRIES
             lost = isinstance(error, LOST) and tries == 1 and not statement.writes
             if not (again or lost):
-                raise DatabaseUnavailable(str(error)) from error
+                # The drivers' frames hold the error, and its traceback all frames up to this one.
+                raise DatabaseUnavailable(str(error)) from error.with_traceback(None)
 
 
 async def transact(work: Callable[[Run], Awaitable[Result]]) -> Result:
@@ -117,7 +118,7 @@ async def transact(work: Callable[[Run], Awaitable[Result]]) -> Result:
                 return await _transact(raw, work)
         except TROUBLE as error:
             if not (isinstance(error, REFUSED) and tries < TRIES):
-                raise DatabaseUnavailable(str(error)) from error
+                raise DatabaseUnavailable(str(error)) from error.with_traceback(None)
 
 
 async def _transact(raw: Any, work: Callable[[Run], Awaitable[Result]]) -> Result:
@@ -161,7 +162,9 @@ async def _run_in_thread(raw: aiosqlite.Connection, sql: str, arguments: list[An
     except (TimeoutError, CancelledError):
         await raw.interrupt()
         await asyncio.wait([running])
-        running.exception()
+        if interrupted := running.exception():
+            # aiosqlite's frames hold the future.
+            interrupted.with_traceback(None)
         raise
     raw.text_factory = decode
     return await _run_in_thread(raw, sql, arguments)

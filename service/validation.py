@@ -63,7 +63,8 @@ def load(deserialize: Callable[[Any], Any], data: Any, *loc: str) -> Any:
     try:
         return deserialize(data)
     except ValidationError as error:
-        raise InvalidInput(*_walk(error.messages, data, loc)) from error
+        # Its traceback leads to marshmallow's frames, which hold the error and all of the data.
+        raise InvalidInput(*_walk(error.messages, data, loc)) from error.with_traceback(None)
 
 
 def _walk(messages: Any, data: Any, loc: Loc) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,8 @@ a query that was sent before it asked.
 """
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -255,6 +257,34 @@ def test_a_failure_is_its_own_callers_alone() -> None:
         assert two.result() == (0, "two")
 
     asyncio.run(main())
+
+
+def test_a_failure_holds_no_argument() -> None:
+    """What callers of a failed query asked with is free without a garbage collection."""
+
+    class Argument:
+        pass
+
+    async def fail(arguments: list[Argument]) -> list[None]:
+        raise Lost("gone")
+
+    async def main() -> None:
+        call = coalesce(fail, most=MOST)
+        arguments = [Argument() for _ in range(2 * MOST)]
+        references = [weakref.ref(argument) for argument in arguments]
+        tasks = [asyncio.ensure_future(call(argument)) for argument in arguments]
+        del arguments
+        await asyncio.wait(tasks)
+        assert all(isinstance(task.exception(), Lost) for task in tasks)
+        tasks.clear()
+        await ticks(3)
+        assert [reference() for reference in references] == [None] * 2 * MOST
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_a_caller_that_left_is_not_served() -> None:

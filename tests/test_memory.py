@@ -1,0 +1,92 @@
+"""Memory, where clients send what is refused, or the database can't be reached."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from tests.raw import connect, send
+from tests.servers import free_port
+from tests.test_hostile_clients import Service, serving
+
+CLIENTS = 4
+JSON = {"content-type": "application/json"}
+TEXT = "a" * 1_000_000
+NOTE = json.dumps({"text": TEXT, "completed": True}).encode()
+NO_NOTE = json.dumps({"text": TEXT, "completed": "perhaps"}).encode()
+Request = tuple[str, str, bytes, dict[str, str]]
+
+
+def flood(service: Service, requests: list[Request], times: int) -> tuple[set[int], int]:
+    """Sends requests again and again on some connections at once.
+
+    Gives the statuses, and by how many bytes the service's memory has grown since the first of
+    the requests were answered.
+    """
+    with ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as threads:
+        connections = [stack.enter_context(connect(service.url)) for _ in range(CLIENTS)]
+
+        def repeat(number: int, times: int) -> set[int]:
+            return {
+                send(connections[number], *request).status
+                for _ in range(times)
+                for request in requests
+            }
+
+        def repeat_all(times: int) -> set[int]:
+            return set().union(*threads.map(repeat, range(CLIENTS), [times] * CLIENTS))
+
+        statuses = repeat_all(1)
+        before = service.process.memory_info().rss
+        statuses |= repeat_all(times)
+        return statuses, service.process.memory_info().rss - before
+
+
+def test_what_is_refused_costs_no_memory(database_url: str, tmp_path: Path) -> None:
+    """Bodies that are no note are forgotten with their 422."""
+    batch = b"[" + NO_NOTE + b"]"
+    keyed = JSON | {"idempotency-key": "1"}
+    requests = [
+        ("POST", "/notes/", NO_NOTE, JSON),
+        ("POST", "/notes/", NO_NOTE, keyed),
+        ("POST", "/notes/", NOTE, JSON | {"idempotency-key": "\t"}),
+        ("POST", "/notes/batch", batch, JSON),
+        ("POST", "/notes/batch", NO_NOTE, {"content-type": "application/x-ndjson"}),
+        ("PUT", "/notes/1", NO_NOTE, JSON),
+        ("PATCH", "/notes/1", NO_NOTE, JSON),
+    ]
+    with serving(database_url, tmp_path / "log") as service:
+        statuses, grown = flood(service, requests, times=8)
+    assert statuses == {422}
+    assert grown < 40_000_000
+
+
+@contextmanager
+def out_of_reach(database_url: str) -> Iterator[str]:
+    """Gives the URL of a database of the same kind on which nobody can write meanwhile."""
+    if not database_url.startswith("sqlite"):
+        yield f"postgresql://127.0.0.1:{free_port()}/nobody"
+        return
+    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
+        file.execute("BEGIN IMMEDIATE")
+        yield database_url
+
+
+def test_a_database_out_of_reach_costs_no_memory(database_url: str, tmp_path: Path) -> None:
+    """Notes that can't be stored are forgotten with their 503."""
+    requests = [
+        ("POST", "/notes/", NOTE, JSON),
+        ("POST", "/notes/", NOTE, JSON | {"idempotency-key": "1"}),
+        ("POST", "/notes/batch", b"[" + NOTE + b"]", JSON),
+        ("PUT", "/notes/1", NOTE, JSON),
+        ("PATCH", "/notes/1", NOTE, JSON),
+    ]
+    with (
+        out_of_reach(database_url) as url,
+        serving(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.01") as service,
+    ):
+        statuses, grown = flood(service, requests, times=15)
+    assert statuses == {503}
+    assert grown < 40_000_000
