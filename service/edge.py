@@ -80,6 +80,7 @@ class Edge:
                     self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
             return send(message)
 
+        response: Response | None = None
         app = self.app
         if ALLOWED_HOSTS or len(self.deadlines) >= MAX_REQUESTS:
             app = self._refusal(scope) or app
@@ -92,8 +93,10 @@ class Edge:
                 if response is None:
                     logger.exception("request_id=%s", request_id.decode())
                     response = error_response("Internal Server Error", 500)
-                if not status:
-                    await self.wrap(response)(scope, receive, count)
+            # Not within `except`: while a client takes its answer, the error, which may hold all
+            # that the client sent, is gone.
+            if response is not None and not status:
+                await self.wrap(response)(scope, receive, count)
         except asyncio.CancelledError:
             # By the deadline, or at the end of the grace of a shutdown. An answer that has begun
             # is broken off, which uvicorn does when it is not complete.

@@ -1,12 +1,18 @@
 """Memory, where clients send what is refused, or the database can't be reached."""
 
+import asyncio
 import json
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from starlette.types import Message, Receive, Scope, Send
+
+from service.edge import Edge
+from service.validation import InvalidInput
 from tests.raw import connect, send
 from tests.servers import free_port
 from tests.test_hostile_clients import Service, serving
@@ -61,6 +67,36 @@ def test_what_is_refused_costs_no_memory(database_url: str, tmp_path: Path) -> N
         statuses, grown = flood(service, requests, times=8)
     assert statuses == {422}
     assert grown < 40_000_000
+
+
+def test_an_error_is_gone_before_its_answer_is_taken() -> None:
+    """While a client takes its time to read a 422, what it sent is held no longer."""
+    errors: list[weakref.ref[InvalidInput]] = []
+    seen = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        error = InvalidInput({"input": "a"})
+        errors.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    async def receive() -> Message:
+        raise AssertionError("nobody reads a body")
+
+    async def send(message: Message) -> None:
+        seen.append((message.get("status"), [error() for error in errors]))
+
+    scope: Scope = {
+        "type": "http",
+        "method": "GET",
+        "raw_path": b"/",
+        "headers": [],
+        "client": None,
+    }
+    asyncio.run(Edge(app, lambda app: app)(scope, receive, send))
+    assert seen == [(422, [None]), (None, [None])]
 
 
 @contextmanager
