@@ -4,13 +4,14 @@ import asyncio
 import json
 import re
 import sys
-from functools import lru_cache
 
 from starlette.types import Scope
 
 from service.settings import ACCESS
 
 FLUSH_SECONDS = 0.2
+# A line that is longer doesn't wait for others, as many of them would fill the memory.
+LONG = 1000
 
 _lines: list[str] = []
 
@@ -19,7 +20,6 @@ _lines: list[str] = []
 _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 
 
-@lru_cache(4096)
 def _quote(value: str) -> str:
     return value if _is_plain(value) else json.dumps(value)
 
@@ -35,10 +35,13 @@ def write(scope: Scope, status: int, seconds: float, size: int, request_id: byte
         user = f" user={scope['user']['username'] if 'user' in scope else ''}"
     if not _lines:
         asyncio.get_running_loop().call_later(FLUSH_SECONDS, flush)
-    _lines.append(
+    line = (
         f"method={scope['method']} path={path} status={status} duration_ms={seconds * 1e3:.1f}"
         f" bytes={size} request_id={request_id.decode()} fwd={client}{user}\n"
     )
+    _lines.append(line)
+    if len(line) > LONG:
+        flush()
 
 
 def flush() -> None:

@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.edge import Edge
 from service.validation import InvalidInput
+from tests.databases import NewDatabase
 from tests.raw import connect, send
 from tests.servers import free_port
 from tests.test_hostile_clients import Service, serving
@@ -22,31 +23,27 @@ JSON = {"content-type": "application/json"}
 TEXT = "a" * 1_000_000
 NOTE = json.dumps({"text": TEXT, "completed": True}).encode()
 NO_NOTE = json.dumps({"text": TEXT, "completed": "perhaps"}).encode()
-Request = tuple[str, str, bytes, dict[str, str]]
+Request = tuple[str, str, bytes | None, dict[str, str]]
 
 
-def flood(service: Service, requests: list[Request], times: int) -> tuple[set[int], int]:
-    """Sends requests again and again on some connections at once.
+def flood(service: Service, first: list[Request], then: list[Request]) -> tuple[set[int], int]:
+    """Sends requests, shared out among some connections.
 
-    Gives the statuses, and by how many bytes the service's memory has grown since the first of
-    the requests were answered.
+    Gives the statuses, and by how many bytes the service's memory grew since the first ones.
     """
     with ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as threads:
         connections = [stack.enter_context(connect(service.url)) for _ in range(CLIENTS)]
 
-        def repeat(number: int, times: int) -> set[int]:
-            return {
-                send(connections[number], *request).status
-                for _ in range(times)
-                for request in requests
-            }
+        def send_all(requests: list[Request]) -> set[int]:
+            def run(number: int) -> set[int]:
+                mine = requests[number::CLIENTS]
+                return {send(connections[number], *request).status for request in mine}
 
-        def repeat_all(times: int) -> set[int]:
-            return set().union(*threads.map(repeat, range(CLIENTS), [times] * CLIENTS))
+            return set().union(*threads.map(run, range(CLIENTS)))
 
-        statuses = repeat_all(1)
+        statuses = send_all(first)
         before = service.process.memory_info().rss
-        statuses |= repeat_all(times)
+        statuses |= send_all(then)
         return statuses, service.process.memory_info().rss - before
 
 
@@ -54,7 +51,7 @@ def test_what_is_refused_costs_no_memory(database_url: str, tmp_path: Path) -> N
     """Bodies that are no note are forgotten with their 422."""
     batch = b"[" + NO_NOTE + b"]"
     keyed = JSON | {"idempotency-key": "1"}
-    requests = [
+    requests: list[Request] = [
         ("POST", "/notes/", NO_NOTE, JSON),
         ("POST", "/notes/", NO_NOTE, keyed),
         ("POST", "/notes/", NOTE, JSON | {"idempotency-key": "\t"}),
@@ -64,9 +61,19 @@ def test_what_is_refused_costs_no_memory(database_url: str, tmp_path: Path) -> N
         ("PATCH", "/notes/1", NO_NOTE, JSON),
     ]
     with serving(database_url, tmp_path / "log") as service:
-        statuses, grown = flood(service, requests, times=8)
+        statuses, grown = flood(service, requests * CLIENTS, requests * 32)
     assert statuses == {422}
     assert grown < 40_000_000
+
+
+def test_long_paths_cost_no_memory(new_database: NewDatabase, tmp_path: Path) -> None:
+    """Paths are forgotten with their lines in the log."""
+    filler = "a" * 60_000
+    requests: list[Request] = [("GET", f'/{filler}"{number}', None, {}) for number in range(300)]
+    with serving(new_database("sqlite"), tmp_path / "log") as service:
+        statuses, grown = flood(service, requests[:CLIENTS], requests)
+    assert statuses == {404}
+    assert grown < 20_000_000
 
 
 def test_an_error_is_gone_before_its_answer_is_taken() -> None:
@@ -112,7 +119,7 @@ def out_of_reach(database_url: str) -> Iterator[str]:
 
 def test_a_database_out_of_reach_costs_no_memory(database_url: str, tmp_path: Path) -> None:
     """Notes that can't be stored are forgotten with their 503."""
-    requests = [
+    requests: list[Request] = [
         ("POST", "/notes/", NOTE, JSON),
         ("POST", "/notes/", NOTE, JSON | {"idempotency-key": "1"}),
         ("POST", "/notes/batch", b"[" + NOTE + b"]", JSON),
@@ -123,6 +130,6 @@ def test_a_database_out_of_reach_costs_no_memory(database_url: str, tmp_path: Pa
         out_of_reach(database_url) as url,
         serving(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.01") as service,
     ):
-        statuses, grown = flood(service, requests, times=15)
+        statuses, grown = flood(service, requests * CLIENTS, requests * 60)
     assert statuses == {503}
     assert grown < 40_000_000
