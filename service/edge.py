@@ -37,6 +37,9 @@ _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _ID_PREFIX = os.urandom(10).hex().encode()
 _ids = itertools.count()
 _CLOSE = {"Connection": "close"}
+# A body over so many bytes goes out in parts, each of which waits for its client.
+_LARGE = 65_536
+_PART = 131_072
 
 
 class Edge:
@@ -74,7 +77,10 @@ class Edge:
                     passed = (time.perf_counter() - began) * 1000
                     headers.append((b"server-timing", b"app;dur=%.1f" % passed))
             else:
-                size += len(message["body"])
+                length = len(message["body"])
+                size += length
+                if length > _LARGE:
+                    return self._send_in_parts(message, send, task)
                 if "more_body" in message:
                     # A long answer may take as long as its client keeps reading it.
                     self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
@@ -99,9 +105,11 @@ class Edge:
                 await self.wrap(response)(scope, receive, count)
         except asyncio.CancelledError:
             # By the deadline, or at the end of the grace of a shutdown. An answer that has begun
-            # is broken off, which uvicorn does when it is not complete.
+            # is broken off.
             task.uncancel()
-            if not status:
+            if status:
+                await _abort(scope)
+            else:
                 await self.wrap(_late(scope))(scope, receive, count)
         finally:
             del self.deadlines[task]
@@ -111,6 +119,23 @@ class Edge:
                 metrics.request(route.path if route else "", scope["method"], status, seconds)
             if ACCESS_LOG:
                 logs.write(scope, status, seconds, size, request_id)
+
+    async def _send_in_parts(self, message: Message, send: Send, task: asyncio.Task[None]) -> None:
+        """Sends a large body; at the end of an answer, returns when the transport has none of it.
+
+        Before that the request is under way, so that its deadline and MAX_REQUESTS bound the memory
+        of bodies that clients don't take.
+        """
+        body = message["body"]
+        for start in range(0, len(body), _PART):
+            # A slice, as what the transport holds on to must not be the whole body.
+            part = body[start : start + _PART]
+            self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        if not message.get("more_body", False):
+            # `send` first waits until what was sent before is taken.
+            self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
+            await send({"type": "http.response.body", "body": b""})
 
     async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -157,6 +182,14 @@ def _request_id(scope: Scope) -> bytes:
         if name == b"x-request-id" and _is_request_id(value):
             return bytes(value)
     return b"%b%012x" % (_ID_PREFIX, next(_ids))
+
+
+async def _abort(scope: Scope) -> None:
+    """Ends the connection at once; to close it would wait until the client takes what is sent."""
+    if "extensions" in scope:
+        scope["extensions"]["service.abort"]()
+        # Until the server has taken note; it would log an answer that is not complete.
+        await asyncio.sleep(0)
 
 
 def _late(scope: Scope) -> Response:

@@ -75,11 +75,15 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(Corked(transport))  # type: ignore[arg-type]
         self.flow = Flow(self.transport, self.pipeline)
+        self.extensions: Any = {"service.abort": self.transport.abort}
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             milliseconds = int(settings.REQUEST_TIMEOUT * 1000)
             connection = transport.get_extra_info("socket")
             with suppress(OSError):  # no TCP
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+                # The kernel asks for more when it has this much left to send, not when a third of
+                # some megabytes is free, which a slow client can't take within its time.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,6 +110,7 @@ class Protocol(HttpToolsProtocol):
         self.in_head = True
         self.head_size = 0
         super().on_message_begin()
+        self.scope["extensions"] = self.extensions
 
     def on_headers_complete(self) -> None:
         self.in_head = False
