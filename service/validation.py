@@ -17,7 +17,6 @@ MESSAGES = {
     "greater_than_equal": "Input should be greater than or equal to {ge}",
     "idempotency_key_reused": "The key was used for another request before",
     "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
-    "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
     "json_invalid": "JSON decode error",
     "less_than_equal": "Input should be less than or equal to {le}",
     "list_type": "Input should be a valid list",

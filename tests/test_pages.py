@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI, Query
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 from starlette.testclient import TestClient
 
 from tests import databases
@@ -32,10 +32,20 @@ def refuse_nul(text: str) -> str:
     return text
 
 
+def refuse_odd_integers(text: str) -> str:
+    """FastAPI takes more: spaces around, underscores between, and zeros behind a point."""
+    if re.fullmatch(r"[+-]?[0-9]{1,4300}", text) is None:
+        raise PydanticKnownError("int_parsing")
+    return text
+
+
+plain = BeforeValidator(refuse_odd_integers)
+
+
 @oracle.get("/notes/")
 async def read_notes(
-    limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
-    after: Annotated[int | None, Query(ge=0, le=MAX_ID)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000), plain] | None = None,
+    after: Annotated[int, Query(ge=0, le=MAX_ID), plain] | None = None,
     order: Literal["asc", "desc"] = "asc",
     completed: bool | None = None,
     q: Annotated[str, AfterValidator(refuse_nul)] | None = None,
@@ -465,11 +475,40 @@ def twin() -> Iterator[TestClient]:
         yield client
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("5", None),
+        ("%2B5", None),
+        ("005", None),
+        ("-5", "greater_than_equal"),
+        ("1001", "less_than_equal"),
+        ("9" * 4300, "less_than_equal"),
+        ("9" * 4301, "int_parsing"),
+        ("1_0", "int_parsing"),
+        ("5.0", "int_parsing"),
+        ("+5", "int_parsing"),
+        ("%205%20", "int_parsing"),
+        ("%D9%A5", "int_parsing"),
+        ("", "int_parsing"),
+    ],
+)
+def test_an_integer_is_a_sign_and_digits(
+    service: httpx2.Client, value: str, kind: str | None
+) -> None:
+    """An integer in a query is an optional sign and ASCII digits; a plus unescaped is a space."""
+    answer = service.get(f"/notes/?limit={value}")
+    assert answer.status_code == (422 if kind else 200)
+    if kind:
+        (error,) = answer.json()["detail"]
+        assert (error["type"], error["loc"]) == (kind, ["query", "limit"])
+
+
 @pytest.mark.parametrize("name", ["limit", "after", "order", "completed"])
 def test_near_misses_are_read_as_fastapi_reads_them(
     server: Server, twin: TestClient, name: str
 ) -> None:
-    """Each value that is nearly a number or a word is taken or refused as by FastAPI."""
+    """Each value that is nearly a number or a word is taken or refused as by the oracle."""
     with connect(str(server.client.base_url)) as connection:
         for value in INTEGERS + WORDS:
             url = f"/notes/?{name}={quote(value, safe='')}"
