@@ -126,6 +126,27 @@ def test_tokens_of_active_users_are_known(run: Run) -> None:
     assert sorted(run(use)) == [0, 3]
 
 
+def test_remembered_tokens_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many users come, so many tokens at most are remembered, each for its own user."""
+
+    async def use(users: Any) -> tuple[list[str], int]:
+        access = importlib.import_module("service.access")
+        monkeypatch.setattr(access, "MOST", 3)
+        headers = []
+        for number in range(7):
+            token = users.new_token()
+            await users.add_user(f"user-{number}", token)
+            headers.append([(b"authorization", f"Bearer {token}".encode())])
+        names, most = [], 0
+        for one in headers * 2 + headers[:1] * 2:
+            names.append((await access.find_user({"headers": one}))["username"])
+            most = max(most, len(access._known))
+        return names, most
+
+    names = [f"user-{number}" for number in range(7)]
+    assert run(use) == (names * 2 + names[:1] * 2, 3)
+
+
 @given(st.text(max_size=70))
 def test_usernames_are_normal(text: str) -> None:
     """What is taken for a username is the same in lower case, ASCII, and taken as itself again."""
