@@ -3,6 +3,7 @@
 import asyncio
 import math
 import sqlite3
+import threading
 import time
 from asyncio import CancelledError
 from collections.abc import AsyncIterator
@@ -85,24 +86,29 @@ _files: dict[bool, aiosqlite.Connection] = {}
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[None]:
-    """Opens the database for the life of the service, and closes it within bounded time."""
+    """Opens the database for the life of the service, and closes it within bounded time.
+
+    Raises sqlite3.DatabaseError for a SQLite file that can't be used; a locked one is waited for,
+    by each statement.
+    """
     global _is_closing
     _is_closing = False
     await database.connect()
-    if DIALECT == "sqlite":
-        for writes in (False, True):
-            await asyncio.create_task(_open())
-            _files[writes] = _idle.pop().raw_connection
-            _files[writes].row_factory = sqlite3.Row
-            if writes:
-                # What a write gives can't be asked for again.
-                _files[writes].text_factory = decode
-                await _files[writes].create_function("decode", 1, decode)
-            _turns[writes] = asyncio.Semaphore(1)
-    else:
-        _turns[False] = _turns[True] = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
     idling = asyncio.create_task(_give_back_idle())
     try:
+        if DIALECT == "sqlite":
+            for writes in (False, True):
+                await asyncio.create_task(_open())
+                _files[writes] = _idle.pop().raw_connection
+                _files[writes].row_factory = sqlite3.Row
+                if writes:
+                    # What a write gives can't be asked for again.
+                    _files[writes].text_factory = decode
+                    await _files[writes].create_function("decode", 1, decode)
+                await _check(_files[writes])
+                _turns[writes] = asyncio.Semaphore(1)
+        else:
+            _turns[False] = _turns[True] = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
         yield
     finally:
         idling.cancel()
@@ -118,12 +124,28 @@ async def connected() -> AsyncIterator[None]:
                 await database.disconnect()
 
 
+async def _check(file: aiosqlite.Connection) -> None:
+    """Reads from a file for the first time, which opening it doesn't."""
+    try:
+        await file.execute_fetchall("PRAGMA schema_version")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+
+
 async def _open() -> None:
     """Adds a connection to the idle ones, where it isn't lost if its caller is cancelled just then.
 
     Runs as a task of its own, as encode/databases has one connection for each task.
     """
-    _idle.append(await database.connection().__aenter__())
+    others = threading.enumerate()
+    try:
+        _idle.append(await database.connection().__aenter__())
+    except sqlite3.Error:
+        # aiosqlite ends its thread, which needs the event loop, but doesn't wait for that.
+        for thread in set(threading.enumerate()).difference(others):
+            thread.join(CLOSE_SECONDS)
+        raise
 
 
 async def _take() -> Connection:

@@ -9,6 +9,8 @@ import logging
 import math
 import os
 import re
+import sqlite3
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -140,7 +142,7 @@ class Edge:
     async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             async with self._watched():
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, _told(send))
         else:
             await self.app(scope, receive, send)
 
@@ -175,6 +177,21 @@ class Edge:
                 if deadline < now:
                     self.deadlines[task] = math.inf
                     task.cancel()
+
+
+def _told(send: Send) -> Send:
+    """Tells in one line why the service can't start, where the reason is known."""
+
+    async def tell(message: Message) -> None:
+        error = sys.exception()
+        if message["type"] == "lifespan.startup.failed" and isinstance(
+            error, sqlite3.DatabaseError
+        ):
+            # Starlette gives a traceback.
+            message["message"] = f"The database can't be used: {error}"
+        await send(message)
+
+    return tell
 
 
 def _request_id(scope: Scope) -> bytes:
