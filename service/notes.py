@@ -115,7 +115,7 @@ def _insert() -> Insert:
 
 
 def _shown(name: str) -> ColumnElement[Any]:
-    """A column as clients see it; SQLite may hold what is no UTF-8, which equals nothing else."""
+    """A column as clients see it; SQLite may hold bytes that no text of a client equals."""
     column = notes.c[name]
     if DIALECT == "sqlite" and isinstance(column.type, String):
         return func.decode(cast(column, LargeBinary), type_=String)

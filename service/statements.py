@@ -157,7 +157,7 @@ async def _run_in_thread(raw: aiosqlite.Connection, sql: str, arguments: list[An
         # Python's own decoding is faster, so that another is used only where it has failed.
         if raw.text_factory is decode or "decode to UTF-8" not in str(error):
             raise
-        # They hold the cursor, which would keep its view of the database as it is now.
+        # Its frames hold the cursor, which would keep the connection's view of the database.
         clear_frames(error.__traceback__)
     except (TimeoutError, CancelledError):
         await raw.interrupt()
