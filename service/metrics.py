@@ -3,13 +3,16 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 
-def _share_between_processes() -> str | None:
-    """Names the folder where the processes of one server keep their values, and makes it.
+def _find_folder() -> Path | None:
+    """The folder where the processes of one server keep their values; None for a single process.
 
     uvicorn starts its processes with multiprocessing, whose key is the same in all of them and
     different in any other server's. prometheus_client reads the variable when it is imported.
@@ -21,10 +24,11 @@ def _share_between_processes() -> str | None:
         folder = Path(tempfile.gettempdir()) / f"notes-metrics-{key}"
         folder.mkdir(mode=0o700, exist_ok=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-    return os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    return Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
-_folder = _share_between_processes()
+_is_given = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+_folder = _find_folder()
 
 from prometheus_client import (  # noqa: E402
     CONTENT_TYPE_LATEST,
@@ -33,8 +37,60 @@ from prometheus_client import (  # noqa: E402
     Gauge,
     Histogram,
     generate_latest,
-    multiprocess,
 )
+from prometheus_client.mmap_dict import MmapedDict  # noqa: E402
+from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
+
+# A process keeps its gauges in one file, and all that only rises in another.
+GAUGES = "gauge_livesum_{}.db"
+HISTOGRAMS = "histogram_{}.db"
+
+
+def _bury(folder: Path) -> None:
+    """Takes the processes that have died out of the gauges: nobody holds the locks on theirs."""
+    for gauges in folder.glob(GAUGES.format("*")):
+        with suppress(BlockingIOError, FileNotFoundError), gauges.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            gauges.unlink()
+
+
+def _enter(folder: Path) -> IO[str]:
+    """Adds this process, which goes on counting where one that has died came to.
+
+    Gives the file whose lock tells the others that this process lives; the system frees it.
+    """
+    pid = os.getpid()
+    # The others see a file when it is whole, and this one when it is locked.
+    new = folder / f"{pid}.new"
+    MmapedDict(str(new)).close()  # type: ignore[no-untyped-call]
+    lock = new.open()
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    _bury(folder)
+    new.rename(folder / GAUGES.format(pid))
+    mine = folder / HISTOGRAMS.format(pid)
+    if mine.exists():
+        # One that has died had the same id.
+        return lock
+    left = [
+        file
+        for file in folder.glob(HISTOGRAMS.format("*"))
+        if not (folder / file.name.replace("histogram", "gauge_livesum")).exists()
+    ]
+    for file in left:
+        # Another new process may take it at the same time.
+        with suppress(FileNotFoundError):
+            file.rename(mine)
+            break
+    else:
+        MmapedDict(str(new)).close()  # type: ignore[no-untyped-call]
+        new.rename(mine)
+    return lock
+
+
+if _folder is not None:
+    import fcntl
+
+    _lock = _enter(_folder)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -82,12 +138,22 @@ def exposition() -> bytes:
     """All processes' metrics in Prometheus's text format."""
     if _folder is None:
         return generate_latest(REGISTRY)
+    _bury(_folder)
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    while True:
+        # A process that starts may have renamed a file just now.
+        with suppress(FileNotFoundError):
+            return generate_latest(registry)
 
 
 def end() -> None:
-    """Takes this process out of the gauges."""
-    if _folder is not None:
-        multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+    """Takes this process out of the gauges; the last one of a server removes their folder."""
+    if _folder is None:
+        return
+    # Another one may remove it at the same time.
+    with suppress(FileNotFoundError):
+        (_folder / GAUGES.format(os.getpid())).unlink()
+        _bury(_folder)
+        if not _is_given and not any(_folder.glob(GAUGES.format("*"))):
+            shutil.rmtree(_folder, ignore_errors=True)
