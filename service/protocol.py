@@ -104,6 +104,10 @@ class Protocol(HttpToolsProtocol):
         if len(self.tasks) == 1:
             # Nobody else is served just now; with many, writing all at once takes less time.
             self.transport.flush()  # type: ignore[attr-defined]
+        if not self.in_head and self.cycle.response_complete:
+            # What an idle connection would keep of its last head, which may be large.
+            self.url = b""
+            self.scope = self.cycle.scope = {}  # type: ignore[typeddict-item]
         super().on_response_complete()
 
     def on_message_begin(self) -> None:

@@ -76,6 +76,19 @@ def test_long_paths_cost_no_memory(new_database: NewDatabase, tmp_path: Path) ->
     assert grown < 20_000_000
 
 
+def test_idle_connections_keep_no_head(new_database: NewDatabase, tmp_path: Path) -> None:
+    """A connection that waits for its next request has forgotten the last one."""
+    path = "/" + "a" * 60_000
+    with serving(new_database("sqlite"), tmp_path / "log") as service, ExitStack() as stack:
+        before = 0
+        for number in range(300):
+            if number == 10:
+                before = service.process.memory_info().rss
+            connection = stack.enter_context(connect(service.url))
+            assert send(connection, "GET", path).status == 404
+        assert service.process.memory_info().rss - before < 20_000_000
+
+
 def test_an_error_is_gone_before_its_answer_is_taken() -> None:
     """While a client takes its time to read a 422, what it sent is held no longer."""
     errors: list[weakref.ref[InvalidInput]] = []
