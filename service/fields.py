@@ -97,6 +97,19 @@ class QueryInteger(fields.Integer):
         return number
 
 
+class QueryText(Text):
+    """A text in a query string, of at most so many characters."""
+
+    def __init__(self, max_length: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.max_length = max_length
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if len(value) > self.max_length:
+            raise ValidationError([{"type": "string_too_long", "max_length": self.max_length}])
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
 class Choice(fields.String):
     """One of some words."""
 

@@ -4,11 +4,14 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load
 
-from service.fields import Boolean, Choice, QueryInteger, Text, Timestamp
+from service.fields import Boolean, Choice, QueryInteger, QueryText, Text, Timestamp
 
 MAX_ID = 2**31 - 1
 MAX_PAGE = 1000
 MAX_BATCH = 1000
+# PostgreSQL can't break off the search of one note, which takes as long as the note's length times
+# this: up to two seconds for a note of 1 MB.
+MAX_Q = 200
 MAX_USERNAME = 64
 
 
@@ -61,7 +64,7 @@ class ListingQuery(Input):
     after = QueryInteger(0, MAX_ID, load_default=None)
     order = Choice("asc", "desc", load_default="asc")
     completed = Boolean(load_default=None)
-    q = Text(load_default="")
+    q = QueryText(MAX_Q, load_default="")
 
 
 class User(Schema):

@@ -25,6 +25,7 @@ MESSAGES = {
     "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
     "string_nul": "Input should be a valid string without NUL characters",
     "string_pattern_mismatch": "String should match pattern '{pattern}'",
+    "string_too_long": "String should have at most {max_length} characters",
     "string_type": "Input should be a valid string",
     "string_unicode": (
         "Input should be a valid string, unable to parse raw data as a unicode string"

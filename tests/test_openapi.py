@@ -67,3 +67,11 @@ def test_errors_have_the_shape_of_the_document(pair: Pair) -> None:
     for detail in answer.json()["detail"]:
         assert set(schemas["ValidationError"]["required"]) <= set(detail)
         assert set(detail) <= set(schemas["ValidationError"]["properties"])
+
+
+def test_the_length_of_a_search_is_the_documents(service: httpx2.Client) -> None:
+    """A search may have as many characters as the document says, and no more."""
+    parameters = document["paths"]["/notes/"]["get"]["parameters"]
+    (q,) = (each["schema"] for each in parameters if each["name"] == "q")
+    for length, status in ((q["maxLength"], 200), (q["maxLength"] + 1, 422)):
+        assert service.get("/notes/", params={"q": "\u0390" * length}).status_code == status

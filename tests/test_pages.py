@@ -48,7 +48,7 @@ async def read_notes(
     after: Annotated[int, Query(ge=0, le=MAX_ID), plain] | None = None,
     order: Literal["asc", "desc"] = "asc",
     completed: bool | None = None,
-    q: Annotated[str, AfterValidator(refuse_nul)] | None = None,
+    q: Annotated[str, Query(max_length=200), AfterValidator(refuse_nul)] = "",
 ) -> None:
     """What FastAPI makes of a listing's query."""
 
@@ -521,6 +521,12 @@ def test_near_misses_are_read_as_fastapi_reads_them(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @example(query="q=%00&completed=maybe&order=up&after=-1&limit=1001")
 @example(query="limit=1&limit=x&after=x&after=1")
+@example(query="q=" + "a" * 200)
+@example(query="q=" + "a" * 201)
+@example(query="q=" + "%C4%B0" * 200)
+@example(query="q=" + "%EF%AC%83" * 201 + "&limit=0")
+@example(query="q=" + "%F0%9F%98%80" * 200 + "&completed=maybe")
+@example(query="q=" + "%00" * 201)
 @given(query=queries)
 def test_queries_are_read_as_fastapi_reads_them(
     server: Server, twin: TestClient, query: str

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from marshmallow import Schema, ValidationError, fields
 from marshmallow.validate import Length
 
-from service.fields import Text
+from service.fields import QueryText, Text
 from service.schemas import note_in, note_out
 from service.serializing import compile_dump, compile_load
 from tests import databases
@@ -128,6 +128,7 @@ def test_what_needs_no_conversion_does_without_marshmallow() -> None:
     ("field", "given"),
     [
         (Text(validate=Length(max=3)), {"it": "longer"}),
+        (QueryText(3), {"it": "longer"}),
         (Text(data_key="that"), {"that": "a"}),
         (Text(attribute="that"), {"it": "a"}),
         (Text(load_default="a"), {}),

@@ -11,7 +11,7 @@ from service.openapi.parts import (
     parameter,
     response,
 )
-from service.schemas import MAX_BATCH, MAX_ID, MAX_PAGE, note_in, note_out, note_patch
+from service.schemas import MAX_BATCH, MAX_ID, MAX_PAGE, MAX_Q, note_in, note_out, note_patch
 
 SCHEMAS = {"NoteIn": note_in, "NotePatch": note_patch, "Note": note_out}
 
@@ -67,7 +67,11 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             ),
             parameter("query", "completed", "Only notes that are or aren't", type="boolean"),
             parameter(
-                "query", "q", "Only notes that contain this, in upper or lower case", type="string"
+                "query",
+                "q",
+                "Only notes that contain this, in upper or lower case",
+                type="string",
+                maxLength=MAX_Q,
             ),
         ],
         "responses": {
