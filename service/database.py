@@ -8,7 +8,7 @@ import time
 from asyncio import CancelledError
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import aiosqlite
 import asyncpg
@@ -62,11 +62,14 @@ database = Database(settings.DATABASE_URL, **_options(settings.DATABASE_URL))
 DIALECT = database.url.dialect
 
 
-# What a statement waits for before it gets a connection, by whether it writes: encode/databases
-# itself waits without end for a connection of an exhausted pool. A connection to SQLite serves one
-# at a time too; who waited too long would be carried out, after its caller was told that it failed,
-# if it stood in the queue of the connection's thread.
-_turns: dict[bool, asyncio.Semaphore] = {}
+Lane = Literal["read", "write", "search"]
+
+# What a statement waits for before it gets a connection, by its lane: encode/databases itself waits
+# without end for a connection of an exhausted pool. A connection to SQLite serves one at a time
+# too; who waited too long would be carried out, after its caller was told that it failed, if it
+# stood in the queue of the connection's thread. A search may take as long as a statement can: on
+# PostgreSQL it waits for its turn among the searches first, which never have all connections.
+_turns: dict[Lane, list[asyncio.Semaphore]] = {}
 
 # Connections to PostgreSQL that no statement uses. To give one back to asyncpg's pool and take it
 # out again takes as long as a statement.
@@ -79,9 +82,9 @@ _expired_at = -math.inf
 # At the end connections go back to the pool, which waits for them.
 _is_closing = False
 
-# The connections to SQLite, one for reads and one for writes, so that nobody reads behind a writer
-# that waits; encode/databases would open a file and start a thread for each statement.
-_files: dict[bool, aiosqlite.Connection] = {}
+# The connections to SQLite, one for each lane, so that nobody reads behind a writer that waits or a
+# search; encode/databases would open a file and start a thread for each statement.
+_files: dict[Lane, aiosqlite.Connection] = {}
 
 
 @asynccontextmanager
@@ -97,18 +100,21 @@ async def connected() -> AsyncIterator[None]:
     idling = asyncio.create_task(_give_back_idle())
     try:
         if DIALECT == "sqlite":
-            for writes in (False, True):
+            for lane in get_args(Lane):
                 await asyncio.create_task(_open())
-                _files[writes] = _idle.pop().raw_connection
-                _files[writes].row_factory = sqlite3.Row
-                if writes:
+                file = _files[lane] = _idle.pop().raw_connection
+                file.row_factory = sqlite3.Row
+                if lane == "write":
                     # What a write gives can't be asked for again.
-                    _files[writes].text_factory = decode
-                    await _files[writes].create_function("decode", 1, decode)
-                await _check(_files[writes])
-                _turns[writes] = asyncio.Semaphore(1)
+                    file.text_factory = decode
+                    await file.create_function("decode", 1, decode)
+                await _check(file)
+                _turns[lane] = [asyncio.Semaphore(1)]
         else:
-            _turns[False] = _turns[True] = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
+            every = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
+            searches = asyncio.Semaphore(max(1, settings.DATABASE_POOL_MAX // 2))
+            _turns["read"] = _turns["write"] = [every]
+            _turns["search"] = [searches, every]
         yield
     finally:
         idling.cancel()
@@ -205,20 +211,36 @@ async def _give_back_idle() -> None:
         await _give_back()
 
 
+async def _acquire(turns: list[asyncio.Semaphore]) -> None:
+    """Takes all turns, one after the other, or none."""
+    for place, turn in enumerate(turns):
+        try:
+            await turn.acquire()
+        except BaseException:
+            _release(turns[:place])
+            raise
+
+
+def _release(turns: list[asyncio.Semaphore]) -> None:
+    for turn in turns:
+        turn.release()
+
+
 @asynccontextmanager
-async def connection(writes: bool) -> AsyncIterator[Any]:
+async def connection(writes: bool, searches: bool = False) -> AsyncIterator[Any]:
     """A connection as the driver has it, waited for and used for bounded times."""
-    turns = _turns[writes]
-    if turns.locked():
+    lane: Lane = "write" if writes else "search" if searches else "read"
+    turns = _turns[lane]
+    if any(map(asyncio.Semaphore.locked, turns)):
         with metrics.waiting.track_inprogress():
             async with asyncio.timeout(settings.DATABASE_POOL_TIMEOUT):
-                await turns.acquire()
+                await _acquire(turns)
     else:
-        await turns.acquire()
+        await _acquire(turns)
     metrics.in_use.inc()
     try:
         if DIALECT == "sqlite":
-            yield _files[writes]
+            yield _files[lane]
             return
         generation = _generation
         pooled = await _take()
@@ -242,4 +264,4 @@ async def connection(writes: bool) -> AsyncIterator[Any]:
                 await pooled.__aexit__()
     finally:
         metrics.in_use.dec()
-        turns.release()
+        _release(turns)

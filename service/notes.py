@@ -94,7 +94,7 @@ def _page(descending: bool, by_completed: bool, by_text: bool) -> Statement:
     length = func.length if DIALECT == "sqlite" else func.octet_length
     load = select(func.sum(length(texts.c.text))).scalar_subquery()
     limited = page.limit(case(((load > HEAVY) & (limit > FEW), FEW), else_=limit))
-    return prepare(limited, plan_anew=by_text)
+    return prepare(limited, searches=by_text)
 
 
 def _insert() -> Insert:

@@ -41,14 +41,15 @@ class Statement(NamedTuple):
     names: list[str]
     values: dict[str, Any]
     writes: bool
-    plan_anew: bool
+    searches: bool
 
 
-def prepare(statement: ClauseElement, plan_anew: bool = False) -> Statement:
+def prepare(statement: ClauseElement, searches: bool = False) -> Statement:
     """Compiles a statement once, for `fetch`; encode/databases does so at every call.
 
-    `plan_anew` is for statements whose best plan depends on the parameters: PostgreSQL keeps one
-    plan for all of a prepared statement's calls otherwise.
+    `searches` is for statements whose best plan depends on the parameters, and which may read every
+    row. Each call is planned anew, where PostgreSQL keeps one plan for all of a prepared
+    statement's calls otherwise; and they leave connections to the others.
     """
     dialect: type[Dialect] = SQLiteDialect_aiosqlite if DIALECT == "sqlite" else PGDialect_asyncpg
     compiled = statement.compile(dialect=dialect())
@@ -58,7 +59,7 @@ def prepare(statement: ClauseElement, plan_anew: bool = False) -> Statement:
         list(compiled.positiontup or []),
         dict(compiled.params),
         compiled.isinsert or compiled.isupdate or compiled.isdelete,
-        plan_anew,
+        searches,
     )
 
 
@@ -94,7 +95,7 @@ async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
     while True:
         tries += 1
         try:
-            async with connection(statement.writes) as raw:
+            async with connection(statement.writes, statement.searches) as raw:
                 return await _run(raw, statement, **values)
         except TROUBLE as error:
             again = isinstance(error, REFUSED) and tries < TRIES
@@ -140,7 +141,7 @@ async def _run(raw: Any, statement: Statement, **values: Any) -> Sequence[Row]:
     arguments = [values[name] for name in statement.names]
     if DIALECT == "sqlite":
         rows = await _run_in_thread(raw, statement.sql, arguments)
-    elif statement.plan_anew and settings.DATABASE_STATEMENT_CACHE:
+    elif statement.searches and settings.DATABASE_STATEMENT_CACHE:
         rows = await (await raw.prepare(statement.sql)).fetch(*arguments)
     else:
         rows = await raw.fetch(statement.sql, *arguments)

@@ -1,15 +1,18 @@
 """Nobody's work holds up another's, however much of it there is."""
 
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import orjson
 
 from tests import databases
-from tests.clusters import poll
+from tests.clusters import locked, poll
 from tests.servers import running
 
 JSON = {"content-type": "application/json"}
+NOTE = {"text": "a", "completed": False}
 
 
 def store_worst(client: httpx2.Client, count: int) -> str:
@@ -44,3 +47,69 @@ def test_the_longest_search_can_be_ended(database_url: str, tmp_path: Path) -> N
         if database_url.startswith("postgresql"):
             assert answer.status_code == 503
             poll(lambda: not searches_in_postgresql(database_url))
+
+
+def waiting(client: httpx2.Client) -> float:
+    """How many statements wait for a connection."""
+    found = re.findall(r"^database_connections_waited_for (.*)$", client.get("/metrics").text, re.M)
+    return float(found[0])
+
+
+def test_searches_leave_connections_to_others(database_url: str, tmp_path: Path) -> None:
+    """While searches that read every note take all that they may have, other requests go on."""
+    limits = {
+        "DATABASE_POOL_MAX": "2",
+        "DATABASE_POOL_TIMEOUT": "3",
+        "DATABASE_STATEMENT_TIMEOUT": "3",
+    }
+    with (
+        running(database_url, tmp_path / "log", **limits) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+        ThreadPoolExecutor(40) as threads,
+    ):
+        q = store_worst(client, 5)
+
+        def search(number: int) -> int:
+            parameters = {"q": f"{q[len(str(number)) :]}{number}"}
+            return httpx2.get(f"{url}/notes/", params=parameters, timeout=30).status_code
+
+        searches = [threads.submit(search, number) for number in range(40)]
+        poll(lambda: waiting(client) > 0)
+        for _ in range(3):
+            note = client.post("/notes/", json=NOTE)
+            path = f"/notes/{note.json()['id']}"
+            answers = [
+                note,
+                client.get(path),
+                client.get("/notes/?limit=1"),
+                client.get("/notes/?completed=false&order=desc"),
+                client.patch(path, json={"completed": True}),
+                client.post("/notes/", json=NOTE, headers={"idempotency-key": path}),
+                client.get("/health/ready"),
+            ]
+            assert [answer.status_code for answer in answers] == [200] * len(answers)
+        assert not all(one.done() for one in searches)
+        assert {one.result() for one in searches} <= {200, 503}
+        assert client.get("/notes/?q=a&limit=1").json() == [{"id": 6, **NOTE, "completed": True}]
+
+
+def test_a_search_that_gave_up_leaves_its_turn(
+    new_database: databases.NewDatabase, tmp_path: Path
+) -> None:
+    """Searches that waited too long for a connection to PostgreSQL don't keep later ones away."""
+    database_url = new_database("postgresql")
+    limits = {"DATABASE_POOL_MAX": "2", "DATABASE_POOL_TIMEOUT": "0.5"}
+    with (
+        running(database_url, tmp_path / "log", **limits) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        paths = [f"{url}/notes/{client.post('/notes/', json=NOTE).json()['id']}" for _ in range(2)]
+        with locked(database_url):
+            for path in paths:
+                threads.submit(httpx2.delete, path, timeout=30)
+            poll(lambda: "connections_in_use 2.0" in client.get("/metrics").text)
+            for _ in range(2):
+                assert client.get("/notes/?q=a").status_code == 503
+        poll(lambda: client.get("/notes/?q=a").status_code == 200)
+        assert client.get("/notes/?q=a").json() == []
