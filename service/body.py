@@ -1,17 +1,22 @@
 """Reads a request's body the way FastAPI does, within a limit."""
 
 import json
+from collections.abc import Iterator
 from email.message import Message
+from itertools import chain, islice
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from service import settings
+from service.slices import in_slices
 from service.validation import InvalidInput, describe
 
 # The rest of the body is not read, so the connection can't serve another request.
 TOO_LARGE = {"Connection": "close"}
+# Bytes after which a run of lines ends with its line.
+RUN = 65_536
 
 
 async def read_body(request: Request) -> bytes:
@@ -46,13 +51,24 @@ def parse(body: bytes, content_type: str) -> Any:
     return _decode(body, ("body",), _is_json(content_type))
 
 
-def parse_lines(body: bytes, most: int) -> list[Any]:
+async def parse_lines(body: bytes, most: int) -> list[Any]:
     """The values of newline-delimited JSON, blank lines left out; raises as `parse` does.
 
     Of more lines than `most` only one more is read.
     """
-    lines = [line for line in body.split(b"\n") if line.strip()]
-    return [_decode(line, ("body", index)) for index, line in enumerate(lines[: most + 1])]
+    found = await in_slices(lambda run: [line for line in run if line.strip()], _runs(body))
+    lines = islice(chain.from_iterable(found), most + 1)
+    return await in_slices(lambda line: _decode(line[1], ("body", line[0])), enumerate(lines))
+
+
+def _runs(body: bytes) -> Iterator[list[bytes]]:
+    """The lines of a body, which may be a million, some at a time."""
+    start = 0
+    while start < len(body):
+        end = body.find(b"\n", start + RUN)
+        end = len(body) if end < 0 else end
+        yield body[start:end].split(b"\n")
+        start = end + 1
 
 
 def _decode(body: bytes, loc: tuple[str | int, ...], is_json: bool = True) -> Any:

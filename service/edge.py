@@ -97,7 +97,7 @@ class Edge:
             try:
                 await app(scope, receive, count)
             except Exception as error:
-                response = errors.answer(error)
+                response = await errors.answer(error)
                 if response is None:
                     logger.exception("request_id=%s", request_id.decode())
                     response = error_response("Internal Server Error", 500)

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from service.slices import in_slices
 from service.trouble import DatabaseUnavailable
 from service.validation import InvalidInput
 
@@ -27,23 +28,38 @@ _dumps = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 def error_response(
     detail: Any, status_code: int, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """`{"detail": detail}` as JSON, whatever a client's JSON may have put into it.
+    """`{"detail": detail}` as JSON."""
+    return _response(_encode(detail), status_code, headers)
+
+
+def _response(detail: bytes, status_code: int, headers: Mapping[str, str] | None) -> Response:
+    return Response(b'{"detail":%b}' % detail, status_code, headers, "application/json")
+
+
+def _encode(value: Any) -> bytes:
+    """JSON, whatever a client's JSON may have put into the value.
 
     NaN and the infinities become null, as JSON has no word for them; lone surrogates become
     U+FFFD, as UTF-8 has none.
     """
     try:
-        text = _dumps({"detail": detail}, allow_nan=False)
+        text = _dumps(value, allow_nan=False)
+    except ValueError:
+        finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        text = _dumps(finite)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+async def _tell(errors: Sequence[dict[str, Any]]) -> Response:
+    """The 422 with these errors, of which each may be as large as a body."""
+    try:
+        encoded = await in_slices(_encode, errors)
     except RecursionError:
         return error_response("There was an error parsing the body", 400)
-    except ValueError:
-        finite = json.loads(json.dumps(detail), parse_constant=lambda _: None)
-        text = _dumps({"detail": finite})
-    try:
-        body = text.encode()
-    except UnicodeEncodeError:
-        body = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-    return Response(body, status_code, headers, "application/json")
+    return _response(b"[%b]" % b",".join(encoded), 422, None)
 
 
 def _log(error: DatabaseUnavailable) -> None:
@@ -55,11 +71,11 @@ def _log(error: DatabaseUnavailable) -> None:
         logger.warning("database unavailable: %r", error.__cause__)
 
 
-def answer(error: Exception) -> Response | None:
+async def answer(error: Exception) -> Response | None:
     """The response that tells an exception; None for a defect of this service."""
     match error:
         case InvalidInput():
-            return error_response(error.errors, 422)
+            return await _tell(error.errors)
         case HTTPException(status_code=304):
             return Response(status_code=304, headers=error.headers)
         case HTTPException():

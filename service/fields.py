@@ -15,7 +15,7 @@ BOOLEANS = {
 INTEGER = re.compile(r"[+-]?[0-9]{1,4300}")
 
 
-def _is_unicode(value: str) -> bool:
+def is_unicode(value: str) -> bool:
     """False where a lone surrogate keeps the text from being encoded."""
     try:
         value.encode()
@@ -36,7 +36,7 @@ class Text(fields.String):
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if not isinstance(value, str):
             raise self.make_error("invalid")
-        if not _is_unicode(value):
+        if not is_unicode(value):
             raise ValidationError("string_unicode")
         if "\0" in value:
             raise ValidationError("string_nul")
@@ -56,7 +56,7 @@ class Boolean(fields.Boolean):
         if isinstance(value, bool):
             return value
         if isinstance(value, str):
-            if not _is_unicode(value):
+            if not is_unicode(value):
                 raise ValidationError("string_unicode")
             if value.lower() in BOOLEANS:
                 return BOOLEANS[value.lower()]

@@ -1,8 +1,6 @@
 """The marshmallow schemas: the one place where the shape of notes and users is written."""
 
-from typing import Any
-
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load
+from marshmallow import EXCLUDE, Schema, fields
 
 from service.fields import Boolean, Choice, QueryInteger, QueryText, Text, Timestamp
 
@@ -41,22 +39,6 @@ class Note(NoteIn):
     id = fields.Integer(required=True)
 
 
-class Batch(NoteIn):
-    """An array of notes as clients send them; made with `many=True`."""
-
-    @pre_load(pass_collection=True)
-    def check_length(self, data: Any, **kwargs: Any) -> Any:
-        if not isinstance(data, list):
-            raise ValidationError("list_type")
-        length = {"field_type": "List", "min_length": 1, "actual_length": len(data)}
-        if not data:
-            raise ValidationError([{"type": "too_short", **length}])
-        if len(data) > MAX_BATCH:
-            length = {"field_type": "List", "max_length": MAX_BATCH, "actual_length": len(data)}
-            raise ValidationError([{"type": "too_long", **length}])
-        return data
-
-
 class ListingQuery(Input):
     """The query of a listing of notes."""
 
@@ -79,6 +61,5 @@ class User(Schema):
 note_in = NoteIn()
 note_patch = NoteIn(partial=True)
 note_out = Note()
-batch_in = Batch(many=True)
 listing_query = ListingQuery()
 user_out = User()

@@ -10,7 +10,7 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, fields
 
-from service.fields import Boolean, Text
+from service.fields import Boolean, Text, is_unicode
 from service.statements import Row
 
 # How a field of each type turns a column's value into JSON's, in Python. SQLite keeps booleans as
@@ -41,7 +41,9 @@ def compile_dump(schema: Schema) -> Callable[[Iterable[Row]], list[dict[str, Any
 # What a field of each type takes as it is.
 PLAIN: dict[type[fields.Field[Any]], Callable[[Any], bool]] = {
     Boolean: lambda value: type(value) is bool,
-    Text: lambda value: type(value) is str and value.isascii() and "\0" not in value,
+    Text: lambda value: (
+        type(value) is str and "\0" not in value and (value.isascii() or is_unicode(value))
+    ),
 }
 
 

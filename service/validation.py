@@ -10,6 +10,8 @@ from typing import Any
 from marshmallow import ValidationError
 from marshmallow.exceptions import SCHEMA
 
+from service.slices import in_slices
+
 # FastAPI's message for each of its error types.
 MESSAGES = {
     "bool_parsing": "Input should be a valid boolean, unable to interpret input",
@@ -65,6 +67,34 @@ def load(deserialize: Callable[[Any], Any], data: Any, *loc: str) -> Any:
     except ValidationError as error:
         # Its traceback leads to marshmallow's frames, which hold the error and all of the data.
         raise InvalidInput(*_walk(error.messages, data, loc)) from error.with_traceback(None)
+
+
+async def load_all(deserialize: Callable[[Any], Any], data: Any, most: int, *loc: str) -> list[Any]:
+    """An array's items as a schema's `load` has them; InvalidInput with the errors of all items.
+
+    Of an array that is none, is empty or has more than `most` items, that is the only error.
+    """
+    if not isinstance(data, list):
+        raise InvalidInput(describe("list_type", loc, data))
+    if not 1 <= len(data) <= most:
+        bound = {"max_length": most} if data else {"min_length": 1}
+        length = {"field_type": "List", **bound, "actual_length": len(data)}
+        kind = "too_long" if data else "too_short"
+        raise InvalidInput(describe({"type": kind, **length}, loc, data))
+    errors: list[dict[str, Any]] = []
+
+    def load_item(place: tuple[int, Any]) -> Any:
+        index, item = place
+        try:
+            return deserialize(item)
+        except ValidationError as error:
+            errors.extend(_walk(error.messages, item, (*loc, index)))
+            error.with_traceback(None)
+
+    loaded = await in_slices(load_item, enumerate(data))
+    if errors:
+        raise InvalidInput(*errors)
+    return loaded
 
 
 def _walk(messages: Any, data: Any, loc: Loc) -> Iterator[dict[str, Any]]:

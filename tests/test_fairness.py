@@ -1,12 +1,16 @@
 """Nobody's work holds up another's, however much of it there is."""
 
+import asyncio
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import orjson
+import pytest
 
+from service import slices
+from service.app import app
 from tests import databases
 from tests.clusters import locked, poll
 from tests.servers import running
@@ -113,3 +117,43 @@ def test_a_search_that_gave_up_leaves_its_turn(
                 assert client.get("/notes/?q=a").status_code == 503
         poll(lambda: client.get("/notes/?q=a").status_code == 200)
         assert client.get("/notes/?q=a").json() == []
+
+
+LINES = {"content-type": "application/x-ndjson"}
+# A bad batch, and how many slices there are in it.
+BATCHES = {
+    "bad notes": (JSON, b"[%b]" % b",".join([b"{}"] * 1000), 1000 + 2000),
+    "one bad note": (JSON, orjson.dumps([NOTE] * 999 + [{}]), 1000),
+    "conversions": (JSON, orjson.dumps([NOTE | {"completed": "no"}] * 999 + [{}]), 1000),
+    "bad lines": (LINES, b"{}\n" * 1000, 1000 + 1000 + 2000),
+    "one bad line": (LINES, b"{}\n" * 999 + b"{", 1000),
+    "blank lines": (LINES, b"\n" * 1_000_000, 15),
+}
+
+
+@pytest.mark.parametrize(("headers", "content", "wanted"), BATCHES.values(), ids=BATCHES)
+def test_others_go_on_while_a_batch_is_refused(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], content: bytes, wanted: int
+) -> None:
+    """Reading and checking a batch, and telling what is wrong with it, are done in slices."""
+    # Every note is a slice then, however fast the machine is.
+    monkeypatch.setattr(slices, "SLICE_SECONDS", 0)
+
+    async def turns_of_the_loop() -> int:
+        turns = 0
+
+        async def work() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            working = asyncio.create_task(work())
+            answer = await client.post("/notes/batch", content=content, headers=headers)
+            working.cancel()
+        assert answer.status_code == 422
+        return turns
+
+    assert asyncio.run(turns_of_the_loop()) >= wanted - 1

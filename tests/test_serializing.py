@@ -18,6 +18,7 @@ from marshmallow.validate import Length
 from service.fields import QueryText, Text
 from service.schemas import note_in, note_out
 from service.serializing import compile_dump, compile_load
+from service.validation import InvalidInput, load, load_all
 from tests import databases
 
 Fetch = Callable[[list[tuple[int, str, bool]]], list[Any]]
@@ -116,12 +117,32 @@ def test_the_compiled_load_equals_the_schemas(data: Any) -> None:
     assert outcome(compile_load(note_in), data) == outcome(note_in.load, data)
 
 
-def test_what_needs_no_conversion_does_without_marshmallow() -> None:
+def errors_of(load: Callable[[], Any]) -> Any:
+    """What is loaded, or the errors of the 422."""
+    try:
+        return load()
+    except InvalidInput as invalid:
+        return invalid.errors
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.lists(inputs, min_size=1, max_size=6))
+def test_an_array_is_loaded_as_by_the_schema(data: list[Any]) -> None:
+    """Any array gives the values, or all errors in their order, that `many=True` gives."""
+    load_note = compile_load(note_in)
+    whole = errors_of(lambda: load(type(note_in)(many=True).load, data, "body"))
+    assert errors_of(lambda: asyncio.run(load_all(load_note, data, 6, "body"))) == whole
+
+
+@pytest.mark.parametrize("text", ["a", "\u00e4 \U0001f600"])
+def test_what_needs_no_conversion_does_without_marshmallow(text: str) -> None:
     """A usual note never reaches the schema, where most of the time would go."""
     schema = type(note_in)()
     load = compile_load(schema)
     schema.load = None  # type: ignore[method-assign, assignment]
-    assert load({"text": "a", "completed": True}) == {"text": "a", "completed": True}
+    note = {"text": text, "completed": True}
+    assert load(note) == note
+    assert asyncio.run(load_all(load, [note] * 3, 3)) == [note] * 3
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,13 @@ from service.resources import JSONBytes
 from service.schemas import (
     MAX_BATCH,
     MAX_ID,
-    batch_in,
     listing_query,
     note_in,
     note_patch,
 )
 from service.serializing import compile_load
 from service.statements import Row, Run
-from service.validation import InvalidInput, describe, load
+from service.validation import InvalidInput, describe, load, load_all
 
 LINES = "application/x-ndjson"
 VARY = (b"vary", b"Accept")
@@ -152,9 +151,10 @@ async def create_notes(request: Request) -> Response:
     body = await read_body(request)
     content_type = request.headers.get("content-type", "")
     if body and media_type(content_type) == LINES:
-        new = load(batch_in.load, parse_lines(body, MAX_BATCH), "body")
+        values = await parse_lines(body, MAX_BATCH)
     else:
-        new = load(batch_in.load, parse(body, content_type), "body")
+        values = parse(body, content_type)
+    new = await load_all(load_note, values, MAX_BATCH, "body")
 
     def encode(rows: Sequence[Row]) -> bytes:
         return orjson.dumps(dump(rows))
