@@ -11,6 +11,7 @@ from collections.abc import Sized
 from contextlib import suppress
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -18,6 +19,10 @@ from service import settings
 
 # More than this is not held back: writing it shows uvicorn that the client reads too slowly.
 MOST = 65_536
+
+# A head ends so. Some thirty of the shortest requests fit into this many bytes.
+HEAD_END = b"\r\n\r\n"
+LITTLE = 512
 
 
 class Corked:
@@ -53,7 +58,7 @@ class Corked:
 
 
 class Flow(FlowControl):
-    """Reads no more while requests wait that a client has sent without waiting for answers."""
+    """Reads no more while bytes wait that a client has sent without waiting for answers."""
 
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
         super().__init__(transport)
@@ -65,8 +70,13 @@ class Flow(FlowControl):
 
 
 class Protocol(HttpToolsProtocol):
-    """Also bounds the time for which a client may send nothing, or not take what it asked for."""
+    """Also bounds the time for which a client may send nothing, or not take what it asked for.
 
+    Of pipelined requests few are parsed before those in front of them are answered, as a request
+    takes many times the memory of its bytes.
+    """
+
+    broken = False
     head_timer: asyncio.TimerHandle | None = None
     in_head = False
     in_tail = False
@@ -74,7 +84,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(Corked(transport))  # type: ignore[arg-type]
-        self.flow = Flow(self.transport, self.pipeline)
+        self.held = bytearray()
+        self.flow = Flow(self.transport, self.held)
         self.extensions: Any = {"service.abort": self.transport.abort}
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             milliseconds = int(settings.REQUEST_TIMEOUT * 1000)
@@ -88,27 +99,93 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting_for_head()
+        self.held.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._is_answering() or (
+            len(data) > LITTLE and -1 < data.find(HEAD_END, LITTLE) < len(data) - len(HEAD_END)
+        ):
+            self.held += data
+        else:
+            self._parse(data)
+        if self.held:
+            self._parse_held()
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and not (self.head_timer or self.timeout_keep_alive_task):
+            self._wait_for_head()
+
+    def _is_answering(self) -> bool:
+        """Whether nothing may be parsed until an answer has gone out."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return not cycle.more_body or bool(self.pipeline) or self.broken
+
+    def _parse_held(self) -> None:
+        while self.held and not self._is_answering():
+            end = self.held.find(HEAD_END, LITTLE)
+            piece = bytes(self.held if end < 0 else self.held[: end + len(HEAD_END)])
+            del self.held[: len(piece)]
+            self.flow.resume_reading()
+            self._parse(piece)
+        if self.held:
+            self.flow.pause_reading()
+
+    def _parse(self, data: bytes) -> None:
         if self.in_head or self.in_tail:
             self.head_size += len(data)
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
+        except httptools.HttpParserError:
+            self._refuse()
         if (self.in_head or self.in_tail) and self.head_size > MOST:
+            self.held.clear()
             self.transport.close()
-        idle = self.cycle is None or self.cycle.response_complete
-        if (self.in_head or idle) and not (self.head_timer or self.timeout_keep_alive_task):
-            self._wait_for_head()
+
+    def _refuse(self) -> None:
+        """Answers what is no HTTP with a 400, behind the answers to the requests before it."""
+        self.held.clear()
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._answer_400()
+        elif not cycle.more_body:
+            self.broken = True
+        # From here on it is the body of the request itself that is broken.
+        elif self.pipeline:
+            self.pipeline.popleft()
+            self.broken = True
+        elif cycle.response_started:
+            cycle.keep_alive = False
+            self.broken = True
+        else:
+            self._answer_400()
+
+    def _answer_400(self) -> None:
+        message = "Invalid HTTP request received."
+        self.logger.warning(message)
+        self.send_400_response(message)
 
     def on_response_complete(self) -> None:
         if len(self.tasks) == 1:
             # Nobody else is served just now; with many, writing all at once takes less time.
             self.transport.flush()  # type: ignore[attr-defined]
+        if self.broken and not self.pipeline:
+            self._answer_400()
         if not self.in_head and self.cycle.response_complete:
             # What an idle connection would keep of its last head, which may be large.
             self.url = b""
             self.scope = self.cycle.scope = {}  # type: ignore[typeddict-item]
         super().on_response_complete()
+        if self.held and not self.transport.is_closing():
+            self._parse_held()
+        if self.in_head and self.cycle.response_complete:
+            # Part of the next head has come already.
+            self._unset_keepalive_if_required()
+            self._wait_for_head()
 
     def on_message_begin(self) -> None:
         self.in_head = True
@@ -120,6 +197,8 @@ class Protocol(HttpToolsProtocol):
         self.in_head = False
         if self.head_timer is not None:
             self._stop_waiting_for_head()
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
         super().on_headers_complete()
         # What follows the body is no header (RFC 9110, section 6.5.1); nobody reads it.
         self.headers = []
