@@ -73,7 +73,7 @@ class Protocol(HttpToolsProtocol):
     """Also bounds the time for which a client may send nothing, or not take what it asked for.
 
     Of pipelined requests few are parsed before those in front of them are answered, as a request
-    takes many times the memory of its bytes.
+    takes many times the memory of its bytes. An Upgrade is ignored (RFC 9110, section 7.8).
     """
 
     broken = False
@@ -138,13 +138,34 @@ class Protocol(HttpToolsProtocol):
             self.head_size += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._unsupported_upgrade_warning()
+        except httptools.HttpParserUpgrade as upgrade:
+            self.held[:0] = data[upgrade.args[0] :]
+            self._ignore_upgrade()
         except httptools.HttpParserError:
             self._refuse()
         if (self.in_head or self.in_tail) and self.head_size > MOST:
             self.held.clear()
             self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        # uvicorn makes no request of such a head; `_ignore_upgrade` does.
+        return True
+
+    def _ignore_upgrade(self) -> None:
+        """Parses the head again without the field; the parser takes no body behind one that has it.
+
+        Method, target, names and values are those that the parser found: none holds a line's end.
+        """
+        method, version = self.scope["method"], self.scope["http_version"]
+        if method == "CONNECT":
+            self._refuse()
+            return
+        lines = [b"%b %b HTTP/%b" % (method.encode(), self.url, version.encode())]
+        fields = self.scope["headers"]
+        lines += [b"%b: %b" % field for field in fields if field[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parse(b"\r\n".join(lines) + HEAD_END)
 
     def _refuse(self) -> None:
         """Answers what is no HTTP with a 400, behind the answers to the requests before it."""
@@ -216,7 +237,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self.in_tail = False
         super().on_message_complete()
-        if self.cycle.response_complete:
+        if self.cycle is not None and self.cycle.response_complete:
             # The end of a body that nobody wanted; from here on the connection is idle.
             self._stop_waiting_for_head()
             self.timeout_keep_alive_task = self.loop.call_later(

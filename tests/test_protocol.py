@@ -1,4 +1,4 @@
-"""What comes over one connection: packets cut anywhere, pipelined requests, garbage."""
+"""What comes over one connection: packets cut anywhere, upgrades, pipelined requests, garbage."""
 
 import asyncio
 import http.client
@@ -28,7 +28,20 @@ from tests.test_overload import locked
 NOTE = json.dumps({"text": "a", "completed": True}).encode()
 GET = head("GET", "/health/live")
 DELETE = head("DELETE", "/notes/1")
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
 JSON = "Content-Type: application/json"
+
+# Ways of asking for an upgrade; with each of them llhttp stops behind the head.
+UPGRADES = {
+    "h2c": H2C,
+    "websocket": ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
+    "kept alive": ("Connection: keep-alive, Upgrade", "Upgrade: h2c"),
+    "in any case": ("cOnNeCtIoN:upgrade", "UPGRADE:TLS/1.0"),
+    "two fields": ("Connection: keep-alive", "Upgrade: a", "Connection: Upgrade", "Upgrade: b"),
+    "nothing named": ("Upgrade:", "Connection: Upgrade"),
+    "not at all": ("Connection: keep-alive", "Upgrade: h2c"),
+    "none": (),
+}
 
 
 def framed(fields: tuple[str, ...], body: bytes, chunked: bool, path: str = "/notes/") -> bytes:
@@ -71,7 +84,61 @@ def connected(server: Server) -> Iterator[tuple[socket.socket, Reader]]:
             yield client, reader
 
 
-@pytest.mark.parametrize("garbage", [b"garbage\r\n\r\n", b"\x16\3\1"])
+def store(server: Server) -> None:
+    """Stores note 1 and no other."""
+    databases.clear(server.database_url)
+    given = {"content-type": "application/json"}
+    assert server.client.post("/notes/", content=NOTE, headers=given).json()["id"] == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+def test_an_upgrade_is_ignored(server: Server, upgrade: tuple[str, ...], chunked: bool) -> None:
+    """A request that asks for another protocol is served in this one, and the next one too."""
+    databases.clear(server.database_url)
+    with connected(server) as (client, reader):
+        for text in ("a", DELETE.decode()):
+            body = json.dumps({"text": text, "completed": True}).encode()
+            client.sendall(framed(upgrade, body, chunked) + GET)
+            status, content, _ = reader.read()
+            assert (status, json.loads(content)["text"]) == (200, text)
+            assert reader.read()[:2] == (200, b'{"status":"live"}')
+    assert len(server.client.get("/notes/").json()) == 2
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+def test_a_body_is_never_a_request(server: Server, upgrade: tuple[str, ...]) -> None:
+    """A request in the body of another one, upgrade or not, is not carried out."""
+    store(server)
+    with connected(server) as (client, reader):
+        for chunked in (False, True):
+            client.sendall(framed(upgrade, DELETE, chunked) + GET)
+            assert reader.statuses(2) == [422, 200]
+        request = framed(upgrade, DELETE, chunked=False)
+        client.sendall(request[: -len(DELETE)])
+        client.sendall(request[-len(DELETE) :] + GET)
+        assert reader.statuses(2) == [422, 200]
+    assert server.client.get("/notes/1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    ["CONNECT a:80 HTTP/1.1", "CONNECT / HTTP/1.1", "CONNECT /notes/1 HTTP/1.1", "PRI * HTTP/2.0"],
+)
+def test_there_are_no_tunnels(server: Server, request_line: str) -> None:
+    """CONNECT and HTTP/2 without being asked get a 400; nothing behind them is a request."""
+    store(server)
+    with connected(server) as (client, reader):
+        client.sendall(request_line.encode() + b"\r\nHost: localhost\r\n\r\nSM\r\n\r\n" + DELETE)
+        status, _, connection = reader.read()
+        assert (status, connection) == (400, "close")
+        assert reader.is_at_end()
+    assert server.client.get("/notes/1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"garbage\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n", b"\x16\3\1"]
+)
 @pytest.mark.parametrize("before", [0, 1, 100])
 def test_garbage_behind_requests_gets_its_400_last(
     server: Server, garbage: bytes, before: int
@@ -99,13 +166,14 @@ def test_a_broken_body_does_not_hide_answers(server: Server) -> None:
 def test_requests_behind_the_last_one_are_left_alone(server: Server) -> None:
     """Behind `Connection: close` nothing is carried out or answered, good or bad."""
     databases.clear(server.database_url)
-    for rest in (GET, b"garbage\r\n\r\n", framed((), NOTE, False) * 100):
-        with connected(server) as (client, reader):
-            client.sendall(framed(("Connection: close",), NOTE, False) + rest)
-            status, _, connection = reader.read()
-            assert (status, connection) == (200, "close")
-            assert reader.is_at_end()
-    assert len(server.client.get("/notes/").json()) == 3
+    for fields in (("Connection: close",), ("Connection: close, Upgrade", "Upgrade: h2c")):
+        for rest in (GET, b"garbage\r\n\r\n", framed((), NOTE, False) * 100):
+            with connected(server) as (client, reader):
+                client.sendall(framed(fields, NOTE, False) + rest)
+                status, _, connection = reader.read()
+                assert (status, connection) == (200, "close")
+                assert reader.is_at_end()
+    assert len(server.client.get("/notes/").json()) == 6
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
@@ -132,7 +200,7 @@ def test_a_listing_is_not_cut_off_by_what_follows_it(
         assert is_closed(client)
 
 
-@pytest.mark.parametrize("request_", [GET, framed((), NOTE, False)])
+@pytest.mark.parametrize("request_", [GET, framed((), NOTE, False), framed(H2C, NOTE, True)])
 def test_requests_that_wait_in_line_take_little_memory(
     new_database: databases.NewDatabase, tmp_path: Path, request_: bytes
 ) -> None:
@@ -241,17 +309,18 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, list[bytes], bool]:
     sent, answers = b"", []
     for _ in range(draw(st.integers(0, 12))):
         path = draw(st.sampled_from(PATHS))
+        upgrade = UPGRADES[draw(st.sampled_from(sorted(UPGRADES)))]
         if draw(st.booleans()):
-            sent += head("GET", path)
+            sent += head("GET", path, *upgrade)
             answers.append(answer("GET", path, b""))
         else:
             body = draw(st.sampled_from(BODIES))
-            sent += framed((), body, draw(st.booleans()), path)
+            sent += framed(upgrade, body, draw(st.booleans()), path)
             answers.append(answer("POST", path, b"" if "unread" in path else body))
-    ends = ["", "garbage\r\n\r\n", "last"]
+    ends = ["", "garbage\r\n\r\n", "CONNECT a:1 HTTP/1.1\r\n\r\n", "last"]
     end = draw(st.sampled_from(ends))
     if end == "last":
-        sent += head("GET", "/slow", "Connection: close") + DELETE
+        sent += head("GET", "/slow", "Connection: close, Upgrade", "Upgrade: a") + DELETE
         answers.append(answer("GET", "/slow", b""))
     elif end:
         sent += end.encode() + GET
@@ -280,3 +349,15 @@ def test_a_broken_body_does_not_end_an_answer() -> None:
     answers = [answer("GET", "/unread/latelatelatelate", b"")]
     packets = [request, b"a body that is none\r\n", GET]
     assert asyncio.run(exchange(packets, [0, 3, 0])) == (answers, True)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_an_upgrade_is_ignored_wherever_it_is_cut(chunked: bool) -> None:
+    """A request with an upgrade and a request in its body is one request, cut at any place."""
+    sent = framed(H2C, DELETE, chunked, "/slow") + GET
+    answers = [answer("POST", "/slow", DELETE), answer("GET", "/health/live", b"")]
+    with asyncio.Runner() as runner:
+        for place in range(1, len(sent)):
+            for pause in (0, 3):
+                packets = exchange([sent[:place], sent[place:]], [0, pause])
+                assert runner.run(packets) == (answers, False), place
