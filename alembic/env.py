@@ -43,7 +43,10 @@ def run(connection: Connection) -> None:
 async def run_online() -> None:
     options: dict[str, Any] = {}
     if url.drivername != "sqlite+aiosqlite":
+        options |= settings.DATABASE_ARGUMENTS
         options["ssl"] = settings.DATABASE_SSL
+        options["timeout"] = settings.DATABASE_CONNECT_TIMEOUT
+        options["server_settings"] = settings.DATABASE_SERVER_SETTINGS
         if not settings.DATABASE_STATEMENT_CACHE:
             # PgBouncer may give each transaction another connection, where names may be taken.
             options |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}

@@ -52,8 +52,9 @@ def _options(url: str) -> dict[str, Any]:
         # A server that answers ends statements itself, a moment before.
         "command_timeout": settings.DATABASE_STATEMENT_TIMEOUT + 1,
         "statement_cache_size": settings.DATABASE_STATEMENT_CACHE,
-        "server_settings": limits,
+        "server_settings": settings.DATABASE_SERVER_SETTINGS | limits,
         "ssl": settings.DATABASE_SSL,
+        **settings.DATABASE_ARGUMENTS,
         "reset": _keep,
     }
 
@@ -146,12 +147,18 @@ async def _open() -> None:
     """
     others = threading.enumerate()
     try:
-        _idle.append(await database.connection().__aenter__())
+        opened = await database.connection().__aenter__()
     except sqlite3.Error:
         # aiosqlite ends its thread, which needs the event loop, but doesn't wait for that.
         for thread in set(threading.enumerate()).difference(others):
             thread.join(CLOSE_SECONDS)
         raise
+    except asyncpg.PostgresError as error:
+        if isinstance(error, TROUBLE):
+            raise
+        # The server refuses what the options of its URL ask for.
+        raise asyncpg.CannotConnectNowError(str(error)) from error
+    _idle.append(opened)
 
 
 async def _take() -> Connection:

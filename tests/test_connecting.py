@@ -3,17 +3,23 @@
 import itertools
 import os
 import re
+import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx2
 import pytest
 
 from tests.clusters import (
+    ROLE,
     Authority,
     Server,
     configure,
@@ -25,6 +31,7 @@ from tests.clusters import (
 )
 from tests.databases import ROOT, NewDatabase, environment, execute
 from tests.debian import running_cluster
+from tests.operating import add_user
 from tests.servers import free_port, process, running
 
 NOTE = {"text": "a", "completed": True}
@@ -52,12 +59,18 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     with running_cluster() as cluster:
         write_for(cluster, cluster.data / "server.crt", certificate)
         write_for(cluster, cluster.data / "server.key", key)
-        configure(cluster, ssl="on")
+        write_for(cluster, cluster.data / "ca.crt", right.file.read_text())
+        configure(cluster, ssl="on", ssl_ca_file="ca.crt")
         server = Server(cluster)
-        hba = "hostssl all all 127.0.0.1/32 trust\n"
+        server.execute(f"CREATE ROLE certified LOGIN IN ROLE {ROLE}")
+        hba = "hostssl all certified 127.0.0.1/32 cert\nhostssl all all 127.0.0.1/32 trust\n"
         write_for(cluster, cluster.data / "pg_hba.conf", hba)
         configure(cluster)
-        yield Encrypted(server, {"right": str(right.file), "wrong": str(wrong.file), "": ""})
+        files = {"right": str(right.file), "wrong": str(wrong.file), "": ""}
+        for name, text in zip(("certificate", "key"), right.sign("certified"), strict=True):
+            (folder / name).write_text(text)
+            files[name] = str(folder / name)
+        yield Encrypted(server, files)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +82,18 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
         ("localhost", "?ssl=true", "", 503),  # it is verified, by what the system trusts
         ("127.0.0.1", "?sslmode=disable", "", 503),
         ("localhost", "?sslmode=verify-full", "right", 200),
+        ("localhost", "?sslmode=verify-full", "", 503),
         ("127.0.0.1", "?sslmode=verify-full", "right", 503),
+        ("localhost", "?sslrootcert={right}", "", 200),
+        ("127.0.0.1", "?sslrootcert={right}", "", 503),
+        ("localhost", "?sslrootcert={wrong}", "right", 200),
+        ("localhost", "?sslmode=require&sslrootcert=system", "", 503),
+        ("127.0.0.1", "?sslmode=require&channel_binding=prefer", "", 200),
+        ("localhost", "?sslmode=require&channel_binding=require", "", 503),
+        ("localhost", "?sslmode=require&channel_binding=require", "right", 200),
+        ("127.0.0.1", "?sslmode=require&channel_binding=require", "right", 503),
+        ("127.0.0.1", "?user=certified&sslmode=require", "", 503),
+        ("127.0.0.1", "?user=certified&sslcert={certificate}&sslkey={key}", "", 200),
         ("127.0.0.1", "?sslmode=require", "right", 503),
         ("127.0.0.1", "?sslmode=verify-ca", "right", 200),
         ("127.0.0.1", "?sslmode=verify-ca", "wrong", 503),
@@ -79,7 +103,7 @@ def test_tls(
     encrypted: Encrypted, tmp_path: Path, host: str, query: str, ca: str, status: int
 ) -> None:
     """TLS is spoken, and the server verified, as the URL and DATABASE_CA_FILE say."""
-    url = encrypted.server.url("template", host) + query
+    url = encrypted.server.url("template", host) + query.format(**encrypted.files)
     file = encrypted.files[ca]
     with (
         running(url, tmp_path / "log", DATABASE_CA_FILE=file) as service,
@@ -89,7 +113,7 @@ def test_tls(
         ready = client.get("/health/ready")
         assert ready.status_code == status, ready.text
         used = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
-        encrypted_all = encrypted.server.execute(f"{used} WHERE usename = 'notes'")
+        encrypted_all = encrypted.server.execute(f"{used} WHERE usename IN ('{ROLE}', 'certified')")
         assert encrypted_all is (True if status == 200 else None)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
@@ -99,6 +123,8 @@ def test_tls(
     [
         ("localhost", "?sslmode=verify-full", "right", True),
         ("127.0.0.1", "?sslmode=verify-ca", "wrong", False),
+        ("localhost", "?sslrootcert={right}&channel_binding=require", "", True),
+        ("localhost", "?sslmode=require&channel_binding=require", "", False),
     ],
 )
 def test_tls_of_migrations(
@@ -107,10 +133,119 @@ def test_tls_of_migrations(
     """Alembic connects by the same URL and CA file as the service."""
     database = f"empty_{int(works)}_{ca}"
     encrypted.server.execute(f"CREATE DATABASE {database} OWNER notes")
-    url = encrypted.server.url(database, host) + query
+    url = encrypted.server.url(database, host) + query.format(**encrypted.files)
     assert migrate(url, DATABASE_CA_FILE=encrypted.files[ca]) is works
     tables = "SELECT count(*) FROM pg_tables WHERE tablename = 'notes'"
     assert execute(encrypted.server.of_superuser(url), tables) == works
+
+
+def test_options_of_the_url(server: Server, tmp_path: Path) -> None:
+    """The service and Alembic give the server a name and settings as libpq does."""
+    plain = server.new_database()
+    server_url = server.of_superuser(plain)
+    execute(server_url, f"CREATE SCHEMA other AUTHORIZATION {ROLE}")
+    url = f"{plain}?application_name=my%20notes&options=-c%20search_path%3Dother%20-c%20geqo%3Doff"
+    assert migrate(url)
+    with running(url, tmp_path / "log") as service:
+        assert httpx2.post(f"{service}/notes/", json=NOTE).json()["id"] == 1
+        names = "SELECT string_agg(DISTINCT application_name, ',') FROM pg_stat_activity"
+        assert server.execute(f"{names} WHERE usename = '{ROLE}'") == "my notes"
+    assert execute(server_url, "SELECT count(*) FROM other.notes") == 1
+    assert execute(server_url, "SELECT count(*) FROM public.notes") == 0
+
+
+@pytest.mark.parametrize("options", ["-c%20nope%3D1", "-c%20geqo%3Dperhaps", "nonsense"])
+def test_options_that_the_server_refuses(server: Server, tmp_path: Path, options: str) -> None:
+    """Where the server refuses a connection for its options, the service is unavailable."""
+    url = f"{server.new_database()}?options={options}"
+    with running(url, tmp_path / "log") as service:
+        assert httpx2.get(f"{service}/notes/").status_code == 503
+        assert httpx2.post(f"{service}/notes/", json=NOTE).status_code == 503
+        assert httpx2.get(f"{service}/health/ready").status_code == 503
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("read_only", "session", "works"),
+    [
+        (False, "read-write", True),
+        (False, "primary", True),
+        (False, "standby", False),
+        (True, "read-write", False),
+        (True, "read-only", True),
+    ],
+)
+def test_target_session(
+    server: Server, tmp_path: Path, read_only: bool, session: str, works: bool
+) -> None:
+    """The service and Alembic use a server only if it is of the kind that the URL asks for."""
+    plain = server.new_database()
+    if read_only:
+        name = urlsplit(plain).path[1:]
+        server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    url = f"{plain}?target_session_attrs={session}"
+    with running(url, tmp_path / "log") as service:
+        assert httpx2.get(f"{service}/notes/").status_code == (200 if works else 503)
+    assert migrate(url) is works
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_time_for_connecting_in_the_url(tmp_path: Path) -> None:
+    """A server that says nothing is waited for as long as the URL says."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://a@127.0.0.1:{silent.getsockname()[1]}/b?connect_timeout=1"
+        with running(url, tmp_path / "log") as service:
+            began = time.monotonic()
+            assert httpx2.get(f"{service}/notes/", timeout=20).status_code == 503
+            assert time.monotonic() - began < 4.5
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "postgresql:///{name}?host={folder}&user={user}",
+        "postgresql:///?dbname={name}&host={quoted}&user={user}",
+        "postgresql://{user}@{quoted}/{name}",
+        "postgres://{user}:@:5432/{name}?host={folder}",
+    ],
+)
+def test_unix_sockets(new_database: NewDatabase, tmp_path: Path, form: str) -> None:
+    """The service and Alembic find the folder of a Unix socket in any of libpq's forms."""
+    given = urlsplit(new_database("postgresql"))
+    (folder,) = parse_qs(given.query)["host"]
+    parts = {"name": given.path[1:], "folder": folder, "user": given.username}
+    url = form.format(**parts, quoted=quote(folder, safe=""))
+    assert migrate(url)
+    with running(url, tmp_path / "log") as service:
+        assert httpx2.post(f"{service}/notes/", json=NOTE).json() == {"id": 1, **NOTE}
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("my notes.db", "my notes.db"),
+        ("my+%31%20notes.db", "my+1 notes.db"),
+        ("100%.db", "100%.db"),
+        ("a%3Fb%23c.db", "a?b#c.db"),
+        ("nötes@host:1.db", "nötes@host:1.db"),
+        ("my%2Fnotes.db", "my/notes.db"),
+    ],
+)
+def test_names_of_files(tmp_path: Path, written: str, name: str) -> None:
+    """The service, Alembic and the commands open the same file, whatever is in its name."""
+    folder = tmp_path / "my"
+    folder.mkdir()
+    (folder / "my").mkdir()
+    url = f"sqlite:///{folder}/{written}"
+    assert migrate(url)
+    add_user(url, "bob")
+    with running(url, tmp_path / "log") as service:
+        assert httpx2.post(f"{service}/notes/", json=NOTE).json() == {"id": 1, **NOTE}
+    files = [str(path) for path in folder.rglob("*") if path.is_file()]
+    assert {re.sub("-(wal|shm)$", "", file) for file in files} == {str(folder / name)}
+    counts = "SELECT (SELECT count(*) FROM notes), (SELECT count(*) FROM users)"
+    with closing(sqlite3.connect(folder / name)) as file:
+        assert file.execute(counts).fetchone() == (1, 1)
 
 
 def migrate(url: str, **variables: str) -> bool:
