@@ -27,12 +27,14 @@ def environment(**variables: str) -> dict[str, str]:
     return {key: os.environ[key] for key in os.environ if key not in SETTINGS} | variables
 
 
-def alembic(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def alembic(
+    database_url: str, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Runs Alembic's command on the database, from the project's root."""
     return subprocess.run(
         [sys.executable, "-m", "alembic", *arguments],
         cwd=ROOT,
-        env=environment(DATABASE_URL=database_url),
+        env=environment(DATABASE_URL=database_url, **variables),
         capture_output=True,
         text=True,
         timeout=60,

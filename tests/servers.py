@@ -29,6 +29,15 @@ def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path)
     raise AssertionError(f"no answer on port {port}: {log.read_text()}")
 
 
+def fitting(variables: dict[str, str]) -> dict[str, str]:
+    """With times for the database that fit into REQUEST_TIMEOUT, where that one is given."""
+    if "REQUEST_TIMEOUT" not in variables:
+        return variables
+    parts = {"CONNECT": 0.2, "POOL": 0.2, "STATEMENT": 0.5}
+    seconds = float(variables["REQUEST_TIMEOUT"])
+    return {f"DATABASE_{part}_TIMEOUT": str(seconds * parts[part]) for part in parts} | variables
+
+
 @contextmanager
 def process(
     arguments: list[str], port: int, log: Path, variables: dict[str, str], cwd: Path = ROOT
@@ -38,7 +47,7 @@ def process(
         server = subprocess.Popen(
             arguments,
             cwd=cwd,
-            env=environment(**variables),
+            env=environment(**fitting(variables)),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

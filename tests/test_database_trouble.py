@@ -367,7 +367,12 @@ def test_clients_that_leave(server: Server, lasting: Service) -> None:
 def test_deadlines_at_any_moment(server: Server, tmp_path: Path) -> None:
     """A thousand requests that a lock or their deadline ends at any moment leave the pool whole."""
     url = server.new_database()
-    variables = {"REQUEST_TIMEOUT": "0.1", "DATABASE_STATEMENT_TIMEOUT": "0.05"}
+    variables = {
+        "REQUEST_TIMEOUT": "0.1",
+        "DATABASE_CONNECT_TIMEOUT": "0.03",
+        "DATABASE_POOL_TIMEOUT": "0.01",
+        "DATABASE_STATEMENT_TIMEOUT": "0.05",
+    }
     with (
         serving(url, tmp_path / "log", **variables) as client,
         ThreadPoolExecutor(20) as threads,

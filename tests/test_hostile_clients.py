@@ -406,7 +406,7 @@ def test_idle_connections_cost_little(new_database: databases.NewDatabase, tmp_p
 
 
 def test_a_request_that_gets_stuck_is_503(service: Service) -> None:
-    """Reads, writes and transactions end at REQUEST_TIMEOUT where the database's are longer."""
+    """Reads, writes and transactions that wait for a lock end within REQUEST_TIMEOUT."""
     batch = {"json": [NOTE], "headers": {"idempotency-key": "a"}}
     requests: list[Callable[[], httpx2.Response]] = [
         lambda: httpx2.get(f"{service.url}/notes/", timeout=4),

@@ -91,6 +91,13 @@ def test_release_then_web(database_url: str, tmp_path: Path, count: int) -> None
     assert listed.json() == [{"id": 1, **NOTE}]
 
 
+def test_empty_variables_are_defaults(database_url: str, tmp_path: Path) -> None:
+    """Variables of the web process that were emptied count as not set."""
+    log = tmp_path / "web.log"
+    with web(database_url, log, WEB_CONCURRENCY="", HOST="", MAX_REQUESTS="") as (_, url):
+        assert httpx2.get(f"{url}/health/live").status_code == 200
+
+
 def test_failed_release_is_seen(postgresql: str) -> None:
     """A release that can't migrate fails, so that the platform keeps the old version."""
     missing = create_postgresql(postgresql)

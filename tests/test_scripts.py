@@ -1,6 +1,7 @@
 """The newcomer's way: the repository's files, an empty environment and scripts/run."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -209,6 +210,35 @@ def test_env_example_is_the_defaults(newcomer: Newcomer, env_file: Path, tmp_pat
     shutil.copy(newcomer.folder / ".env.example", env_file)
     with scripts_run(newcomer.folder, tmp_path / "log", port, PORT=str(port)) as client:
         assert client.get("/notes/").json() == [newcomer.answer]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("WEB_CONCURRENCY", "x"), ("CORS_ORIGINS", "a.example"), ("HOST", "..")]
+)
+def test_nonsense_is_refused(newcomer: Newcomer, tmp_path: Path, name: str, value: str) -> None:
+    """A value that can't be used ends the run with one line, before anything is migrated."""
+    database = tmp_path / "notes.db"
+    result = subprocess.run(
+        [newcomer.folder / "scripts/run"],
+        env=bare_environment(DATABASE_URL=f"sqlite:///{database}", **{name: value}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert result.returncode != 0
+    assert re.fullmatch(f"Configuration: .*{name}.*\n", result.stderr)
+    assert not database.exists()
+
+
+def test_empty_variables_are_defaults(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
+    """Variables of .env that are left empty count as not set."""
+    port = free_port()
+    names = ("HOST", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "MAX_REQUESTS")
+    env_file.write_text("".join(f"{name}=\n" for name in names))
+    with scripts_run(newcomer.folder, tmp_path / "log", port, PORT=str(port)) as client:
+        headers = {"x-forwarded-proto": "https"}
+        assert client.get("/notes", headers=headers).headers["location"].startswith("https://")
 
 
 def test_old_python_is_refused(tmp_path: Path) -> None:

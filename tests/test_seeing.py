@@ -455,8 +455,7 @@ def test_metrics_count_every_request(database_url: str, tmp_path: Path, workers:
 def test_gauges_show_the_connections(new_database: databases.NewDatabase, tmp_path: Path) -> None:
     """Connections at work and statements that wait for one are seen, and go back to none."""
     database_url = new_database("postgresql")
-    variables = {"DATABASE_POOL_MAX": "1", "REQUEST_TIMEOUT": "1"}
-    with running(database_url, tmp_path / "log", **variables) as url:
+    with running(database_url, tmp_path / "log", DATABASE_POOL_MAX="1") as url:
 
         def gauges() -> tuple[float, float]:
             samples = scrape(url)

@@ -13,91 +13,170 @@ from service import settings
 from service.database_url import DatabaseURL, parse_database_url
 from service.tls import TLS
 from tests.databases import ROOT, SETTINGS, alembic, environment
-from tests.servers import free_port
+from tests.operating import operate
+from tests.servers import free_port, uvicorn
 
-DERIVED = {"DATABASE_ARGUMENTS", "DATABASE_SERVER_SETTINGS", "DATABASE_SSL"}
-POSTGRESQL = "postgresql://user:secret@host/notes"
+DERIVED = {"DATABASE_ARGUMENTS", "DATABASE_SERVER_SETTINGS", "DATABASE_SSL", "NEVER_EMPTY"}
 OTHERS = {"HOST", "PORT", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS"}
-NAMES = OTHERS | {name for name in vars(settings) if name.isupper()} - DERIVED
+NAMES = OTHERS | {name for name in vars(settings) if len(name) > 1 and name.isupper()} - DERIVED
+
+POSTGRESQL = "postgresql://user:secret@host/notes"
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("DATABASE_URL", ""),
-        ("DATABASE_URL", "notes.db"),
-        ("DATABASE_URL", "mysql://user:secret@host/notes"),
-        ("DATABASE_URL", "postgresql://"),
-        ("DATABASE_URL", "postgresql:///notes"),
-        ("DATABASE_URL", "postgres://user:secret@/notes"),
-        ("DATABASE_URL", "postgresql://user:secret@host:port/notes"),
-        ("DATABASE_URL", "postgresql://user:secret@[host/notes"),
-        ("DATABASE_URL", "postgresql://user:secret@one,two/notes"),
-        ("DATABASE_URL", "sqlite://"),
-        ("DATABASE_URL", "sqlite:///:memory:"),
-        ("DATABASE_URL", "sqlite:///notes.db?mode=ro"),
-        ("DATABASE_URL", "sqlite:///notes.db#part"),
-        ("DATABASE_URL", "sqlite:notes.db"),
-        ("DATABASE_URL", "SQLITE:///notes.db"),
-        ("DATABASE_URL", "sqlite:////"),
-        ("DATABASE_URL", "sqlite:////nonexistent/notes.db"),
-        ("DATABASE_URL", "postgresql://user:secret@host/notes?sslmode=maybe"),
-        ("DATABASE_URL", "postgresql://user:secret@host/notes?min_size=9"),
-        ("DATABASE_POOL_MAX", "0"),
-        ("DATABASE_POOL_MAX", "many"),
-        ("DATABASE_STATEMENT_TIMEOUT", "0"),
-        ("DATABASE_CONNECT_TIMEOUT", "nan"),
-        ("DATABASE_POOL_TIMEOUT", "inf"),
-        ("DATABASE_CA_FILE", "/nonexistent"),
-        ("DATABASE_STATEMENT_CACHE", "-1"),
-        ("MAX_REQUESTS", "0"),
-        ("REQUEST_TIMEOUT", "soon"),
-        ("ACCESS_LOG", "perhaps"),
-        ("ACCESS", "closed"),
-        ("ACCESS_CACHE_SECONDS", "-1"),
-        ("MAX_BODY_BYTES", "-1"),
-    ],
-)
-def test_nonsense_stops_the_start(variable: str, value: str, processes: str) -> None:
-    """A value that can't be used ends the start with one line that names the variable."""
-    (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+def start(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs what is expected to end at once."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    variables = {"PATH": path, "PORT": str(free_port()), "WEB_CONCURRENCY": processes}
-    server = subprocess.run(
-        ["sh", "-c", command],
+    return subprocess.run(
+        command,
         cwd=ROOT,
-        env=environment(**variables, **{variable: value}),
+        env=environment(PATH=path, **variables),
         capture_output=True,
         text=True,
         timeout=30,
     )
-    assert server.returncode == 1
+
+
+def procfile(**variables: str) -> subprocess.CompletedProcess[str]:
+    (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    return start(["sh", "-c", command], **{"PORT": str(free_port())} | variables)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", ""),
+        ("DATABASE_URL", " "),
+        ("DATABASE_URL", "notes.db"),
+        ("DATABASE_URL", "mysql://user:secret@host/notes"),
+        ("DATABASE_URL", "postgresql://"),
+        ("DATABASE_URL", "sqlite:////nonexistent/notes.db"),
+        ("DATABASE_URL", "sqlite:///" + "a" * 300),
+        ("DATABASE_URL", f"{POSTGRESQL}?sslrootcert=/nonexistent"),
+        ("DATABASE_URL", f"{POSTGRESQL}?sslcert=/nonexistent"),
+        ("DATABASE_CA_FILE", "/nonexistent"),
+        ("DATABASE_CA_FILE", "/"),
+        ("DATABASE_CA_FILE", "/dev/null"),
+        ("DATABASE_POOL_MAX", "0"),
+        ("DATABASE_POOL_MAX", "many"),
+        ("DATABASE_POOL_MAX", "99999999999"),
+        pytest.param("DATABASE_POOL_MAX", "9" * 5000, id="5000 digits"),
+        ("DATABASE_STATEMENT_TIMEOUT", "0"),
+        ("DATABASE_CONNECT_TIMEOUT", "nan"),
+        ("DATABASE_POOL_TIMEOUT", "inf"),
+        ("DATABASE_POOL_TIMEOUT", "1e400"),
+        ("DATABASE_STATEMENT_CACHE", "-1"),
+        ("MAX_REQUESTS", "0"),
+        ("MAX_BODY_BYTES", "-1"),
+        ("REQUEST_TIMEOUT", "soon"),
+        ("REQUEST_TIMEOUT", "20"),
+        ("REQUEST_TIMEOUT", "5 s"),
+        ("ACCESS", "closed"),
+        ("ACCESS", ""),
+        ("ACCESS_CACHE_SECONDS", "-1"),
+        ("ACCESS_LOG", "perhaps"),
+        ("METRICS", "2"),
+        ("METRICS_TOKEN", "schlüssel"),
+        ("METRICS_TOKEN", "two words"),
+        ("SERVER_TIMING", "?"),
+        ("ALLOWED_HOSTS", "https://a.example"),
+        ("ALLOWED_HOSTS", "b.example, a.example:8000"),
+        ("ALLOWED_HOSTS", "a.example/path"),
+        ("ALLOWED_HOSTS", "a.example b.example"),
+        ("ALLOWED_HOSTS", "*example.com"),
+        ("ALLOWED_HOSTS", "a..example"),
+        ("ALLOWED_HOSTS", "bücher.example"),
+        ("ALLOWED_HOSTS", "a.example\nb.example"),
+        ("CORS_ORIGINS", "app.example.com"),
+        ("CORS_ORIGINS", "https://app.example.com/"),
+        ("CORS_ORIGINS", "https://app.example.com/path"),
+        ("CORS_ORIGINS", "https://app.example.com?a"),
+        ("CORS_ORIGINS", "https://user@app.example.com"),
+        ("CORS_ORIGINS", "https://*.example.com"),
+        ("CORS_ORIGINS", "https://a.example, https://"),
+        ("CORS_ORIGINS", "https://a.example:99999"),
+        ("CORS_ORIGINS", "null"),
+        ("HOST", ".."),
+        ("HOST", "http://localhost"),
+        ("PORT", "x"),
+        ("PORT", "80 00"),
+        ("PORT", "65536"),
+        ("WEB_CONCURRENCY", "x"),
+        ("WEB_CONCURRENCY", "0"),
+        ("WEB_CONCURRENCY", "9999999"),
+        ("FORWARDED_ALLOW_IPS", "garbage"),
+        ("FORWARDED_ALLOW_IPS", "*, 10.0.0.0/8"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.0/99"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
+    ],
+)
+def test_nonsense_stops_the_start(variable: str, value: str) -> None:
+    """A value that can't be used ends the start with one line that names the variable."""
+    server = procfile(**{variable: value})
+    assert server.returncode != 0
     assert re.fullmatch(f"Configuration: .*{variable}.*\n", server.stderr)
+    assert server.stdout == ""
     assert "secret" not in server.stderr
 
 
-def test_nonsense_stops_migrations() -> None:
-    """Alembic refuses the same URLs with the same line."""
-    result = alembic("mysql://user:secret@host/notes", "upgrade", "head")
-    assert result.returncode == 1
-    assert result.stderr == (
-        "Configuration: DATABASE_URL must start with postgresql://, postgres:// or sqlite:///\n"
-    )
+@pytest.mark.parametrize(
+    ("variable", "value"), [("DATABASE_URL", "mysql://u:secret@h"), ("REQUEST_TIMEOUT", "1")]
+)
+def test_nonsense_stops_everything(variable: str, value: str) -> None:
+    """Several processes, uvicorn by hand, Alembic and the commands refuse the same values."""
+    variables = {variable: value}
+    url = variables.pop("DATABASE_URL", "sqlite:///notes.db")
+    for ended in (
+        procfile(WEB_CONCURRENCY="2", DATABASE_URL=url, **variables),
+        start(uvicorn(free_port()), DATABASE_URL=url, **variables),
+        alembic(url, "upgrade", "head", **variables),
+        operate(url, "users", "list", **variables),
+    ):
+        assert ended.returncode != 0
+        assert re.fullmatch(f"Configuration: .*{variable}.*\n", ended.stderr)
+        assert "secret" not in ended.stderr
+
+
+def test_nonsense_ends_workers_for_good() -> None:
+    """uvicorn by hand starts no workers anew that can't be configured."""
+    server = start(uvicorn(free_port(), "--workers=2"), DATABASE_URL="mysql://user:secret@host")
+    assert "Stopping parent process" in server.stderr
+    assert 1 <= server.stderr.count("Configuration: DATABASE_URL must start with") <= 2
+    assert "Traceback" not in server.stderr
 
 
 def read(name: str, **variables: str) -> Any:
     """A setting's value in a process with these variables."""
     code = f"from service import settings; print(repr(settings.{name}))"
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-    )
+    ended = start([sys.executable, "-c", code], **variables)
     assert ended.returncode == 0, ended.stderr
     return eval(ended.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("ALLOWED_HOSTS", "a.example, b.example ,", ["a.example", "b.example"]),
+        ("ALLOWED_HOSTS", "A.Example., *.B.example, *", ["a.example", "*.b.example", "*"]),
+        ("ALLOWED_HOSTS", "127.0.0.1,::1,[2001:DB8::0]", ["127.0.0.1", "::1", "2001:db8::"]),
+        ("ALLOWED_HOSTS", "xn--bcher-kva.example,my_host", ["xn--bcher-kva.example", "my_host"]),
+        ("ALLOWED_HOSTS", "", []),
+        ("ALLOWED_HOSTS", " , ", []),
+        ("CORS_ORIGINS", "https://a.example, *,", ["https://a.example", "*"]),
+        ("CORS_ORIGINS", "HTTPS://A.example:443,http://a:80", ["https://a.example", "http://a"]),
+        ("CORS_ORIGINS", "http://a:443,http://[::1]:3000", ["http://a:443", "http://[::1]:3000"]),
+        ("CORS_ORIGINS", "chrome-extension://abc", ["chrome-extension://abc"]),
+        ("CORS_ORIGINS", "", []),
+        ("DATABASE_POOL_MAX", "", 4),
+        ("DATABASE_POOL_MAX", " 7 ", 7),
+        ("REQUEST_TIMEOUT", "20.5", 20.5),
+        ("ACCESS_LOG", "", True),
+        ("ACCESS", " token", "token"),
+        ("METRICS_TOKEN", "a+/~=", "a+/~="),
+    ],
+)
+def test_usable_values(name: str, value: str, expected: object) -> None:
+    """Space around values doesn't count, and an empty one stands for the default."""
+    assert read(name, **{name: value}) == expected
 
 
 @pytest.mark.parametrize(
