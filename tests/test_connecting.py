@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
@@ -313,17 +313,16 @@ def ask(number: int, client: httpx2.Client) -> httpx2.Response:
     return client.get("/health/ready")
 
 
-@pytest.fixture
-def routed(new_database: NewDatabase, tmp_path: Path) -> Iterator[tuple[httpx2.Client, Path]]:
-    """A client that speaks as a router does, to what the Procfile starts; and the log."""
+@contextmanager
+def routing(database_url: str, log: Path, **variables: str) -> Iterator[httpx2.Client]:
+    """A client that speaks as a router does, to what the Procfile starts."""
     (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
     port = free_port()
-    variables = {
+    variables |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PORT": str(port),
-        "DATABASE_URL": new_database("postgresql"),
+        "DATABASE_URL": database_url,
     }
-    log = tmp_path / "log"
     headers = {
         "host": "notes.example",
         "x-forwarded-proto": "https",
@@ -333,6 +332,14 @@ def routed(new_database: NewDatabase, tmp_path: Path) -> Iterator[tuple[httpx2.C
         process(["sh", "-c", command], port, log, variables),
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=20) as client,
     ):
+        yield client
+
+
+@pytest.fixture
+def routed(new_database: NewDatabase, tmp_path: Path) -> Iterator[tuple[httpx2.Client, Path]]:
+    """A client behind a router, and the log."""
+    log = tmp_path / "log"
+    with routing(new_database("postgresql"), log) as client:
         yield client, log
 
 
@@ -366,3 +373,26 @@ def test_the_address_in_the_log(routed: tuple[httpx2.Client, Path]) -> None:
     poll(lambda: log.read_text().count("path=/openapi.json") == len(addresses), log.read_text)
     logged = re.findall(r"path=/openapi.json .* fwd=(\S+)", log.read_text())
     assert logged == list(addresses.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "scheme", "address"),
+    [
+        ("", "https", "203.0.113.7"),
+        ("*", "https", "203.0.113.7"),  # Heroku's buildpack sets it
+        ("127.0.0.1, ::1", "https", "10.1.2.3"),
+        ("10.0.0.0/8", "http", "127.0.0.1"),
+        ("0.0.0.0/0,::/0", "https", "6.6.6.6"),
+    ],
+)
+def test_routers_of_the_environment(
+    new_database: NewDatabase, tmp_path: Path, value: str, scheme: str, address: str
+) -> None:
+    """FORWARDED_ALLOW_IPS says under the Procfile whose headers are believed, but for `*`."""
+    log = tmp_path / "log"
+    with routing(new_database("sqlite"), log, FORWARDED_ALLOW_IPS=value) as client:
+        forwarded = {"x-forwarded-for": "6.6.6.6, 203.0.113.7, 10.1.2.3"}
+        redirect = client.get("/notes", headers=forwarded)
+        assert redirect.headers["location"] == f"{scheme}://notes.example/notes/"
+        poll(lambda: "path=/notes " in log.read_text(), log.read_text)
+    assert re.findall(r"path=/notes .* fwd=(\S+)", log.read_text()) == [address]
