@@ -98,6 +98,23 @@ def test_empty_variables_are_defaults(database_url: str, tmp_path: Path) -> None
         assert httpx2.get(f"{url}/health/live").status_code == 200
 
 
+def test_env_file_wins_with_honcho(tmp_path: Path) -> None:
+    """honcho puts .env above the environment, as .env.example says."""
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"DATABASE_URL=sqlite:///{tmp_path}/right.db\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "honcho", "start", "-e", str(env_file), "release"],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=f"sqlite:///{tmp_path}/wrong.db", PATH=PATH),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "right.db").exists()
+    assert not (tmp_path / "wrong.db").exists()
+
+
 def test_failed_release_is_seen(postgresql: str) -> None:
     """A release that can't migrate fails, so that the platform keeps the old version."""
     missing = create_postgresql(postgresql)
