@@ -228,14 +228,14 @@ def test_unix_sockets(new_database: NewDatabase, tmp_path: Path, form: str) -> N
         ("100%.db", "100%.db"),
         ("a%3Fb%23c.db", "a?b#c.db"),
         ("nötes@host:1.db", "nötes@host:1.db"),
+        ("my%20folder/notes.db", "my folder/notes.db"),
         ("my%2Fnotes.db", "my/notes.db"),
     ],
 )
 def test_names_of_files(tmp_path: Path, written: str, name: str) -> None:
     """The service, Alembic and the commands open the same file, whatever is in its name."""
-    folder = tmp_path / "my"
-    folder.mkdir()
-    (folder / "my").mkdir()
+    folder = tmp_path / "files"
+    (folder / name).parent.mkdir(parents=True)
     url = f"sqlite:///{folder}/{written}"
     assert migrate(url)
     add_user(url, "bob")
