@@ -104,9 +104,7 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self._is_answering() or (
-            len(data) > LITTLE and -1 < data.find(HEAD_END, LITTLE) < len(data) - len(HEAD_END)
-        ):
+        if self._is_answering() or (len(data) > LITTLE and _piece(data) < len(data)):
             self.held += data
         else:
             self._parse(data)
@@ -125,9 +123,9 @@ class Protocol(HttpToolsProtocol):
 
     def _parse_held(self) -> None:
         while self.held and not self._is_answering():
-            end = self.held.find(HEAD_END, LITTLE)
-            piece = bytes(self.held if end < 0 else self.held[: end + len(HEAD_END)])
-            del self.held[: len(piece)]
+            size = _piece(self.held)
+            piece = bytes(self.held[:size])
+            del self.held[:size]
             self.flow.resume_reading()
             self._parse(piece)
         if self.held:
@@ -251,3 +249,11 @@ class Protocol(HttpToolsProtocol):
         if self.head_timer is not None:
             self.head_timer.cancel()
             self.head_timer = None
+
+
+def _piece(data: bytes | bytearray) -> int:
+    """How many of the bytes may be parsed at once, as they hold few heads."""
+    # A search for one byte takes a tenth of the time, and large bodies seldom hold it.
+    line = data.find(b"\r", LITTLE)
+    end = -1 if line < 0 else data.find(HEAD_END, line)
+    return len(data) if end < 0 else end + len(HEAD_END)
