@@ -15,7 +15,12 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service import settings
+from service import settings, shutdown
+
+# How many seconds a client may take to ask, which had connected before the server was to stop.
+LAST_CALL = 1.0
+
+shutdown.install()
 
 # More than this is not held back: writing it shows uvicorn that the client reads too slowly.
 MOST = 65_536
@@ -241,6 +246,14 @@ class Protocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def shutdown(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and (self.cycle is None or self.in_head):
+            # Its request is on the way, and would be reset.
+            self.loop.call_later(LAST_CALL, super().shutdown)
+        else:
+            super().shutdown()
 
     def _wait_for_head(self) -> None:
         self.head_timer = self.loop.call_later(settings.REQUEST_TIMEOUT, self.transport.close)

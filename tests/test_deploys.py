@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
@@ -67,9 +68,12 @@ def processes_of(group: int) -> list[int]:
 
 
 @contextmanager
-def web(database_url: str, log: Path, count: int, port: int = 0) -> Iterator[Web]:
+def web(
+    database_url: str, log: Path, count: int, port: int = 0, loop: str = "uvloop"
+) -> Iterator[Web]:
     """Serves by the Procfile with so many processes; ends them by force if they are left over."""
     (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    command = command.replace("--loop uvloop", f"--loop {loop}")
     variables = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PORT": str(port or free_port()),
@@ -250,6 +254,97 @@ def test_termination_under_load(new_database: NewDatabase, tmp_path: Path, count
     assert 0 < most <= POOL * count
     rows = json.loads(execute(url, "SELECT json_object_agg(id, text)::text FROM notes"))
     assert tally.stored.items() <= {int(key): rows[key] for key in rows}.items()
+
+
+def connect_each_time(server: Web, outcomes: Counter[str]) -> None:
+    """Sends each request on a connection of its own, until the server takes no more."""
+    while True:
+        try:
+            connection = server.connect()
+        except ConnectionRefusedError:
+            return
+        with connection:
+            try:
+                connection.sendall(request_bytes("GET", "/notes/?limit=5"))
+                outcomes[str(receive(connection).status)] += 1
+            except (HTTPException, ConnectionError):
+                outcomes["lost"] += 1
+
+
+def busy(outcomes: Counter[str], answers: int) -> bool:
+    return outcomes["200"] >= answers
+
+
+@pytest.mark.parametrize("count", PROCESSES)
+def test_termination_loses_no_connection(
+    new_database: NewDatabase, tmp_path: Path, count: int
+) -> None:
+    """At SIGTERM each client that the kernel has let in is answered, and the next is refused."""
+    url = new_database("sqlite")
+    outcomes: Counter[str] = Counter()
+    for number in range(1, 4):
+        with web(url, tmp_path / "log", count) as server, ThreadPoolExecutor(16) as threads:
+            tasks = [threads.submit(connect_each_time, server, outcomes) for _ in range(16)]
+            try:
+                poll(partial(busy, outcomes, number * 300))
+            finally:
+                server.terminate()
+            for task in tasks:
+                task.result()
+            server.wait()
+    assert outcomes["lost"] <= 1
+    assert set(outcomes) <= {"200", "lost"}
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("count", PROCESSES)
+def test_the_queue_is_served(
+    new_database: NewDatabase, tmp_path: Path, count: int, loop: str
+) -> None:
+    """Connections that wait to be accepted at SIGTERM get their answers, and then end."""
+    with (
+        web(new_database("sqlite"), tmp_path / "log", count, loop=loop) as server,
+        ExitStack() as stack,
+    ):
+        os.killpg(server.command.pid, signal.SIGSTOP)
+        waiting = [stack.enter_context(server.connect()) for _ in range(40)]
+        early, late = waiting[:30], waiting[30:]
+        for connection in early:
+            connection.sendall(request_bytes("GET", "/notes/"))
+        server.terminate()
+        os.killpg(server.command.pid, signal.SIGCONT)
+        for connection in early:
+            assert receive(connection).status == 200
+            assert connection.recv(1) == b""
+        poll(lambda: (tmp_path / "log").read_text().count("Shutting down") == count)
+        for connection in late[:5]:
+            connection.sendall(request_bytes("GET", "/notes/"))
+        for connection in late[:5]:
+            assert receive(connection)[:2] == (200, True)
+        with pytest.raises(ConnectionRefusedError):
+            server.connect()
+        for connection in late[5:]:
+            assert connection.recv(1) == b""
+        server.wait()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_one_process_less_takes_no_connection_from_the_other(
+    new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """A process that ends alone leaves the socket to its sibling, and another takes its place."""
+    log = tmp_path / "log"
+    with web(new_database("sqlite"), log, 2) as server:
+        started = re.findall(r"Started server process \[(\d+)\]", log.read_text())
+        os.kill(int(started[0]), signal.SIGTERM)
+
+        def ask() -> bool:
+            with server.connect() as connection:
+                connection.sendall(request_bytes("GET", "/notes/"))
+                assert receive(connection).status == 200
+            return log.read_text().count(STARTED) == 3
+
+        poll(ask)
 
 
 def post_until_stored(port: int, key: str, stored: dict[str, int]) -> None:
