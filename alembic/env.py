@@ -1,22 +1,37 @@
 """Runs the migrations on DATABASE_URL, with the drivers that the service uses itself."""
 
 import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from logging.config import fileConfig
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, pool
+import asyncpg
+from sqlalchemy import Connection, event, pool, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from alembic import context
 from service import settings
 from service.tables import metadata
 
 DRIVERS = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+# What they raise, which SQLAlchemy and Alembic may hide behind errors of theirs.
+DRIVERS_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error)
+
+# The advisory lock of whoever migrates: any number that others don't use.
+LOCK = 7_236_274_165
+POLL_SECONDS = 0.5
+# How long a run on SQLite waits for another one.
+FILE_SECONDS = 600
 
 if context.config.config_file_name is not None:
     fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+logger = logging.getLogger("alembic.notes")
 
 url = make_url(settings.DATABASE_URL)
 url = url.set(drivername=DRIVERS[url.drivername])
@@ -32,7 +47,9 @@ def run(connection: Connection) -> None:
         connection,
         target_metadata=metadata,
         include_name=include_name,
-        transaction_per_migration=True,
+        # On SQLite one run is one transaction: all or nothing, and one at a time.
+        transactional_ddl=True,
+        transaction_per_migration=connection.dialect.name != "sqlite",
         # SQLite can't alter a table in place; batch mode rebuilds it.
         render_as_batch=True,
     )
@@ -42,7 +59,10 @@ def run(connection: Connection) -> None:
 
 async def run_online() -> None:
     options: dict[str, Any] = {}
-    if url.drivername != "sqlite+aiosqlite":
+    is_sqlite = url.drivername == "sqlite+aiosqlite"
+    if is_sqlite:
+        options["timeout"] = FILE_SECONDS
+    else:
         options |= settings.DATABASE_ARGUMENTS
         options["ssl"] = settings.DATABASE_SSL
         options["timeout"] = settings.DATABASE_CONNECT_TIMEOUT
@@ -52,13 +72,58 @@ async def run_online() -> None:
             options |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
             options["prepared_statement_name_func"] = lambda: f"__alembic_{uuid4()}__"
     engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=options)
+    if is_sqlite:
+        event.listen(engine.sync_engine, "connect", set_up_file)
+        event.listen(engine.sync_engine, "begin", begin_immediate)
     async with engine.connect() as connection:
-        if connection.dialect.name == "sqlite":
-            # Readers and a writer don't wait for each other; the file keeps this.
-            await connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-            await connection.commit()
-        await connection.run_sync(run)
+        if is_sqlite:
+            await connection.run_sync(run)
+        else:
+            async with turn(engine, connection):
+                await connection.run_sync(run)
     await engine.dispose()
+
+
+def set_up_file(file: Any, _: object) -> None:
+    # Else the driver would begin no transaction before it changes a table.
+    file.isolation_level = None
+    cursor = file.cursor()
+    # Readers and a writer don't wait for each other; the file keeps this.
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.close()
+
+
+def begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@asynccontextmanager
+async def turn(engine: AsyncEngine, connection: AsyncConnection) -> AsyncIterator[None]:
+    """Waits until no other run migrates the database, and keeps others waiting."""
+    if settings.DATABASE_STATEMENT_CACHE:
+        # The lock of a session lives as long as what the server does for it, even if we are killed.
+        await take(connection, "pg_try_advisory_lock")
+        await connection.commit()
+        yield
+        return
+    # Through PgBouncer nothing but a transaction stays on one connection.
+    async with engine.connect() as holder:
+        await take(holder, "pg_try_advisory_xact_lock")
+        # Another statement has to follow, for CREATE INDEX CONCURRENTLY would wait for the last
+        # one's snapshot.
+        await holder.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        yield
+
+
+async def take(connection: AsyncConnection, function: str) -> None:
+    # No transaction stays open in between, which CREATE INDEX CONCURRENTLY would wait for.
+    waits = False
+    while not (await connection.execute(text(f"SELECT {function}({LOCK})"))).scalar():
+        await connection.rollback()
+        if not waits:
+            waits = True
+            logger.info("Waiting for another run to end")
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def run_offline() -> None:
@@ -70,7 +135,22 @@ def run_offline() -> None:
         context.run_migrations()
 
 
+def tell(error: BaseException) -> str:
+    """What is the matter with the database, in a line."""
+    place = url.set(drivername=url.get_backend_name(), query={}).render_as_string()
+    silence = f"no answer within {settings.DATABASE_CONNECT_TIMEOUT:g} s"
+    return f"Database {place}: {type(error).__name__}: {' '.join(str(error).split()) or silence}"
+
+
 if context.is_offline_mode():
     run_offline()
 else:
-    asyncio.run(run_online())
+    try:
+        asyncio.run(run_online())
+    except (SQLAlchemyError, *DRIVERS_ERRORS) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DRIVERS_ERRORS):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise SystemExit(tell(cause)) from None

@@ -7,8 +7,8 @@ import secrets
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,6 +62,19 @@ def execute(database_url: str, *statements: str) -> Any:
             await connection.close()
 
     return asyncio.run(run())
+
+
+@contextmanager
+def holding(url: str, statement: str) -> Iterator[None]:
+    """Keeps a transaction open beside the block, in which a statement was run."""
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(url))
+        runner.run(connection.execute("BEGIN"))
+        runner.run(connection.execute(statement))
+        try:
+            yield
+        finally:
+            runner.run(connection.close())
 
 
 def clear(database_url: str) -> None:

@@ -265,8 +265,12 @@ def test_pgbouncer_in_transaction_mode(server: Server, tmp_path: Path) -> None:
     server.execute("CREATE DATABASE behind OWNER notes")
     with running_pgbouncer(server, connections=3) as port:
         url = server.url("behind", port=port)
+        # Two runs at once, and then one that has nothing to do.
+        with ThreadPoolExecutor() as threads:
+            runs = [threads.submit(migrate, url, DATABASE_STATEMENT_CACHE="0") for _ in range(2)]
+        assert all(run.result() for run in runs)
         assert migrate(url, DATABASE_STATEMENT_CACHE="0")
-        assert migrate(url, DATABASE_STATEMENT_CACHE="0")
+        assert server.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
         options = {"DATABASE_STATEMENT_CACHE": "0", "DATABASE_POOL_MAX": "8"}
         with (
             running(url, tmp_path / "one", **options) as one,

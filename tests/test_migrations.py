@@ -1,15 +1,19 @@
 """One migration history serves SQLite and PostgreSQL."""
 
+import socket
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests import databases
 from tests.conftest import KINDS
+from tests.servers import free_port
 
 
 @pytest.fixture(params=KINDS)
@@ -61,3 +65,59 @@ def test_migrations_need_no_web_framework() -> None:
         "sys.exit(bool({'starlette', 'uvicorn', 'databases'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=databases.ROOT).returncode == 0
+
+
+def test_two_runs_at_once(empty_database: str) -> None:
+    """Of two runs at once one does all, and the other one finds nothing to do."""
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(databases.alembic, empty_database, "upgrade", "head") for _ in range(2)]
+        results = [run.result() for run in runs]
+    assert [result.returncode for result in results] == [0, 0], [*map(str, results)]
+    assert sorted("Running upgrade" in result.stderr for result in results) == [False, True]
+
+
+def assert_one_line(database_url: str, reason: str, **variables: str) -> None:
+    """AssertionError unless Alembic says in a line, without the password, why it can't migrate."""
+    result = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        cwd=databases.ROOT,
+        env=databases.environment(DATABASE_URL=database_url, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode != 0
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert reason in result.stderr
+    assert "s3cr3t" not in result.stdout + result.stderr
+
+
+def test_a_closed_port_is_told_in_a_line() -> None:
+    """A server that is away ends the migration with one line."""
+    assert_one_line(f"postgresql://bob:s3cr3t@127.0.0.1:{free_port()}/notes", "Connect call failed")
+
+
+def test_an_unknown_host_is_told_in_a_line() -> None:
+    """A host that nobody knows ends the migration with one line."""
+    assert_one_line("postgresql://bob:s3cr3t@nowhere.invalid/notes", "postgresql://bob:***@nowhere")
+
+
+def test_a_missing_database_is_told_in_a_line(postgresql: str) -> None:
+    """A database that is not there ends the migration with one line."""
+    url = urlsplit(postgresql)._replace(path="/nowhere").geturl()
+    assert_one_line(url, 'database "nowhere" does not exist')
+
+
+def test_a_server_that_says_nothing_is_told_in_a_line() -> None:
+    """A server that doesn't answer ends the migration with one line, within the timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"postgresql://bob:s3cr3t@127.0.0.1:{server.getsockname()[1]}/notes"
+        assert_one_line(url, "no answer within 0.2 s", DATABASE_CONNECT_TIMEOUT="0.2")
+
+
+def test_a_file_that_is_no_database_is_told_in_a_line(tmp_path: Path) -> None:
+    """A file that SQLite can't read, or may not write, ends the migration with one line."""
+    file = tmp_path / "notes.db"
+    file.write_text("This is no database, but a text of some length.\n" * 100)
+    assert_one_line(f"sqlite:///{file}", "file is not a database")
+    assert_one_line(f"sqlite:///{tmp_path}/nowhere/notes.db", "nowhere")

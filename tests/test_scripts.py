@@ -241,6 +241,23 @@ def test_empty_variables_are_defaults(newcomer: Newcomer, env_file: Path, tmp_pa
         assert client.get("/notes", headers=headers).headers["location"].startswith("https://")
 
 
+def test_a_database_that_is_away_ends_the_run(newcomer: Newcomer) -> None:
+    """With the database away, the script ends with one line, without the password."""
+    url = f"postgresql://bob:s3cr3t@127.0.0.1:{free_port()}/notes"
+    result = subprocess.run(
+        [newcomer.folder / "scripts/run"],
+        env=bare_environment(DATABASE_URL=url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert result.returncode != 0
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Database {url.replace('s3cr3t', '***')}: ")
+
+
 def test_old_python_is_refused(tmp_path: Path) -> None:
     """An interpreter older than 3.11 gives one line that says what to do, and nothing is made."""
     folder = copy_repository(tmp_path / "clone")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import asyncpg
 import httpx2
 import pytest
 
@@ -324,6 +325,76 @@ def test_a_server_without_the_extension_migrates(postgresql: str, tmp_path: Path
     with client(url, tmp_path / "log") as http:
         assert_found(http)
     databases.drop_postgresql(postgresql, url)
+
+
+INDEXES = {
+    "notes_completed": "notes (completed, id)",
+    "notes_search": 'notes USING gin (coalesce(folded, lower(text COLLATE "C")) gin_trgm_ops)',
+}
+
+
+def valid(database_url: str) -> set[str]:
+    """The names of the indexes of the table of notes that can be used."""
+    query = "SELECT string_agg(indexrelid::regclass::text, ',') FROM pg_index"
+    found = databases.execute(
+        database_url, f"{query} WHERE indrelid = 'notes'::regclass AND indisvalid"
+    )
+    return set(found.split(","))
+
+
+@pytest.mark.parametrize("version", ["0002"])
+def test_an_index_that_was_broken_off_is_made_anew(debian: Cluster, version: str) -> None:
+    """An index that isn't valid is made anew, by the next run."""
+    url = create(debian)
+    assert databases.alembic(url, "upgrade", version).returncode == 0
+    databases.execute(url, "CREATE EXTENSION IF NOT EXISTS pg_trgm")
+    for name, definition in INDEXES.items():
+        databases.execute(url, f"DROP INDEX IF EXISTS {name}")
+        with (
+            databases.holding(url, "LOCK TABLE notes IN ROW EXCLUSIVE MODE"),
+            pytest.raises(asyncpg.QueryCanceledError),
+        ):
+            databases.execute(
+                url,
+                "SET statement_timeout = 500",
+                f"CREATE INDEX CONCURRENTLY {name} ON {definition}",
+            )
+    assert valid(url) == {"notes_pkey"}
+    upgrade(url)
+    assert valid(url) == {"notes_pkey", *INDEXES}
+    assert set(indexes(url)) == valid(url)
+
+
+def test_other_trouble_is_told_as_such(debian: Cluster) -> None:
+    """An error that has nothing to do with pg_trgm ends the run, which the next one completes."""
+    url = create(debian)
+    assert databases.alembic(url, "upgrade", "0002").returncode == 0
+    databases.execute(
+        url,
+        f"CREATE INDEX notes_completed ON {INDEXES['notes_completed']}",
+        f"ALTER DATABASE {urlsplit(url).path[1:]} SET statement_timeout = 1000",
+    )
+    with databases.holding(url, "LOCK TABLE notes IN ROW EXCLUSIVE MODE"):
+        result = databases.alembic(url, "upgrade", "head")
+    assert result.returncode != 0
+    assert "missing" not in result.stderr
+    assert result.stderr.splitlines()[-1].endswith("canceling statement due to statement timeout")
+    assert valid(url) == {"notes_pkey", "notes_completed"}
+    upgrade(url)
+    assert valid(url) == {"notes_pkey", *INDEXES}
+
+
+def test_an_extension_in_another_schema_is_used(debian: Cluster, tmp_path: Path) -> None:
+    """The index is made with pg_trgm from a schema where nobody looks for it."""
+    printed, names = search_by_role(
+        debian,
+        tmp_path / "log",
+        'CREATE SCHEMA "Aside"',
+        'GRANT USAGE ON SCHEMA "Aside" TO PUBLIC',
+        'CREATE EXTENSION pg_trgm SCHEMA "Aside"',
+    )
+    assert "pg_trgm" not in printed
+    assert names == {"notes_pkey", "notes_completed", "notes_search"}
 
 
 # Letters

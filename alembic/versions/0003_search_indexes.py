@@ -1,7 +1,7 @@
 """Fold the notes that are there, and index them for search and filters
 
-Outside of one great transaction, and without keeping others from the table meanwhile; what has been
-done before it was broken off is not done again.
+On PostgreSQL outside of one great transaction, and without keeping others from the table meanwhile;
+what has been done before it was broken off is not done again.
 
 Revision ID: 0003
 Revises: 0002
@@ -9,10 +9,11 @@ Revises: 0002
 
 import logging
 
+import asyncpg
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from alembic import context, op
+from service.migrating import create_index, create_search_index, run
 
 revision = "0003"
 down_revision = "0002"
@@ -23,20 +24,37 @@ logger = logging.getLogger("alembic")
 
 notes = sa.table("notes", sa.column("id"), sa.column("text"), sa.column("folded"))
 
+# What CREATE EXTENSION says of an extension that is not there, or not for this role.
+MISSING = (
+    asyncpg.UndefinedFileError,
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.InsufficientPrivilegeError,
+)
+
 
 def upgrade() -> None:
-    with op.get_context().autocommit_block():
-        if not context.is_offline_mode():
+    if context.is_offline_mode():
+        print_indexes()
+    elif op.get_context().dialect.name == "sqlite":
+        fold_notes()
+        op.create_index("notes_completed", "notes", ["completed", "id"])
+    else:
+        with op.get_context().autocommit_block():
             fold_notes()
-        op.create_index(
-            "notes_completed",
-            "notes",
-            ["completed", "id"],
-            if_not_exists=True,
-            postgresql_concurrently=True,
-        )
-        if op.get_context().dialect.name == "postgresql":
+            create_index(op.get_bind(), "notes_completed", "notes (completed, id)")
             index_search()
+
+
+def print_indexes() -> None:
+    with op.get_context().autocommit_block():
+        columns = ["completed", "id"]
+        op.create_index("notes_completed", "notes", columns, postgresql_concurrently=True)
+        if op.get_context().dialect.name == "postgresql":
+            op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
+            op.execute(
+                "CREATE INDEX CONCURRENTLY notes_search ON notes USING gin"
+                ' (coalesce(folded, lower(text COLLATE "C")) gin_trgm_ops)'
+            )
 
 
 def fold_notes() -> None:
@@ -62,18 +80,16 @@ def fold_notes() -> None:
 
 def index_search() -> None:
     """Makes the index that serves `q=`, where the server lets it."""
+    connection = op.get_bind()
     try:
-        op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-        op.execute(
-            "CREATE INDEX CONCURRENTLY IF NOT EXISTS notes_search ON notes USING gin"
-            ' (coalesce(folded, lower(text COLLATE "C")) gin_trgm_ops)'
-        )
-    except DBAPIError as error:
+        run(connection, "CREATE EXTENSION IF NOT EXISTS pg_trgm")
+    except MISSING as error:
         logger.warning(
             "pg_trgm is missing, so searching with q= reads every note; once someone has run"
             " CREATE EXTENSION pg_trgm, run the CREATE INDEX of this migration: %s",
-            str(error.orig).splitlines()[0],
+            str(error).splitlines()[0],
         )
+    create_search_index(connection)
 
 
 def downgrade() -> None:
