@@ -4,10 +4,29 @@ They run outside of a transaction, as in Alembic's `autocommit_block`. Each may 
 moment, and does what is left of it when it is run again.
 """
 
+import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Executable, text
+import asyncpg
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Executable,
+    bindparam,
+    column,
+    func,
+    select,
+    table,
+    text,
+)
+
+logger = logging.getLogger("alembic.notes")
+
+LOCK_TIMEOUT = "200ms"
+PAUSE_SECONDS = 0.5
+BATCH = 1000
 
 
 def run(connection: Connection, *statements: str) -> None:
@@ -25,6 +44,63 @@ def ask(connection: Connection, statement: Executable, **values: Any) -> Sequenc
     rows = connection.execute(statement, values).all()
     run(connection, "COMMIT")
     return rows
+
+
+def change_briefly(connection: Connection, *statements: str) -> None:
+    """Runs statements that lock a table, in a transaction of their own.
+
+    Others wait for moments only: who waits for a lock on a table holds up everybody who comes
+    later, so it gives up soon and tries again.
+    """
+    waits = False
+    while True:
+        try:
+            run(connection, f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", *statements)
+            return
+        except asyncpg.LockNotAvailableError:
+            if not waits:
+                waits = True
+                logger.info("Waiting for others who use the table")
+            time.sleep(PAUSE_SECONDS)
+
+
+def fill(connection: Connection, name: str, value: Any) -> int:
+    """Puts a value where a column of notes is NULL, some notes at a time; gives how many."""
+    notes = table("notes", column("id", BigInteger), column(name))
+    behind = notes.c.id > bindparam("after", type_=BigInteger)
+    page = select(notes.c.id).where(behind).order_by(notes.c.id).limit(BATCH).cte("page")
+    change = notes.update().values({name: value}).returning(notes.c.id)
+    changed = change.where(notes.c.id == page.c.id, notes.c[name].is_(None)).cte("changed")
+    statement = select(
+        select(func.max(page.c.id)).scalar_subquery(),
+        select(func.count()).select_from(changed).scalar_subquery(),
+    )
+    count, after = 0, -(2**63)
+    while after is not None:
+        ((after, filled),) = ask(connection, statement, after=after)
+        count += filled
+    return count
+
+
+def forbid_null(connection: Connection, name: str, value: Any) -> int:
+    """Fills a column of notes, and makes it NOT NULL; gives how many notes had NULL there."""
+    check = f"notes_{name}_filled"
+    filled = fill(connection, name, value)
+    change_briefly(
+        connection,
+        f"ALTER TABLE notes DROP CONSTRAINT IF EXISTS {check},"
+        f" ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID",
+    )
+    # What came meanwhile; from now on nothing comes.
+    filled += fill(connection, name, value)
+    # This reads all notes without a lock. PostgreSQL then believes it, and reads nothing.
+    run(connection, f"ALTER TABLE notes VALIDATE CONSTRAINT {check}")
+    change_briefly(
+        connection,
+        f"ALTER TABLE notes ALTER {name} SET NOT NULL",
+        f"ALTER TABLE notes DROP CONSTRAINT {check}",
+    )
+    return filled
 
 
 def create_index(connection: Connection, name: str, definition: str) -> None:

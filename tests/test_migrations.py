@@ -9,11 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
+import httpx2
 import pytest
 
 from tests import databases
 from tests.conftest import KINDS
-from tests.servers import free_port
+from tests.servers import free_port, running
 
 
 @pytest.fixture(params=KINDS)
@@ -74,6 +76,63 @@ def test_two_runs_at_once(empty_database: str) -> None:
         results = [run.result() for run in runs]
     assert [result.returncode for result in results] == [0, 0], [*map(str, results)]
     assert sorted("Running upgrade" in result.stderr for result in results) == [False, True]
+
+
+# What the FastAPI example makes.
+EXAMPLE = {
+    "sqlite": "CREATE TABLE notes (id INTEGER NOT NULL, text VARCHAR, completed BOOLEAN,"
+    " PRIMARY KEY (id))",
+    "postgresql": "CREATE TABLE notes (id SERIAL NOT NULL, text VARCHAR, completed BOOLEAN,"
+    " PRIMARY KEY (id))",
+}
+FOUND = ["'a', true", "'Ä', NULL", "'c', false", "NULL, NULL", "'e', NULL", "NULL, true"]
+MENDED = [("a", True), ("Ä", False), ("c", False), ("", False), ("e", False)]
+
+
+def test_the_example_s_database_is_taken_over(empty_database: str, tmp_path: Path) -> None:
+    """A database of the FastAPI example has no NULL any more, and all that one of ours has."""
+    kind = urlsplit(empty_database).scheme
+    values = ", ".join(f"({values})" for values in FOUND)
+    databases.execute(
+        empty_database,
+        EXAMPLE[kind],
+        f"INSERT INTO notes (text, completed) VALUES {values}",
+        "DELETE FROM notes WHERE id = 6",
+    )
+    assert databases.alembic(empty_database, "stamp", "0001").returncode == 0
+    result = databases.alembic(empty_database, "upgrade", "head")
+    assert result.returncode == 0, result.stderr
+    assert 'WARNING alembic: text was NULL in 1 of the notes, and is "" now\n' in result.stderr
+    assert "WARNING alembic: completed was NULL in 3 of the notes, and is false" in result.stderr
+    result = databases.alembic(empty_database, "check")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for column in ("text", "completed"):
+        with pytest.raises((sqlite3.IntegrityError, asyncpg.NotNullViolationError)):
+            databases.execute(empty_database, f"UPDATE notes SET {column} = NULL")
+    notes = [{"id": n, "text": t, "completed": c} for n, (t, c) in enumerate(MENDED, 1)]
+    with (
+        running(empty_database, tmp_path / "log") as url,
+        httpx2.Client(base_url=url, timeout=30) as http,
+    ):
+        assert http.get("/notes/").json() == notes
+        for completed in (False, True):
+            listed = http.get("/notes/", params={"completed": completed}).json()
+            assert listed == [note for note in notes if note["completed"] == completed]
+        assert http.get("/notes/?q=%C3%A4").json() == [notes[1]]
+        note = {"text": "new", "completed": False}
+        first = http.post("/notes/", json=note).json()["id"]
+        http.delete(f"/notes/{first}")
+        # An id is not given twice.
+        assert http.post("/notes/", json=note).json()["id"] == first + 1
+
+
+def test_a_migrated_database_is_not_made_anew(database_url: str) -> None:
+    """Where nothing has to be mended, the migration mends nothing and says nothing."""
+    assert databases.alembic(database_url, "downgrade", "0004").returncode == 0
+    databases.execute(database_url, "INSERT INTO notes (text, completed) VALUES ('a', true)")
+    result = databases.alembic(database_url, "upgrade", "head")
+    assert result.returncode == 0, result.stderr
+    assert "NULL" not in result.stderr
 
 
 def assert_one_line(database_url: str, reason: str, **variables: str) -> None:
