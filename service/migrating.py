@@ -17,6 +17,7 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
+    literal_column,
     select,
     table,
     text,
@@ -103,7 +104,7 @@ def forbid_null(connection: Connection, name: str, value: Any) -> int:
     return filled
 
 
-def create_index(connection: Connection, name: str, definition: str) -> None:
+def create_index(connection: Connection, name: str, definition: str, unique: bool = False) -> None:
     """Makes an index concurrently, and anew where one was broken off, which leaves it invalid."""
     query = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
     found = ask(connection, query, name=name)
@@ -111,7 +112,8 @@ def create_index(connection: Connection, name: str, definition: str) -> None:
         return
     if found:
         run(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
-    run(connection, f"CREATE INDEX CONCURRENTLY {name} ON {definition}")
+    kind = "UNIQUE INDEX" if unique else "INDEX"
+    run(connection, f"CREATE {kind} CONCURRENTLY {name} ON {definition}")
 
 
 def create_search_index(connection: Connection) -> None:
@@ -126,3 +128,66 @@ def create_search_index(connection: Connection) -> None:
             "notes_search",
             f'notes USING gin (coalesce(folded, lower(text COLLATE "C")) {schema}.gin_trgm_ops)',
         )
+
+
+def change_ids(connection: Connection, kind: str, most: int) -> None:
+    """Gives the ids of notes another type, `bigint` or `integer`; new ones end at `most`.
+
+    A new column is filled beside the old one and takes its place. The column, its indexes and that
+    it holds no NULL are there beforehand, so that the exchange reads no notes. Others who depend on
+    the old column, as views do, make it fail.
+    """
+    query = text(
+        "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute"
+        " WHERE attrelid = 'notes'::regclass AND attname IN ('id', 'new_id')"
+    )
+    types = {row.attname: row.format_type for row in ask(connection, query)}
+    remove = (
+        "DROP TRIGGER IF EXISTS notes_new_id ON notes",
+        "DROP FUNCTION IF EXISTS notes_new_id()",
+    )
+    if types.get("new_id", kind) != kind or (types["id"] == kind and "new_id" in types):
+        # What was broken off was a change the other way.
+        change_briefly(connection, *remove, "ALTER TABLE notes DROP COLUMN new_id")
+    if types["id"] == kind:
+        return
+    ((last,),) = ask(connection, text("SELECT coalesce(max(id), 0) FROM notes"))
+    if last > most:
+        raise SystemExit(f"There are notes with ids over {most}, which {kind} can't hold.")
+
+    query = text(
+        "SELECT quote_ident(conname), pg_get_expr(adbin, adrelid),"
+        " pg_get_serial_sequence('notes', 'id')"
+        " FROM pg_constraint JOIN pg_attrdef ON adrelid = conrelid"
+        " JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum AND attname = 'id'"
+        " WHERE conrelid = 'notes'::regclass AND contype = 'p'"
+    )
+    ((key, default, sequence),) = ask(connection, query)
+    change_briefly(
+        connection,
+        f"ALTER TABLE notes ADD COLUMN IF NOT EXISTS new_id {kind}",
+        *remove,
+        "CREATE FUNCTION notes_new_id() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN NEW.new_id := NEW.id; RETURN NEW; END'",
+        "CREATE TRIGGER notes_new_id BEFORE INSERT OR UPDATE ON notes"
+        " FOR EACH ROW EXECUTE FUNCTION notes_new_id()",
+    )
+    # From here on the trigger fills the column of every note that is written.
+    forbid_null(connection, "new_id", literal_column("notes.id"))
+    create_index(connection, "notes_new_id", "notes (new_id)", unique=True)
+    create_index(connection, "notes_new_completed", "notes (completed, new_id)")
+    if last:
+        # Else PostgreSQL would plan without knowing anything of the column, for some time.
+        run(connection, "ANALYZE notes")
+
+    change_briefly(
+        connection,
+        "LOCK TABLE notes IN ACCESS EXCLUSIVE MODE",
+        *remove,
+        f"ALTER SEQUENCE {sequence} AS {kind} MAXVALUE {most} OWNED BY notes.new_id",
+        f"ALTER TABLE notes DROP CONSTRAINT {key}, ALTER new_id SET DEFAULT {default}",
+        f"ALTER TABLE notes ADD CONSTRAINT {key} PRIMARY KEY USING INDEX notes_new_id",
+        "ALTER TABLE notes DROP COLUMN id",
+        "ALTER TABLE notes RENAME new_id TO id",
+        "ALTER INDEX notes_new_completed RENAME TO notes_completed",
+    )

@@ -23,6 +23,7 @@ from sqlalchemy.sql import ColumnElement, Insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from service.database import DIALECT
+from service.schemas import MAX_ID
 from service.statements import Row, Run, Statement, fetch, is_one_of, listed, prepare
 from service.tables import notes
 
@@ -164,7 +165,7 @@ async def list_notes(
     They are as many as `most` unless there are fewer or they are very large.
     """
     if after is None:
-        after = 2**31 if selection.descending else 0
+        after = MAX_ID + 1 if selection.descending else 0
     statement = _page(selection.descending, selection.completed is not None, bool(selection.q))
     chosen = {"completed": selection.completed, "q": _pattern(selection.q)}
     rows = await fetch(statement, after=after, limit=most + 1, **chosen)

@@ -4,7 +4,8 @@ from marshmallow import EXCLUDE, Schema, fields
 
 from service.fields import Boolean, Choice, QueryInteger, QueryText, Text, Timestamp
 
-MAX_ID = 2**31 - 1
+# The largest integer that JSON's readers take exactly (RFC 8259, section 6).
+MAX_ID = 2**53 - 1
 MAX_PAGE = 1000
 MAX_BATCH = 1000
 # PostgreSQL can't break off the search of one note, which takes as long as the note's length times

@@ -4,10 +4,13 @@ import sqlalchemy
 
 metadata = sqlalchemy.MetaData()
 
+# 64 bits on either database; SQLite numbers rows by itself for the type INTEGER only.
+ID = sqlalchemy.BigInteger().with_variant(sqlalchemy.Integer, "sqlite")
+
 notes = sqlalchemy.Table(
     "notes",
     metadata,
-    sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True),
+    sqlalchemy.Column("id", ID, primary_key=True),
     sqlalchemy.Column("text", sqlalchemy.String, nullable=False),
     sqlalchemy.Column("completed", sqlalchemy.Boolean, nullable=False),
     # The text without regard to case, as Python's str.casefold has it, where the text is not ASCII.
@@ -36,7 +39,7 @@ idempotency_keys = sqlalchemy.Table(
 users = sqlalchemy.Table(
     "users",
     metadata,
-    sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True),
+    sqlalchemy.Column("id", ID, primary_key=True),
     # In lower case.
     sqlalchemy.Column("username", sqlalchemy.String(64), nullable=False, unique=True),
     sqlalchemy.Column("is_active", sqlalchemy.Boolean, nullable=False),

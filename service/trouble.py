@@ -20,9 +20,11 @@ TROUBLE = (
     asyncpg.OperatorInterventionError,
     asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.SequenceGeneratorLimitExceededError,  # no ids are left
     asyncpg.TransactionRollbackError,
     asyncpg.UndefinedColumnError,
     asyncpg.UndefinedTableError,
+    sqlite3.IntegrityError,  # no ids are left
     sqlite3.OperationalError,
 )
 

@@ -202,7 +202,7 @@ def test_what_is_not_there_is_404(
     """A note that is not there is 404 under any condition."""
     path, tag = create(client)
     client.delete(path)
-    for missing in (path, "/notes/2147483648", "/notes/x"):
+    for missing in (path, "/notes/9007199254740992", "/notes/x"):
         for value in (tag, "*", "garbage"):
             answer = ask(client, method, missing, name, value, body=body)
             assert answer.status_code == 404

@@ -51,6 +51,8 @@ def test_migrations_can_be_printed(database_url: str) -> None:
     result = databases.alembic(database_url, "upgrade", "head", "--sql")
     assert result.returncode == 0, result.stderr
     assert "CREATE TABLE notes" in result.stdout
+    if database_url.startswith("postgresql"):
+        assert "ALTER TABLE notes ALTER COLUMN id TYPE BIGINT" in result.stdout
 
 
 def test_postgres_urls_work(empty_database: str) -> None:

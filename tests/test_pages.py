@@ -20,7 +20,7 @@ from tests import databases
 from tests.conftest import Server
 from tests.raw import connect, send
 
-MAX_ID = 2**31 - 1
+MAX_ID = 2**53 - 1
 
 oracle = FastAPI()
 
@@ -387,8 +387,8 @@ INTEGERS = [
     "None",
     "null",
     "true",
-    "2147483647",
-    "2147483648",
+    "9007199254740991",
+    "9007199254740992",
     "9" * 18,
     "9" * 19,
     "9" * 20,

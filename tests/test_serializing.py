@@ -22,7 +22,7 @@ from service.validation import InvalidInput, load, load_all
 from tests import databases
 
 Fetch = Callable[[list[tuple[int, str, bool]]], list[Any]]
-ids = st.integers(1, 2**31 - 1)
+ids = st.integers(1, 2**53 - 1)
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 notes = st.lists(st.tuples(ids, texts, st.booleans()), max_size=5, unique_by=lambda note: note[0])
 

@@ -120,8 +120,8 @@ def test_delete_removes_a_note(service: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     "note_id",
     [
-        "2147483647",
-        "2147483648",
+        "9007199254740991",
+        "9007199254740992",
         "9223372036854775808",
         "1" * 5000,
         "0",
@@ -413,7 +413,7 @@ ALLOW = {
     "/": "GET, HEAD, OPTIONS",
     "/notes/": "GET, HEAD, OPTIONS, POST",
     "/notes/1": "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
-    "/notes/2147483647": "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
+    "/notes/9007199254740991": "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
     "/notes/batch": "OPTIONS, POST",
     "/docs": "GET, HEAD, OPTIONS",
     "/openapi.json": "GET, HEAD, OPTIONS",

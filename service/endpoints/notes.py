@@ -33,7 +33,7 @@ LINES = "application/x-ndjson"
 VARY = (b"vary", b"Accept")
 
 load_note = compile_load(note_in)
-_ID = re.compile("[1-9][0-9]{0,9}")
+_ID = re.compile("[1-9][0-9]{0,15}")
 # The draft's string in quotes, or the bare key that most clients send.
 _KEY = re.compile(r'"([ !#-\[\]-~]{1,255})"|([!#-~]{1,255})')
 
