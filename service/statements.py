@@ -160,6 +160,11 @@ async def _run_in_thread(raw: aiosqlite.Connection, sql: str, arguments: list[An
             raise
         # Its frames hold the cursor, which would keep the connection's view of the database.
         clear_frames(error.__traceback__)
+    except sqlite3.IntegrityError as error:
+        # The trigger `notes_last_id` says so.
+        if "no ids are left" in str(error):
+            raise sqlite3.OperationalError(str(error)) from None
+        raise
     except (TimeoutError, CancelledError):
         await raw.interrupt()
         await asyncio.wait([running])

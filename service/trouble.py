@@ -24,7 +24,6 @@ TROUBLE = (
     asyncpg.TransactionRollbackError,
     asyncpg.UndefinedColumnError,
     asyncpg.UndefinedTableError,
-    sqlite3.IntegrityError,  # no ids are left
     sqlite3.OperationalError,
 )
 

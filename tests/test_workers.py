@@ -44,7 +44,7 @@ def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: 
         "TMPDIR": str(tmp_path),
         "DATABASE_STATEMENT_TIMEOUT": "60",
         "DATABASE_POOL_TIMEOUT": "60",
-        "REQUEST_TIMEOUT": "90",
+        "REQUEST_TIMEOUT": "200",
     }
     port = free_port()
     url = f"http://127.0.0.1:{port}"
