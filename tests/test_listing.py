@@ -14,6 +14,7 @@ import pytest
 from service.notes import FEW, HEAVY, PAGE
 from tests import databases
 from tests.conftest import Server
+from tests.raw import connect, send
 from tests.servers import free_port, process, running, uvicorn
 
 
@@ -34,13 +35,14 @@ def fill(database_url: str, count: int, text: str = "note") -> None:
         )
 
 
-def request_listing(url: str) -> socket.socket:
+def request_listing(url: str, query: str = "", accept: str = "*/*") -> socket.socket:
     """Asks for the listing on a socket with a small buffer, and reads nothing of it."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.settimeout(30)
     client.connect((urlsplit(url).hostname, urlsplit(url).port))
-    client.sendall(b"GET /notes/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head = f"GET /notes/?{query} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
+    client.sendall(head.encode())
     return client
 
 
@@ -142,3 +144,51 @@ def test_half_a_list_is_never_a_whole_one(
         with pytest.raises(json.JSONDecodeError):
             json.loads(first + broken.value.partial)
         assert httpx2.get(f"{url}/notes/").status_code == 503
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_a_listing_whose_tail_is_deleted_is_whole(
+    server: Server, service: httpx2.Client, order: str, accept: str
+) -> None:
+    """A listing whose last notes go while it is sent ends with the others, and is well-formed."""
+    count = 3 * PAGE
+    fill(server.database_url, count, "x" * (HEAVY * 3 // 4 // PAGE))
+    # The client takes so little of the first page that the next one is not read before.
+    with request_listing(str(service.base_url), f"order={order}", accept) as client:
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert "content-length" not in answer.headers
+        if order == "asc":
+            tail, left = f"id > {PAGE}", range(1, PAGE + 1)
+        else:
+            tail, left = f"id <= {count - PAGE}", range(count, count - PAGE, -1)
+        databases.execute(server.database_url, f"DELETE FROM notes WHERE {tail}")
+        body = answer.read()
+    if accept == "application/json":
+        notes = json.loads(body)
+    else:
+        notes = [json.loads(line) for line in body.splitlines()]
+    assert [note["id"] for note in notes] == list(left)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_head_costs_one_page(server: Server, service: httpx2.Client, accept: str) -> None:
+    """`HEAD` of a long listing reads one page of it, where `GET` reads them all."""
+    fill(server.database_url, 4 * PAGE + 1)
+    with connect(str(service.base_url)) as connection:
+
+        def pages(method: str) -> float:
+            """How many pages a request costs, once it is over: one connection has one at a time."""
+            counts = []
+            for request in (None, method):
+                if request:
+                    answer = send(connection, request, "/notes/", None, {"accept": accept})
+                    assert answer.status == 200
+                metrics = send(connection, "GET", "/metrics").body.decode()
+                name = 'coalesced_batch_size_count{query="list_notes"} '
+                (line,) = (line for line in metrics.splitlines() if line.startswith(name))
+                counts.append(float(line.removeprefix(name)))
+            return counts[1] - counts[0]
+
+        assert (pages("HEAD"), pages("GET")) == (1, 5)
