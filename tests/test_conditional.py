@@ -1,15 +1,22 @@
 """Conditional requests (RFC 9110): entity tags, and two clients that don't undo each other."""
 
 import asyncio
+import re
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, closing, contextmanager
 from typing import Any
 
+import asyncpg
 import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.conftest import Server
+from tests.test_overload import wait_until
 
 NOTE = {"text": "note", "completed": False}
 FAILED = (412, {"detail": "Precondition Failed"})
@@ -362,3 +369,59 @@ def test_no_update_is_lost(processes: list[str]) -> None:
             assert (await clients[0].get(path)).json()["text"] == "60"
 
     asyncio.run(count())
+
+
+@contextmanager
+def changing(database_url: str, statement: str) -> Iterator[None]:
+    """Runs a statement in a transaction that is committed at the end; writers wait until then."""
+    if database_url.startswith("sqlite"):
+        path = database_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, isolation_level=None)) as file:
+            file.execute("BEGIN IMMEDIATE")
+            file.execute(statement)
+            yield
+            file.execute("COMMIT")
+        return
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(database_url))
+        try:
+            runner.run(connection.execute(f"BEGIN; {statement}"))
+            yield
+            runner.run(connection.execute("COMMIT"))
+        finally:
+            runner.run(connection.close())
+
+
+def count_reads(service: httpx2.Client) -> float:
+    """How many queries for single notes have begun."""
+    metrics = service.get("/metrics").text
+    (count,) = re.findall(r'^coalesced_batch_size_count\{query="get_notes"\} (.*)$', metrics, re.M)
+    return float(count)
+
+
+@pytest.mark.parametrize(("method", "body"), WRITES)
+@pytest.mark.parametrize("change", [{"text": "other"}, {"completed": True}])
+def test_a_change_behind_the_condition_is_seen(
+    server: Server,
+    service: httpx2.Client,
+    change: dict[str, Any],
+    method: str,
+    body: dict[str, Any] | None,
+) -> None:
+    """A write is refused if any field has changed after its condition held, and changes nothing."""
+    path, tag = create(service)
+    before = count_reads(service)
+    ((name, value),) = change.items()
+    statement = f"UPDATE notes SET {name} = {value!r} WHERE id = {path.removeprefix('/notes/')}"
+    with ThreadPoolExecutor(1) as threads:
+        with changing(server.database_url, statement):
+            writing = threads.submit(ask, service, method, path, "if-match", tag, body=body)
+            wait_until(lambda: count_reads(service) > before)
+            # Queries for single notes follow one another, so the write's own has ended with this.
+            assert service.get(path).headers["etag"] == tag
+            assert not writing.done()
+        answer = writing.result()
+    assert answer.status_code == 412
+    assert answer.json() == FAILED[1]
+    left = service.get(path).json()
+    assert {key: left[key] for key in NOTE} == NOTE | change
