@@ -303,6 +303,19 @@ def test_head_has_the_link(service: httpx2.Client) -> None:
             assert head.headers.get(name) == get.headers.get(name)
 
 
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/x-ndjson"])
+def test_caches_keep_formats_apart(service: httpx2.Client, accept: str) -> None:
+    """Every answer with a listing, in either format, says that it depends on `Accept`."""
+    create(service, 1001)
+    for query in ("limit=2", "limit=1000&after=2", "after=2", "q=nothing", ""):
+        for method in ("GET", "HEAD"):
+            answer = service.request(method, f"/notes/?{query}", headers={"accept": accept})
+            assert answer.status_code == 200
+            assert answer.headers["vary"] == "Accept", (method, query)
+    # The last one was streamed.
+    assert "content-length" not in answer.headers
+
+
 steps = st.lists(
     st.tuples(st.sampled_from(["insert", "delete", "change"]), st.integers(0, 30)), max_size=4
 )
