@@ -550,28 +550,68 @@ def test_pages_of_known_origins_may_call(guarded: str, origin: str) -> None:
         assert {"etag", "link", "location", "x-request-id"} <= set(exposed.split(", "))
 
 
+def test_pages_may_read_headers(guarded: str, tmp_path: Path) -> None:
+    """Pages of known origins may read every header that has a meaning to clients of the service."""
+    minimal = ORIGIN | {"prefer": "return=minimal"}
+    created = httpx2.post(f"{guarded}/notes/", json=NOTE, headers=minimal)
+    httpx2.post(f"{guarded}/notes/", json=NOTE, headers=minimal)
+    page = httpx2.get(f"{guarded}/notes/?limit=1", headers=ORIGIN)
+    with running(
+        f"postgresql://nobody@127.0.0.1:{free_port()}/notes",
+        tmp_path / "log",
+        CORS_ORIGINS=ORIGIN["origin"],
+    ) as url:
+        away = httpx2.get(f"{url}/notes/", headers=ORIGIN)
+    for answer, status, names in (
+        (created, 204, {"ETag", "Location", "Preference-Applied", "X-Request-ID"}),
+        (page, 200, {"Link", "X-Request-ID"}),
+        (away, 503, {"Retry-After", "X-Request-ID"}),
+    ):
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == ORIGIN["origin"]
+        assert names <= set(answer.headers["access-control-expose-headers"].split(", "))
+        assert all(name in answer.headers for name in names)
+    # Caches keep formats and origins apart.
+    assert set(page.headers["vary"].split(", ")) == {"Accept", "Origin"}
+
+
 @pytest.mark.parametrize(
     "origin",
     ["https://evil.test", "http://app.example.com", "https://app.example.com.evil", "null"],
 )
 def test_pages_of_other_origins_may_not(guarded: str, origin: str) -> None:
-    """An origin that is not known is told nothing."""
+    """A page of another origin may not read its answer, nor send what needs a preflight."""
     given = ORIGIN | {"origin": origin}
-    for answer in (
-        httpx2.get(f"{guarded}/notes/", headers=given),
-        httpx2.options(
-            f"{guarded}/notes/", headers=given | {"access-control-request-method": "POST"}
-        ),
-    ):
-        assert "access-control-allow-origin" not in answer.headers
-        assert "access-control-allow-credentials" not in answer.headers
+    answer = httpx2.get(f"{guarded}/notes/", headers=given)
+    assert answer.status_code == 200
+    preflight = httpx2.options(
+        f"{guarded}/notes/", headers=given | {"access-control-request-method": "POST"}
+    )
+    assert preflight.status_code == 400
+    for one in (answer, preflight):
+        allowed = [name for name in one.headers if name.startswith("access-control-allow-")]
+        assert allowed == []
+        # A cache keeps it from the pages of known origins.
+        assert "Origin" in one.headers["vary"].split(", ")
 
 
-def test_a_refused_preflight_is_json(guarded: str) -> None:
+@pytest.mark.parametrize(
+    ("origin", "asks", "detail"),
+    [
+        ("https://evil.test", {"method": "POST"}, "Disallowed CORS origin"),
+        (ORIGIN["origin"], {"method": "PURGE"}, "Disallowed CORS method"),
+        ("https://evil.test", {"method": "PURGE"}, "Disallowed CORS origin, method"),
+    ],
+)
+def test_a_refused_preflight_is_json(
+    guarded: str, origin: str, asks: dict[str, str], detail: str
+) -> None:
     """The error of a preflight is JSON with `detail`, as every error is."""
-    given = ORIGIN | {"origin": "https://evil.test", "access-control-request-method": "POST"}
+    given = ORIGIN | {"origin": origin}
+    given |= {f"access-control-request-{name}": value for name, value in asks.items()}
     answer = httpx2.options(f"{guarded}/notes/", headers=given)
-    assert answer.headers["content-type"] == "application/json" or answer.status_code < 400
+    assert (answer.status_code, answer.json()) == (400, {"detail": detail})
+    assert answer.headers["content-type"] == "application/json"
 
 
 def test_no_origin_may_call_by_default(service: Service) -> None:
