@@ -28,6 +28,7 @@ PATHS = pytest.mark.parametrize(
 )
 
 DAY = 24 * 60 * 60
+LINES = "application/x-ndjson"
 
 
 def post(
@@ -389,12 +390,21 @@ def test_a_retry_may_prefer_no_body(
     assert len(texts(service)) == 2 * count
 
 
-def test_a_retry_may_ask_for_another_format(service: httpx2.Client) -> None:
-    """The retry of a batch is what its `Content-Type` says, whatever the retry accepts."""
-    first = post(service, "/notes/batch", [NOTE, OTHER], "a")
-    answer = post(service, "/notes/batch", [NOTE, OTHER], "a", accept="application/x-ndjson")
-    if answer.headers["content-type"] == "application/json":
-        assert answer.content == first.content
-    else:
-        lines = answer.content.splitlines()
-        assert [json.loads(line) for line in lines] == first.json()
+@pytest.mark.parametrize("accepts", [("*/*", LINES), (LINES, "*/*"), (LINES, LINES)])
+def test_a_retry_may_ask_for_another_format(
+    service: httpx2.Client, accepts: tuple[str, str]
+) -> None:
+    """The answer to a batch is in the format that its request accepts, a retry's as any other's."""
+    answers = [
+        post(service, "/notes/batch", [NOTE, OTHER], "a", accept=accept) for accept in accepts
+    ]
+    notes = service.get("/notes/").json()
+    assert [note["text"] for note in notes] == [NOTE["text"], OTHER["text"]]
+    for answer, accept in zip(answers, accepts, strict=True):
+        assert answer.status_code == 200
+        if accept == LINES:
+            assert answer.headers["content-type"] == LINES
+            assert [json.loads(line) for line in answer.content.splitlines()] == notes
+        else:
+            assert answer.headers["content-type"] == "application/json"
+            assert answer.json() == notes
