@@ -98,7 +98,7 @@ LISTINGS: dict[str, list[tuple[str, dict[str, str]]]] = {
 def test_listings_that_differ_share_no_answer(
     service: Service, listings: list[tuple[str, dict[str, str]]]
 ) -> None:
-    """Whatever two listings differ in, those who ask for both at once each get their own."""
+    """Listings that differ in anything have an answer each, when they are asked for at once too."""
     requests: list[Request] = [
         ("GET", f"/notes/?{query}", headers, None) for query, headers in listings
     ]
@@ -112,7 +112,7 @@ def test_listings_that_differ_share_no_answer(
 
 
 def test_reads_share_a_query(service: Service) -> None:
-    """Those who read notes at once each get the note of their own id, or 404, by few queries."""
+    """Clients that read notes at once each get the note of their own id, or 404, by few queries."""
     ids = [*range(1, 13), 99] * TIMES
     before = batches(service, "get_notes")
     answers = ask(service, [("GET", f"/notes/{note_id}", {}, None) for note_id in ids])
@@ -124,7 +124,7 @@ def test_reads_share_a_query(service: Service) -> None:
 
 
 def test_creates_share_a_query(service: Service) -> None:
-    """Those who create notes at once each get the note of their own text, by few queries."""
+    """Clients that create notes at once each get the note of their own text, by few queries."""
 
     def note(number: int) -> dict[str, Any]:
         return {"text": f"new {number}", "completed": number % 2 == 0}
