@@ -2,21 +2,25 @@
 
 import asyncio
 import json
+import socket
 import sqlite3
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx2
+import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from service.edge import Edge
 from service.validation import InvalidInput
 from tests.databases import NewDatabase
 from tests.raw import connect, send
-from tests.servers import free_port
-from tests.test_hostile_clients import Service, serving
+from tests.servers import free_port, running
+from tests.test_hostile_clients import Service, head, serving
 
 CLIENTS = 4
 JSON = {"content-type": "application/json"}
@@ -87,6 +91,75 @@ def test_idle_connections_keep_no_head(new_database: NewDatabase, tmp_path: Path
             connection = stack.enter_context(connect(service.url))
             assert send(connection, "GET", path).status == 404
         assert service.process.memory_info().rss - before < 20_000_000
+
+
+def test_long_queries_cost_no_memory(new_database: NewDatabase, tmp_path: Path) -> None:
+    """Long queries of listings are forgotten with their answers."""
+    filler = "a" * 60_000
+    requests: list[Request] = [
+        ("GET", f"/notes/?q={filler}{number}", None, {}) for number in range(300)
+    ]
+    with serving(new_database("sqlite"), tmp_path / "log") as service:
+        statuses, grown = flood(service, requests[:CLIENTS], requests)
+    assert statuses == {422}
+    assert grown < 20_000_000
+
+
+@pytest.fixture(scope="module", params=["open", "token"])
+def measured(
+    request: pytest.FixtureRequest,
+    new_database: NewDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """The URL of a service that tells at /blocks how much memory it has in use."""
+    with running(
+        new_database("sqlite"),
+        tmp_path_factory.mktemp("measured") / "log",
+        app="tests.measured:app",
+        ACCESS=request.param,
+        # Lines wait a while to be written.
+        ACCESS_LOG="0",
+    ) as url:
+        yield url
+
+
+def pipeline(url: str, requests: list[bytes]) -> None:
+    """Sends requests one after another on a connection, and reads all answers."""
+    for start in range(0, len(requests), 200):
+        some = requests[start : start + 200]
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port), timeout=60) as client:
+            client.sendall(b"".join([*some, head("GET", "/health/live", "Connection: close")]))
+            received = b""
+            while data := client.recv(1_000_000):
+                received += data
+        assert received.count(b"HTTP/1.1 ") == len(some) + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/notes/?q={}", "Accept: application/json"),
+        ("/notes/?after={}", "Accept: application/x-ndjson"),
+        ("/notes/{}", 'If-None-Match: "{}"'),
+        ("/nowhere/{}", "X-Request-ID: {:030}"),
+        ("/notes/1", "Authorization: Bearer notes_{:043}"),
+        ("/users/{}", "Authorization: Bearer notes_{:043}"),
+    ],
+)
+def test_what_clients_make_up_is_not_kept(measured: str, path: str, field: str) -> None:
+    """Memory stands still however many queries, paths and headers are new to the service."""
+
+    def grown(start: int, count: int) -> int:
+        """How many blocks of memory so many new requests leave behind."""
+        before = int(httpx2.get(f"{measured}/blocks").text)
+        numbers = range(start, start + count)
+        pipeline(measured, [head("GET", path.format(n), field.format(n)) for n in numbers])
+        return int(httpx2.get(f"{measured}/blocks").text) - before
+
+    # Caches may fill up first.
+    grown(1, 1100)
+    assert grown(10_000, 1000) < 500
 
 
 def test_an_error_is_gone_before_its_answer_is_taken() -> None:
