@@ -1,6 +1,6 @@
 """TLS to the database server: what its URL asks for, and the context that does it."""
 
-from ssl import CERT_NONE, SSLContext, create_default_context
+from ssl import CERT_NONE, VERIFY_X509_STRICT, SSLContext, create_default_context
 from typing import NamedTuple
 
 # What `sslmode=` means to asyncpg, by libpq's names; and what `ssl=` means to encode/databases.
@@ -53,6 +53,10 @@ def context(tls: TLS) -> SSLContext | str | bool | None:
         return tls.mode
     own = tls.ca_file not in ("", "system")
     made = create_default_context(cafile=tls.ca_file if own else None)
+    if own:
+        # Python 3.13 and newer refuse a CA without keyUsage. Those that PostgreSQL's manual makes
+        # have none, and libpq accepts them.
+        made.verify_flags &= ~VERIFY_X509_STRICT
     # Anybody can have a certificate of the CAs that the system trusts, for some name.
     made.check_hostname = bool(verify and not (own and tls.mode == "verify-ca"))
     if not verify:

@@ -187,14 +187,21 @@ def configure(cluster: Cluster, **options: str) -> None:
 
 
 class Authority:
-    """A certificate authority, by the command `openssl`."""
+    """A certificate authority, by the command `openssl`.
+
+    Its certificate has all that RFC 5280 wants; another one, of the same key, lacks `keyUsage`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
         self.file = folder / "ca.pem"
-        key = ("-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem")
-        self._openssl("req", "-x509", *key, "-subj", "/CN=Tests", "-days", "2")
+        self.file_without_usage = folder / "without_usage.pem"
+        own = ("-x509", "-subj", "/CN=Tests", "-days", "2")
+        usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        key = ("-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key")
+        self._openssl("req", *own, *usage, *key, "-out", self.file.name)
+        self._openssl("req", *own, "-key", "ca.key", "-out", self.file_without_usage.name)
 
     def _openssl(self, *arguments: str) -> None:
         command = ["openssl", *arguments]

@@ -67,6 +67,7 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
         write_for(cluster, cluster.data / "pg_hba.conf", hba)
         configure(cluster)
         files = {"right": str(right.file), "wrong": str(wrong.file), "": ""}
+        files["without usage"] = str(right.file_without_usage)
         for name, text in zip(("certificate", "key"), right.sign("certified"), strict=True):
             (folder / name).write_text(text)
             files[name] = str(folder / name)
@@ -137,6 +138,45 @@ def test_tls_of_migrations(
     assert migrate(url, DATABASE_CA_FILE=encrypted.files[ca]) is works
     tables = "SELECT count(*) FROM pg_tables WHERE tablename = 'notes'"
     assert execute(encrypted.server.of_superuser(url), tables) == works
+
+
+# What Python 3.13 and newer want of certificates, on any Python.
+STRICT = """
+import ssl
+
+make = ssl.create_default_context
+
+def make_strict(*arguments, **named):
+    context = make(*arguments, **named)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+ssl.create_default_context = make_strict
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "trusted", "status"),
+    [
+        ("without usage", "", 200),
+        ("system", "without usage", 503),
+        ("system", "right", 200),
+    ],
+)
+def test_tls_where_python_is_strict(
+    encrypted: Encrypted, tmp_path: Path, file: str, trusted: str, status: int
+) -> None:
+    """On every Python a CA in a file may lack `keyUsage`; the system's CAs go by Python's rules."""
+    (tmp_path / "sitecustomize.py").write_text(STRICT)
+    variables = {
+        "DATABASE_CA_FILE": encrypted.files.get(file, file),
+        "PYTHONPATH": str(tmp_path),
+        # OpenSSL's variable for the file with the CAs that the system trusts.
+        "SSL_CERT_FILE": encrypted.files[trusted],
+    }
+    url = encrypted.server.url("template", "localhost") + "?sslmode=verify-full"
+    with running(url, tmp_path / "log", **variables) as service:
+        assert httpx2.get(f"{service}/notes/", timeout=20).status_code == status
 
 
 def test_options_of_the_url(server: Server, tmp_path: Path) -> None:
