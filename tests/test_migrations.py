@@ -128,6 +128,31 @@ def test_the_example_s_database_is_taken_over(empty_database: str, tmp_path: Pat
         assert http.post("/notes/", json=note).json()["id"] == first + 1
 
 
+# Texts of which lower() makes something else than Unicode's case folding does, and others.
+TEXTS = ["Straße fegen", "ΣΊΣΥΦΟΣ rollt", "ﬁne", "ИГОЛКА", "İstanbul", "Plain"]
+
+
+def test_notes_from_before_searches_are_found(empty_database: str, tmp_path: Path) -> None:
+    """Notes that are older than searches are found in upper and lower case, however many."""
+    values = ", ".join(f"('{text}', true)" for text in (*["filler"] * 1100, *TEXTS))
+    databases.execute(
+        empty_database,
+        EXAMPLE[urlsplit(empty_database).scheme],
+        "INSERT INTO notes (text, completed) VALUES ('Ä first', true), (NULL, NULL)",
+        f"INSERT INTO notes (text, completed) VALUES {values}",
+    )
+    assert databases.alembic(empty_database, "stamp", "0001").returncode == 0
+    databases.migrate(empty_database)
+    with (
+        running(empty_database, tmp_path / "log") as url,
+        httpx2.Client(base_url=url, timeout=30) as http,
+    ):
+        for text in ("Ä first", *TEXTS):
+            for q in (text, text.upper(), text.casefold()):
+                found = http.get("/notes/", params={"q": q}).json()
+                assert [note["text"] for note in found] == [text], q
+
+
 def test_a_migrated_database_is_not_made_anew(database_url: str) -> None:
     """Where nothing has to be mended, the migration mends nothing and says nothing."""
     assert databases.alembic(database_url, "downgrade", "0004").returncode == 0

@@ -178,6 +178,7 @@ def backends(url: str, condition: str) -> int:
 
 # Only who migrates holds an advisory lock.
 MIGRATES = "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')"
+WAITS = f"{MIGRATES} AND wait_event_type = 'Lock'"
 
 
 def test_a_migration_that_was_killed_goes_on(database: str, tmp_path: Path) -> None:
@@ -211,14 +212,51 @@ def test_nobody_waits_behind_a_migration_that_waits(database: str, tmp_path: Pat
         holding(database, "LOCK TABLE notes IN ACCESS SHARE MODE"),
         migrating(database) as process,
     ):
-        poll(lambda: bool(backends(database, f"{MIGRATES} AND wait_event_type = 'Lock'")))
+        poll(lambda: bool(backends(database, WAITS)))
         for _ in range(3):
-            poll(lambda: bool(backends(database, f"{MIGRATES} AND wait_event_type = 'Lock'")))
+            poll(lambda: bool(backends(database, WAITS)))
             for _ in range(20):
                 assert http.get("/notes/1").status_code == 200
                 assert http.patch("/notes/2", json={"text": "changed"}).status_code == 200
         assert process.poll() is None
         process.kill()
+
+
+@pytest.fixture
+def unfolded(postgresql: str) -> Iterator[str]:
+    """A database of the version before searches, with notes that have to be folded."""
+    url = databases.create_postgresql(postgresql)
+    assert databases.alembic(url, "upgrade", "0002").returncode == 0
+    databases.execute(
+        url,
+        "INSERT INTO notes (text, completed)"
+        " SELECT 'Straße ' || n, false FROM generate_series(1, 2000) n",
+    )
+    yield url
+    databases.drop_postgresql(postgresql, url)
+
+
+def test_folding_keeps_changes_and_nobody_waiting(unfolded: str, tmp_path: Path) -> None:
+    """While notes are folded for searches they can be changed at once, and stay changed."""
+    with (
+        running(unfolded, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="2") as service,
+        httpx2.Client(base_url=service, timeout=30) as http,
+        ExitStack() as held,
+    ):
+        held.enter_context(holding(unfolded, "SELECT FROM notes WHERE id = 1500 FOR UPDATE"))
+        with migrating(unfolded, "upgrade", "0003") as process:
+            poll(lambda: bool(backends(unfolded, WAITS)))
+            # The first one is folded already, the other one is read and waits for its turn.
+            for id_ in (1, 1501):
+                answer = http.patch(f"/notes/{id_}", json={"text": "Geänderte Straße"})
+                assert answer.status_code == 200
+            held.close()
+            assert_done(process)
+        found = http.get("/notes/", params={"q": "GEÄNDERTE STRASSE"}).json()
+        assert [note["id"] for note in found] == [1, 1501]
+        found = http.get("/notes/", params={"q": "STRASSE 1500"}).json()
+        assert [note["id"] for note in found] == [1500]
+        assert http.get("/notes/", params={"q": "STRASSE 1501"}).json() == []
 
 
 def test_of_two_runs_one_waits(database: str) -> None:

@@ -17,9 +17,11 @@ import httpx2
 import pytest
 
 from tests import databases
+from tests.clusters import poll
 from tests.conftest import KINDS
 from tests.debian import Cluster, find, running_cluster
 from tests.servers import running
+from tests.test_migrations_in_use import WAITS, backends, migrating
 
 COUNT = 1_000_000
 # How many rows any step of a plan may touch, and how many blocks of 8 kB all of it. The table and
@@ -365,6 +367,27 @@ def test_an_index_that_was_broken_off_is_made_anew(debian: Cluster, version: str
     upgrade(url)
     assert valid(url) == {"notes_pkey", *INDEXES}
     assert set(indexes(url)) == valid(url)
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_an_index_is_made_while_others_write(debian: Cluster, tmp_path: Path, name: str) -> None:
+    """While an index is made, and waits for someone who writes for long, all others write."""
+    url = create(debian)
+    assert databases.alembic(url, "upgrade", "0002").returncode == 0
+    databases.execute(
+        url,
+        "CREATE EXTENSION pg_trgm",
+        "INSERT INTO notes (text, completed) VALUES ('old', false)",
+        *(f"CREATE INDEX {other} ON {INDEXES[other]}" for other in INDEXES if other != name),
+    )
+    with (
+        client(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="2") as http,
+        databases.holding(url, "LOCK TABLE notes IN ROW EXCLUSIVE MODE"),
+        migrating(url, "upgrade", "0003"),
+    ):
+        poll(lambda: bool(backends(url, f"{WAITS} AND query ~ 'CREATE INDEX .*{name}'")))
+        assert http.patch("/notes/1", json={"text": "new"}).status_code == 200
+        assert http.post("/notes/", json={"text": "a", "completed": True}).status_code == 200
 
 
 def test_other_trouble_is_told_as_such(debian: Cluster) -> None:
