@@ -379,6 +379,17 @@ def routing(database_url: str, log: Path, **variables: str) -> Iterator[httpx2.C
         yield client
 
 
+# The first and the last addresses of the private networks, and their neighbours.
+ROUTERS = [
+    *("::1", "10.0.0.0", "10.255.255.255", "172.16.0.0", "172.31.255.255", "192.168.0.0"),
+    *("192.168.255.255", "fc00::", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+]
+STRANGERS = [
+    *("9.255.255.255", "11.0.0.0", "172.15.255.255", "172.32.0.0", "192.167.255.255"),
+    *("192.169.0.0", "100.64.0.1", "169.254.0.1", "fbff::1", "fe00::", "fe80::1", "::2"),
+]
+
+
 @pytest.fixture
 def routed(new_database: NewDatabase, tmp_path: Path) -> Iterator[tuple[httpx2.Client, Path]]:
     """A client behind a router, and the log."""
@@ -410,7 +421,8 @@ def test_the_address_in_the_log(routed: tuple[httpx2.Client, Path]) -> None:
         "6.6.6.6, 203.0.113.9, 10.1.2.3": "203.0.113.9",
         "127.0.0.1, 203.0.113.10": "203.0.113.10",
         "10.1.2.3, 2001:db8::7": "2001:db8::7",
-    }
+    } | {f"203.0.113.11, {address}": "203.0.113.11" for address in ROUTERS}
+    addresses |= {f"203.0.113.12, {address}": address for address in STRANGERS}
     for forwarded in addresses:
         answer = client.get("/openapi.json", headers={"x-forwarded-for": forwarded})
         assert answer.status_code == 200

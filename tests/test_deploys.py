@@ -69,11 +69,17 @@ def processes_of(group: int) -> list[int]:
 
 @contextmanager
 def web(
-    database_url: str, log: Path, count: int, port: int = 0, loop: str = "uvloop"
+    database_url: str,
+    log: Path,
+    count: int,
+    port: int = 0,
+    loop: str = "uvloop",
+    grace: int = GRACE,
 ) -> Iterator[Web]:
     """Serves by the Procfile with so many processes; ends them by force if they are left over."""
     (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
     command = command.replace("--loop uvloop", f"--loop {loop}")
+    command = command.replace(f"-graceful-shutdown {GRACE}", f"-graceful-shutdown {grace}")
     variables = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PORT": str(port or free_port()),
@@ -171,6 +177,25 @@ def test_requests_under_way_are_answered(
         server.wait()
     texts = execute(url, "SELECT array_agg(text) FROM notes WHERE id > 1")
     assert sorted(texts, key=int) == [str(n) for n in range(40) if n % 4 in (1, 2)]
+
+
+@pytest.mark.parametrize("count", PROCESSES)
+def test_requests_that_take_longer_end_with_the_grace(
+    new_database: NewDatabase, tmp_path: Path, count: int
+) -> None:
+    """A request that is under way for longer than the grace is refused, and all processes end."""
+    log = tmp_path / "log"
+    with web(new_database("sqlite"), log, count, grace=1) as server, server.connect() as client:
+        client.sendall(request_bytes("POST", "/notes/", "", "Content-Length: 9"))
+        poll(lambda: not unread(server.port))
+        began = time.monotonic()
+        server.terminate()
+        answer = receive(client)
+        server.wait()
+        # Well before the request's own deadline.
+        assert time.monotonic() - began < GRACE
+    assert answer.status == 408
+    assert "Traceback" not in log.read_text()
 
 
 class Tally(NamedTuple):

@@ -11,10 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 from honcho.environ import parse_procfile
+from uvicorn.main import main
 
 from tests.databases import ROOT, create_postgresql, drop_postgresql, environment
+from tests.flags import flags, web_command
+from tests.raw import connect, send
 from tests.servers import free_port, process
 
 # The platform puts the commands of the requirements on PATH.
@@ -142,6 +146,62 @@ def test_termination_ends_all_processes(database_url: str, tmp_path: Path, count
             return
         time.sleep(0.05)
     raise AssertionError(log.read_text())
+
+
+@pytest.mark.parametrize("command", [web_command(), "scripts/run"], ids=["Procfile", "scripts"])
+def test_the_flags_are_the_readmes(tmp_path: Path, command: str) -> None:
+    """uvicorn gets the times that README gives reasons for, and nothing that isn't known here."""
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    times = re.search(
+        r"keep-alive of (\d+) s outlasts the (\d+) s for which a router keeps idle connections; "
+        r"the (\d+) s of grace at shutdown end before the platform's SIGKILL at (\d+) s",
+        readme,
+    )
+    assert times is not None
+    keep_alive, idle, grace, kill = map(int, times.groups())
+    assert keep_alive > idle
+    assert grace < kill
+    given = flags(command, tmp_path)
+    plain = main.make_context("uvicorn", ["service.app:app"]).params
+    changed = {name: given[name] for name in given if given[name] != plain[name]}
+    del changed["forwarded_allow_ips"]
+    address = {} if command == "scripts/run" else {"host": "0.0.0.0"}
+    assert changed == address | {
+        "workers": 1,
+        "loop": "uvloop",
+        "http": "service.protocol:Protocol",
+        "timeout_keep_alive": keep_alive,
+        "timeout_graceful_shutdown": grace,
+        "server_header": False,
+        "access_log": False,
+    }
+
+
+def test_what_the_flags_do(database_url: str, tmp_path: Path) -> None:
+    """The web process serves on every address, with uvloop; uvicorn adds neither name nor log."""
+    log = tmp_path / "web.log"
+    with web(database_url, log) as (started, url):
+        answer = httpx2.get(f"{url.replace('127.0.0.1', '127.0.0.2')}/health/live", timeout=30)
+        assert answer.status_code == 200
+        assert "server" not in answer.headers
+        children = psutil.Process(started.pid).children(recursive=True)
+        assert any("uvloop" in mapped.path for child in children for mapped in child.memory_maps())
+    assert "path=/health/live" in log.read_text()
+    assert '"GET /health/live' not in log.read_text()
+
+
+def test_idle_connections_end_after_the_keep_alive(database_url: str, tmp_path: Path) -> None:
+    """A connection takes one request after the other, and is closed when it has been idle."""
+    port = free_port()
+    command = web_command().replace("--timeout-keep-alive 95", "--timeout-keep-alive 1")
+    variables = {"DATABASE_URL": database_url, "PATH": PATH, "PORT": str(port)}
+    with (
+        process(["sh", "-c", command], port, tmp_path / "log", variables),
+        connect(f"http://127.0.0.1:{port}") as connection,
+    ):
+        for _ in range(2):
+            assert send(connection, "GET", "/health/live").status == 200
+        assert connection.sock.recv(1) == b""
 
 
 def test_app_json_fits_procfile() -> None:
