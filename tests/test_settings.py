@@ -12,7 +12,8 @@ import pytest
 from service import settings
 from service.database_url import DatabaseURL, parse_database_url
 from service.tls import TLS
-from tests.databases import ROOT, SETTINGS, alembic, environment
+from tests.databases import ROOT, alembic, environment
+from tests.flags import flags, web_command
 from tests.operating import operate
 from tests.servers import free_port, uvicorn
 
@@ -323,12 +324,47 @@ def test_unusable_database_urls(url: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_every_setting_is_in_the_readme() -> None:
-    """The README's table has a row for each setting, with its default."""
-    rows = re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert set(rows) >= NAMES
+def readme() -> dict[str, str]:
+    """The default of each variable in README's table, empty where it says none or any."""
+    row = r"^\| `([A-Z_]+)` \| (?:`([^`]+)`|none|any) \|"
+    return dict(re.findall(row, (ROOT / "README.md").read_text(), re.MULTILINE))
+
+
+def settings_with(variables: dict[str, str]) -> dict[str, Any]:
+    """All settings in a process with these variables."""
+    values = ", ".join(f"{name!r}: settings.{name}" for name in sorted(NAMES - OTHERS))
+    code = f"from service import settings; print({{{values}}})"
+    ended = start([sys.executable, "-c", code], **variables)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = eval(ended.stdout)
+    return found
+
+
+def test_every_setting_is_in_the_readme(tmp_path: Path) -> None:
+    """README's table has each setting and its default, which changes nothing where it is set."""
+    defaults = readme()
+    assert set(defaults) == NAMES
+    given = {name: default for name, default in defaults.items() if default}
+    values = settings_with({})
+    assert values == settings_with(given)
+    assert not any(values[name] for name in NAMES - set(given))
+    assert flags("scripts/run", tmp_path) == flags("scripts/run", tmp_path, **given)
+    # Under the Procfile it has another default, as the table says.
+    del given["FORWARDED_ALLOW_IPS"]
+    assert flags(web_command(), tmp_path) == flags(web_command(), tmp_path, **given)
 
 
 def test_every_setting_is_in_the_example() -> None:
-    """`.env.example` has a line for each setting and for nothing else."""
-    assert SETTINGS == NAMES
+    """`.env.example` has a line for each setting and for nothing else, with README's default.
+
+    Where there is none, the line is an example in a comment.
+    """
+    text = (ROOT / ".env.example").read_text()
+    lines = re.findall(r"^(#?)([A-Z_]+)=(.*)$", text, re.MULTILINE)
+    assert sorted(name for _, name, _ in lines) == sorted(NAMES)
+    defaults = readme()
+    for comment, name, value in lines:
+        if defaults[name]:
+            assert value == defaults[name], name
+        else:
+            assert comment, name
