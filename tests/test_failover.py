@@ -3,14 +3,12 @@
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +18,7 @@ import pytest
 from tests.clusters import Server, locked, poll, running_server
 from tests.databases import execute
 from tests.debian import Cluster
+from tests.proxies import Proxy
 from tests.servers import running
 
 POOL = 3
@@ -29,56 +28,12 @@ READ_ONLY = "default_transaction_read_only"
 _keys = (f"key-{number}" for number in itertools.count())
 
 
-class Switch:
-    """A port that leads to a server, and from some moment on to another one.
-
-    Connections that there are stay where they lead, as with a name whose address changes.
-    """
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.accepted = 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-        self.threads = [threading.Thread(target=self._serve)]
-        self.threads[0].start()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self.listener.accept()
-                self.accepted += 1
-                try:
-                    server = socket.create_connection(("127.0.0.1", self.target))
-                except OSError:
-                    client.close()
-                    continue
-                for pair in ((client, server), (server, client)):
-                    self.threads.append(threading.Thread(target=self._copy, args=pair))
-                    self.threads[-1].start()
-
-    @staticmethod
-    def _copy(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        with suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
-        source.close()
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for thread in self.threads:
-            thread.join(20)
-
-
 class Failover(NamedTuple):
     """A service on two servers, of which one is behind the switch that it knows."""
 
     client: httpx2.Client
     servers: list[Server]
-    switch: Switch
+    switch: Proxy
 
     def begin(self) -> None:
         """The first server is in use; each has two notes with a text that tells it apart."""
@@ -89,7 +44,7 @@ class Failover(NamedTuple):
                 "TRUNCATE notes, idempotency_keys RESTART IDENTITY",
                 f"INSERT INTO notes (text, completed) VALUES ('{name}', true), ('{name}', true)",
             )
-        self.switch.target = self.servers[0].cluster.port
+        self.switch.target = self.servers[0].url("template")
         for server in self.servers:
             server.disconnect_all()
         self.connect_all()
@@ -109,7 +64,7 @@ class Failover(NamedTuple):
     def switch_over(self) -> None:
         """The second server is behind the switch; the first one can only be read any more."""
         set_read_only(self.servers[0], True)
-        self.switch.target = self.servers[1].cluster.port
+        self.switch.target = self.servers[1].url("template")
 
     def check(self) -> None:
         """Nobody is connected to the first server, and the second one serves."""
@@ -131,9 +86,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failover]:
     log = tmp_path_factory.mktemp("service") / "log"
     with ExitStack() as stack:
         servers = [stack.enter_context(running_server()) for _ in range(2)]
-        switch = stack.enter_context(closing(Switch(servers[0].cluster.port)))
-        url = servers[0].url("template", port=switch.port)
-        address = stack.enter_context(running(url, log, DATABASE_POOL_MAX=str(POOL)))
+        switch = stack.enter_context(closing(Proxy(servers[0].url("template"))))
+        address = stack.enter_context(running(switch.url, log, DATABASE_POOL_MAX=str(POOL)))
         client = stack.enter_context(httpx2.Client(base_url=address, timeout=30))
         yield Failover(client, servers, switch)
     assert "Traceback" not in log.read_text()
@@ -250,10 +204,9 @@ def test_a_server_that_stays_read_only(failover: Failover) -> None:
 def test_a_primary_that_is_demoted(tmp_path: Path) -> None:
     """After a restart as a standby, then a switch to the new primary, writes work within 3 s."""
     with running_server() as server, ExitStack() as stack:
-        switch = stack.enter_context(closing(Switch(server.cluster.port)))
-        url = server.url("template", port=switch.port)
+        switch = stack.enter_context(closing(Proxy(server.url("template"))))
         log = tmp_path / "log"
-        address = stack.enter_context(running(url, log, DATABASE_POOL_MAX=str(POOL)))
+        address = stack.enter_context(running(switch.url, log, DATABASE_POOL_MAX=str(POOL)))
         client = stack.enter_context(httpx2.Client(base_url=address, timeout=30))
         assert create(client).status_code == 200
         server.cluster.end(signal.SIGINT)
@@ -265,7 +218,7 @@ def test_a_primary_that_is_demoted(tmp_path: Path) -> None:
             for answer in threads.map(client.get, paths):
                 assert answer.json() == [{"id": 1, **NOTE}]
         assert {write(client).status_code for write in WRITES} == {503}
-        switch.target = promoted.port
+        switch.target = server.url("template", port=promoted.port)
         assert until_served(client, create_once).status_code == 200
         poll(lambda: server.backends() == 0, server.activity)
         assert [note["text"] for note in client.get("/notes/").json()] == ["new"] * 2
