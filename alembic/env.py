@@ -20,10 +20,10 @@ from service import settings
 from service.tables import metadata
 
 DRIVERS = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
-# What they raise, which SQLAlchemy and Alembic may hide behind errors of theirs.
+# The drivers' own errors; SQLAlchemy and Alembic may hide them behind theirs.
 DRIVERS_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error)
 
-# The advisory lock of whoever migrates: any number that others don't use.
+# The advisory lock of a run: any number that others don't use.
 LOCK = 7_236_274_165
 POLL_SECONDS = 0.5
 # How long a run on SQLite waits for another one.
@@ -101,7 +101,7 @@ def begin_immediate(connection: Connection) -> None:
 async def turn(engine: AsyncEngine, connection: AsyncConnection) -> AsyncIterator[None]:
     """Waits until no other run migrates the database, and keeps others waiting."""
     if settings.DATABASE_STATEMENT_CACHE:
-        # The lock of a session lives as long as what the server does for it, even if we are killed.
+        # If this process is killed, the session keeps the lock until its last statement has ended.
         await take(connection, "pg_try_advisory_lock")
         await connection.commit()
         yield
@@ -136,7 +136,7 @@ def run_offline() -> None:
 
 
 def tell(error: BaseException) -> str:
-    """What is the matter with the database, in a line."""
+    """The trouble with the database, in a line without the password."""
     place = url.set(drivername=url.get_backend_name(), query={}).render_as_string()
     silence = f"no answer within {settings.DATABASE_CONNECT_TIMEOUT:g} s"
     return f"Database {place}: {type(error).__name__}: {' '.join(str(error).split()) or silence}"

@@ -67,9 +67,9 @@ Lane = Literal["read", "write", "search"]
 
 # What a statement waits for before it gets a connection, by its lane: encode/databases itself waits
 # without end for a connection of an exhausted pool. A connection to SQLite serves one at a time
-# too; who waited too long would be carried out, after its caller was told that it failed, if it
-# stood in the queue of the connection's thread. A search may take as long as a statement can: on
-# PostgreSQL it waits for its turn among the searches first, which never have all connections.
+# too. In the queue of its thread a statement that waited too long would be carried out, after its
+# caller was told that it failed. A search may take as long as a statement can: on PostgreSQL it
+# waits for its turn among the searches first, which leave connections to the others.
 _turns: dict[Lane, list[asyncio.Semaphore]] = {}
 
 # Connections to PostgreSQL that no statement uses. To give one back to asyncpg's pool and take it
@@ -106,7 +106,7 @@ async def connected() -> AsyncIterator[None]:
                 file = _files[lane] = _idle.pop().raw_connection
                 file.row_factory = sqlite3.Row
                 if lane == "write":
-                    # What a write gives can't be asked for again.
+                    # A write can't be run again to decode its rows otherwise.
                     file.text_factory = decode
                     await file.create_function("decode", 1, decode)
                 await _check(file)

@@ -105,7 +105,7 @@ def _file(name: str) -> str:
 
 
 def _server(given: dict[str, str]) -> DatabaseURL:
-    """Takes the options one by one; what is left then is not supported."""
+    """Takes the options one by one; those that are left then are not supported."""
     take = given.pop
     url = _url(take("host"), take("port"), take("user"), take("password"), take("dbname"))
     tls = take_tls(given)

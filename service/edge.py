@@ -130,12 +130,12 @@ class Edge:
         """
         body = message["body"]
         for start in range(0, len(body), _PART):
-            # A slice, as what the transport holds on to must not be the whole body.
+            # A slice, so that the transport doesn't hold the whole body.
             part = body[start : start + _PART]
             self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
             await send({"type": "http.response.body", "body": part, "more_body": True})
         if not message.get("more_body", False):
-            # `send` first waits until what was sent before is taken.
+            # `send` first waits until the client has taken the parts before.
             self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
             await send({"type": "http.response.body", "body": b""})
 

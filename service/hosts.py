@@ -53,7 +53,7 @@ def parse_origins(text: str) -> list[str]:
 
 
 def parse_networks(text: str) -> None:
-    """uvicorn reads them itself, and takes what it can't read for names that nobody has."""
+    """Only checks them: uvicorn reads them itself, and says nothing of those that it can't read."""
     for part in split(text) if text != "*" else []:
         try:
             ipaddress.ip_network(part)

@@ -56,8 +56,8 @@ async def once(
 ) -> bytes:
     """The answer to the first request with the key, which `store` makes, within a transaction.
 
-    A key is its user's own; those of None are shared by all who are None. `request` is the
-    request's fingerprint. Raises KeyReused, and DatabaseUnavailable.
+    A key is its user's own; without a user (None) all share their keys. `request` is the request's
+    fingerprint. Raises KeyReused, and DatabaseUnavailable.
     """
     if user_id is not None:
         # No client's key has a quote in it, and no other user is ever given the id.

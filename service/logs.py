@@ -31,7 +31,7 @@ def write(scope: Scope, status: int, seconds: float, size: int, request_id: byte
     client = _quote(scope["client"][0]) if scope["client"] else ""
     user = ""
     if ACCESS == "token":
-        # Empty for whoever did not come in; a username needs no quotes.
+        # Empty for a request without a user; a username needs no quotes.
         user = f" user={scope['user']['username'] if 'user' in scope else ''}"
     if not _lines:
         asyncio.get_running_loop().call_later(FLUSH_SECONDS, flush)

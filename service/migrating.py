@@ -1,7 +1,7 @@
 """Steps of migrations that change a table of PostgreSQL while it is in use.
 
 They run outside of a transaction, as in Alembic's `autocommit_block`. Each may be broken off at any
-moment, and does what is left of it when it is run again.
+moment, and does the rest of its work when it is run again.
 """
 
 import logging
@@ -50,8 +50,8 @@ def ask(connection: Connection, statement: Executable, **values: Any) -> Sequenc
 def change_briefly(connection: Connection, *statements: str) -> None:
     """Runs statements that lock a table, in a transaction of their own.
 
-    Others wait for moments only: who waits for a lock on a table holds up everybody who comes
-    later, so it gives up soon and tries again.
+    Others wait for moments only: a transaction that waits for a lock on a table holds up all later
+    ones, so it gives up soon and tries again.
     """
     waits = False
     while True:
@@ -92,7 +92,7 @@ def forbid_null(connection: Connection, name: str, value: Any) -> int:
         f"ALTER TABLE notes DROP CONSTRAINT IF EXISTS {check},"
         f" ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID",
     )
-    # What came meanwhile; from now on nothing comes.
+    # Others may have written NULL meanwhile; from now on they can't.
     filled += fill(connection, name, value)
     # This reads all notes without a lock. PostgreSQL then believes it, and reads nothing.
     run(connection, f"ALTER TABLE notes VALIDATE CONSTRAINT {check}")
@@ -133,9 +133,9 @@ def create_search_index(connection: Connection) -> None:
 def change_ids(connection: Connection, kind: str, most: int) -> None:
     """Gives the ids of notes another type, `bigint` or `integer`; new ones end at `most`.
 
-    A new column is filled beside the old one and takes its place. The column, its indexes and that
-    it holds no NULL are there beforehand, so that the exchange reads no notes. Others who depend on
-    the old column, as views do, make it fail.
+    A new column is filled beside the old one and takes its place. Its indexes are made and it is
+    NOT NULL beforehand, so that the exchange reads no notes. Objects that depend on the old column,
+    such as views, make it fail.
     """
     query = text(
         "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute"
@@ -147,7 +147,7 @@ def change_ids(connection: Connection, kind: str, most: int) -> None:
         "DROP FUNCTION IF EXISTS notes_new_id()",
     )
     if types.get("new_id", kind) != kind or (types["id"] == kind and "new_id" in types):
-        # What was broken off was a change the other way.
+        # A change the other way was broken off.
         change_briefly(connection, *remove, "ALTER TABLE notes DROP COLUMN new_id")
     if types["id"] == kind:
         return

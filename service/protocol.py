@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import settings, shutdown
 
-# How many seconds a client may take to ask, which had connected before the server was to stop.
+# A client that connected before the stop has this many seconds to send its request.
 LAST_CALL = 1.0
 
 shutdown.install()
@@ -200,7 +200,7 @@ class Protocol(HttpToolsProtocol):
         if self.broken and not self.pipeline:
             self._answer_400()
         if not self.in_head and self.cycle.response_complete:
-            # What an idle connection would keep of its last head, which may be large.
+            # Else an idle connection would keep its last head, which may be large.
             self.url = b""
             self.scope = self.cycle.scope = {}  # type: ignore[typeddict-item]
         super().on_response_complete()

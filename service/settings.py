@@ -123,7 +123,7 @@ try:
     METRICS_TOKEN = _env.read("METRICS_TOKEN", parse_token)
     SERVER_TIMING = _env.bool("SERVER_TIMING", False)
 
-    # What uvicorn is told, which itself says less clearly what is wrong with it, or nothing.
+    # uvicorn's own settings; uvicorn says nothing of a wrong one, or less clearly.
     _env.read("HOST", parse_address)
     _env.int("PORT", 8000, validate=validate.Range(min=0, max=65535))
     _env.int("WEB_CONCURRENCY", 1, validate=_few)

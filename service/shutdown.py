@@ -95,7 +95,7 @@ def _share(listeners: list[socket.socket]) -> None:
 def _is_last(listener: socket.socket, config: Config) -> bool:
     """Whether nobody goes on to take connections from the socket when this process stops."""
     if config.fd is not None:
-        return False  # it belongs to whoever gave it
+        return False  # another program has made it, and goes on with it
     if config.workers == 1:
         return True
     if sys.platform == "linux":

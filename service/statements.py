@@ -88,8 +88,8 @@ async def fetch(statement: Statement, **values: Any) -> Sequence[Row]:
     """Runs a prepared statement, in a transaction of its own, and gives its rows.
 
     Raises DatabaseUnavailable, within bounded time. A read whose connection was lost is tried once
-    more; a write never is, as it may have been carried out. Either is run anew where it was not
-    carried out, as its connection was out of date.
+    more; a write never is, as it may have been carried out. Either is run anew where the server
+    refused it, as its connection was out of date.
     """
     tries = 0
     while True:

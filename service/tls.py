@@ -45,8 +45,8 @@ def take_tls(given: dict[str, str]) -> TLS:
 def context(tls: TLS) -> SSLContext | str | bool | None:
     """asyncpg's `ssl`; OSError where a file can't be read.
 
-    asyncpg knows no channel binding. Whoever requires that wants to be sure of the server, which
-    a certificate that is verified for the server's name tells as well.
+    asyncpg knows no channel binding. Its purpose is to be sure of the server; a certificate that is
+    verified for the server's name does that as well.
     """
     verify = tls.ca_file or tls.channel_binding or tls.mode in ("verify-ca", "verify-full", True)
     if tls.mode in ("disable", False) or not (verify or tls.certificate):

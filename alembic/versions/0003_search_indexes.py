@@ -1,7 +1,7 @@
 """Fold the notes that are there, and index them for search and filters
 
-On PostgreSQL outside of one great transaction, and without keeping others from the table meanwhile;
-what has been done before it was broken off is not done again.
+On PostgreSQL outside of one great transaction, and without keeping others from the table meanwhile.
+If it is broken off, another run does only the rest.
 
 Revision ID: 0003
 Revises: 0002
@@ -24,7 +24,7 @@ logger = logging.getLogger("alembic")
 
 notes = sa.table("notes", sa.column("id"), sa.column("text"), sa.column("folded"))
 
-# What CREATE EXTENSION says of an extension that is not there, or not for this role.
+# CREATE EXTENSION's errors for an extension that is not there, or not for this role.
 MISSING = (
     asyncpg.UndefinedFileError,
     asyncpg.FeatureNotSupportedError,

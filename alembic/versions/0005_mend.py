@@ -21,7 +21,7 @@ depends_on = None
 
 logger = logging.getLogger("alembic")
 
-# What stands in the place of NULL.
+# The values that take the place of NULL.
 FILLING = {"text": "", "completed": False}
 
 notes = sa.table("notes", sa.column("text", sa.String()), sa.column("completed", sa.Boolean()))
@@ -83,4 +83,4 @@ def mend_sqlite() -> None:
 
 
 def downgrade() -> None:
-    """The tables are what 0001 makes."""
+    """Nothing to undo: the tables are as 0001 makes them."""
