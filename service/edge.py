@@ -216,8 +216,9 @@ def _late(scope: Scope) -> Response:
 
 
 def _is_host(name: str, allowed: str) -> bool:
+    """Whether a host in lower case is one of ALLOWED_HOSTS."""
     if allowed == "*":
         return True
     if allowed.startswith("*."):
-        return name.lower().endswith(allowed[1:].lower())
-    return name.lower() == allowed.lower()
+        return name.endswith(allowed[1:])
+    return name == allowed

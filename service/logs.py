@@ -33,8 +33,6 @@ def write(scope: Scope, status: int, seconds: float, size: int, request_id: byte
     if ACCESS == "token":
         # Empty for a request without a user; a username needs no quotes.
         user = f" user={scope['user']['username'] if 'user' in scope else ''}"
-    if not _lines:
-        asyncio.get_running_loop().call_later(FLUSH_SECONDS, flush)
     line = (
         f"method={scope['method']} path={path} status={status} duration_ms={seconds * 1e3:.1f}"
         f" bytes={size} request_id={request_id.decode()} fwd={client}{user}\n"
@@ -42,6 +40,8 @@ def write(scope: Scope, status: int, seconds: float, size: int, request_id: byte
     _lines.append(line)
     if len(line) > LONG:
         flush()
+    elif len(_lines) == 1:
+        asyncio.get_running_loop().call_later(FLUSH_SECONDS, flush)
 
 
 def flush() -> None:
