@@ -60,7 +60,9 @@ def house(
     log = tmp_path_factory.mktemp("access") / "log"
     token = add_user(database_url, "bob")
     variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": str(CACHE_SECONDS)}
-    with running(database_url, log, "--no-access-log", **variables) as url:
+    # Commands take seconds on a busy machine, while a connection is idle.
+    options = ("--no-access-log", "--timeout-keep-alive", "95")
+    with running(database_url, log, *options, **variables) as url:
         yield House(url, database_url, log, token)
 
 
