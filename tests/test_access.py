@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +21,12 @@ from starlette.routing import Mount, Route
 from service.app import app
 from service.resources import Resource
 from tests import databases
+from tests.clusters import locked
 from tests.conftest import KINDS
 from tests.operating import add_user, operate
 from tests.raw import Answer, connect, send
 from tests.servers import free_port, process, running, uvicorn
+from tests.test_deploys import unread
 from tests.test_overload import wait_until
 
 # The routes that everybody may use; each other one is closed.
@@ -293,35 +296,73 @@ def test_without_memory_a_token_ends_at_once(
 
 
 def test_checks_share_queries(new_database: databases.NewDatabase, tmp_path: Path) -> None:
-    """Requests that come together are checked with few queries, each for its own token."""
+    """Requests that come during a check are checked with one query, each for its own token."""
     database_url = new_database("postgresql")
     tokens = [add_user(database_url, f"user-{number}") for number in range(2)]
     tokens.append("notes_" + "A" * 43)
     variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": "0"}
+    with running(database_url, tmp_path / "log", **variables) as url, ExitStack() as stack:
+        connections = [stack.enter_context(connect(url)) for _ in range(30)]
+        with locked(database_url, "users"):
+            for number, connection in enumerate(connections):
+                connection.request("GET", "/notes/", headers=bearer(tokens[number % 3]))
+            wait_until(lambda: not unread(connections[0].port))
+        statuses = [connection.getresponse().status for connection in connections]
+        assert statuses == [200, 200, 401] * 10
+        metrics = httpx2.get(f"{url}/metrics").text
+        batch = r'^coalesced_batch_size_(\w+)\{query="get_active"\} (.*)$'
+        batches = dict(re.findall(batch, metrics, re.MULTILINE))
+        # One for the first request, which the lock kept waiting, and one for all others.
+        assert (float(batches["count"]), float(batches["sum"])) == (2, 30)
+
+
+# Lets a query of the users go on to its end only when nobody holds the lock; what it gives is as
+# old as its beginning.
+SLOW_USERS = (
+    "CREATE FUNCTION wait() RETURNS boolean LANGUAGE plpgsql VOLATILE AS"
+    " 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN true; END'",
+    "ALTER TABLE users RENAME TO stored_users",
+    "CREATE VIEW users AS SELECT * FROM stored_users WHERE wait()",
+)
+
+
+def test_a_slow_check_is_not_remembered_for_longer(
+    new_database: databases.NewDatabase, tmp_path: Path
+) -> None:
+    """A token ends within ACCESS_CACHE_SECONDS also if it was taken back during a long check."""
+    database_url = new_database("postgresql")
+    token = add_user(database_url, "bob")
+    databases.execute(database_url, *SLOW_USERS)
+    variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": str(CACHE_SECONDS)}
     with (
         running(database_url, tmp_path / "log", **variables) as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
-        ThreadPoolExecutor(30) as threads,
+        httpx2.Client(base_url=url, headers=bearer(token), timeout=30) as client,
+        ThreadPoolExecutor(1) as threads,
     ):
-        requests = [tokens[number % 3] for number in range(300)]
-        answers = threads.map(lambda token: client.get("/notes/", headers=bearer(token)), requests)
-        assert [answer.status_code for answer in answers] == [200, 200, 401] * 100
-        metrics = client.get("/metrics").text
-        count = re.search(r'^coalesced_batch_size_count\{query="get_active"\} (.*)$', metrics, re.M)
-        assert count is not None
-        assert float(count[1]) < 300
+        with databases.holding(database_url, "SELECT pg_advisory_lock(1)"):
+            answer = threads.submit(client.get, "/notes/")
+            waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            wait_until(lambda: bool(databases.execute(database_url, waits)))
+            databases.execute(database_url, "UPDATE stored_users SET is_active = false")
+            ended = time.monotonic() + CACHE_SECONDS
+            wait_until(lambda: time.monotonic() > ended)
+        # It was checked while the user was active.
+        assert answer.result().status_code == 200
+        assert client.get("/notes/").status_code == 401
 
 
 def test_nothing_secret_is_logged(house: House) -> None:
     """Neither a token nor a digest is in the log, nor in any answer about a user."""
+    request_id = "the-last-of-these-requests"
+    last = {**bearer(house.token), "x-request-id": request_id}
     with connect(house.url) as connection:
         send(connection, "GET", "/notes/", None, bearer(house.token))
-        user = send(connection, "GET", "/users/bob", None, bearer(house.token))
+        user = send(connection, "GET", "/users/bob", None, last)
     digest_of = subprocess.run(
         ["sha256sum"], input=house.token.encode(), capture_output=True, check=True
     )
     digest = digest_of.stdout.split()[0].decode()
-    time.sleep(0.5)
+    wait_until(lambda: request_id in house.log.read_text())
     for text in (house.log.read_text(), user.body.decode()):
         assert "bob" in text
         assert house.token not in text
