@@ -460,13 +460,14 @@ def test_a_start_without_users_says_how_to_add_one(
     log = tmp_path / "log"
     port = free_port()
     variables = {"DATABASE_URL": database_url, "ACCESS": "token"}
-    for users in ((), ("bob",)):
-        for name in users:
-            add_user(database_url, name)
-        with process(uvicorn(port), port, log, variables):
-            httpx2.get(f"http://127.0.0.1:{port}/health/ready").raise_for_status()
-            time.sleep(0.5)
-        assert ("python -m service users add NAME" in log.read_text()) == (not users)
+    hint = "python -m service users add NAME"
+    with process(uvicorn(port), port, log, variables):
+        wait_until(lambda: hint in log.read_text())
+    add_user(database_url, "bob")
+    with process(uvicorn(port), port, log, variables):
+        # Its query comes after the one that looks for users, on the same connection.
+        httpx2.get(f"http://127.0.0.1:{port}/health/ready").raise_for_status()
+    assert hint not in log.read_text()
 
 
 def test_the_document_has_the_scheme(house: House) -> None:
@@ -479,7 +480,7 @@ def test_the_document_has_the_scheme(house: House) -> None:
     for item in document["paths"].values():
         for operation in item.values():
             assert operation["security"] == [{"token": []}]
-            assert "401" in operation["responses"]
+            assert set(operation["responses"]["401"]["headers"]) == {"WWW-Authenticate"}
 
 
 def test_an_open_service_asks_for_nothing(service: httpx2.Client) -> None:
