@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import click
 
-from service import users
-from service.database import DIALECT, connected, database
-from service.schemas import MAX_USERNAME, user_out
-from service.statements import Row
-from service.trouble import DatabaseUnavailable
+from service.database.connections import DIALECT, connected, database
+from service.database.errors import DatabaseUnavailable
+from service.database.statements import Row
+from service.notes.schemas import MAX_USERNAME, user_out
+from service.users import queries
 
 Result = TypeVar("Result")
 
@@ -31,7 +31,7 @@ def users_group() -> None:
 
 def check_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """The username in lower case."""
-    username = users.normalize(value)
+    username = queries.normalize(value)
     if username is None:
         limits = f"1 to {MAX_USERNAME} of a-z, 0-9, dot, underscore and hyphen"
         raise click.BadParameter(f"{value!r} is no username: {limits}.")
@@ -81,8 +81,8 @@ def known(user: Row | None, name: str) -> Row:
 @name_argument
 def add(name: str) -> None:
     """Add a user, and print the token: it can't be shown again."""
-    token = users.new_token()
-    if run(users.add_user, name, token) is None:
+    token = queries.new_token()
+    if run(queries.add_user, name, token) is None:
         raise click.ClickException(f"There is a user {name} already.")
     show(token, name)
 
@@ -90,7 +90,7 @@ def add(name: str) -> None:
 @users_group.command("list")
 def list_all() -> None:
     """List all users: name, whether active, since when."""
-    for user in user_out.dump(run(users.list_users), many=True):
+    for user in user_out.dump(run(queries.list_users), many=True):
         state = "active" if user["is_active"] else "deactivated"
         click.echo(f"{user['username']}\t{state}\t{user['created_at']}")
 
@@ -99,22 +99,22 @@ def list_all() -> None:
 @name_argument
 def deactivate(name: str) -> None:
     """Let a user in no longer, within ACCESS_CACHE_SECONDS; the token is kept."""
-    known(run(users.set_active, name, False), name)
+    known(run(queries.set_active, name, False), name)
 
 
 @users_group.command()
 @name_argument
 def activate(name: str) -> None:
     """Let a user in again, with the token from before."""
-    known(run(users.set_active, name, True), name)
+    known(run(queries.set_active, name, True), name)
 
 
 @users_group.command()
 @name_argument
 def rotate(name: str) -> None:
     """Give a user another token, print it, and let the old one in no longer."""
-    token = users.new_token()
-    known(run(users.set_token, name, token), name)
+    token = queries.new_token()
+    known(run(queries.set_token, name, token), name)
     show(token, name)
 
 
@@ -122,7 +122,7 @@ def rotate(name: str) -> None:
 @name_argument
 def remove(name: str) -> None:
     """Remove a user for good, within ACCESS_CACHE_SECONDS; the notes stay."""
-    known(run(users.remove_user, name), name)
+    known(run(queries.remove_user, name), name)
 
 
 if __name__ == "__main__":

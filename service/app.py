@@ -15,14 +15,17 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from service import access, docs, health, settings
-from service.access import Guard
-from service.database import connected
-from service.edge import Edge
-from service.endpoints import notes, users
-from service.errors import error_response
+from service import health, settings
+from service.database.connections import connected
+from service.notes import endpoints as notes
+from service.openapi import docs
 from service.openapi.document import document as make_document
-from service.resources import Handler, JSONBytes, Resource
+from service.users import access
+from service.users import endpoints as users
+from service.users.access import Guard
+from service.web.errors import error_response
+from service.web.middleware import Edge
+from service.web.routing import Handler, JSONBytes, Resource
 
 
 @asynccontextmanager

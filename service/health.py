@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import metrics, settings
-from service.access import bearer_token
-from service.coalescing import coalesce
-from service.errors import RETRY, error_response
-from service.resources import JSONBytes
-from service.statements import fetch, prepare
-from service.trouble import DatabaseUnavailable
+from service.database.coalescing import coalesce
+from service.database.errors import DatabaseUnavailable
+from service.database.statements import fetch, prepare
+from service.users.access import bearer_token
+from service.web.errors import RETRY, error_response
+from service.web.routing import JSONBytes
 
 HEAD = ScriptDirectory(str(Path(__file__).parent.parent / "alembic")).get_current_head()
 _VERSION = prepare(select(column("version_num")).select_from(table("alembic_version")))

@@ -19,7 +19,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from starlette.routing import Mount, Route
 
 from service.app import app
-from service.resources import Resource
+from service.web.routing import Resource
 from tests import databases
 from tests.clusters import locked
 from tests.conftest import KINDS

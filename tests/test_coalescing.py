@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.coalescing import coalesce
+from service.database.coalescing import coalesce
 
 MOST = 3
 Coalesce = Callable[..., Callable[[Any], Awaitable[Any]]]

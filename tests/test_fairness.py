@@ -9,8 +9,8 @@ import httpx2
 import orjson
 import pytest
 
-from service import slices
 from service.app import app
+from service.schemas import slices
 from tests import databases
 from tests.clusters import locked, poll
 from tests.servers import running

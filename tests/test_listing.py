@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from service.notes import FEW, HEAVY, PAGE
+from service.notes.queries import FEW, HEAVY, PAGE
 from tests import databases
 from tests.conftest import Server
 from tests.raw import connect, send

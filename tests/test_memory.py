@@ -15,8 +15,8 @@ import httpx2
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.edge import Edge
-from service.validation import InvalidInput
+from service.schemas.validation import InvalidInput
+from service.web.middleware import Edge
 from tests.databases import NewDatabase
 from tests.raw import connect, send
 from tests.servers import free_port, running

@@ -7,7 +7,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from benchmarks.fastapi_twin import app as twin
 from service.app import document, resources
-from service.resources import Resource
+from service.web.routing import Resource
 from tests.conftest import Pair
 from tests.raw import send
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from marshmallow import Schema, ValidationError, fields
 from marshmallow.validate import Length
 
-from service.fields import QueryText, Text
-from service.schemas import note_in, note_out
-from service.serializing import compile_dump, compile_load
-from service.validation import InvalidInput, load, load_all
+from service.notes.schemas import note_in, note_out
+from service.schemas.compiled import compile_dump, compile_load
+from service.schemas.fields import QueryText, Text
+from service.schemas.validation import InvalidInput, load, load_all
 from tests import databases
 
 Fetch = Callable[[list[tuple[int, str, bool]]], list[Any]]

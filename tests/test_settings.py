@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from service import settings
-from service.database_url import DatabaseURL, parse_database_url
-from service.tls import TLS
+from service.settings.database_url import DatabaseURL, parse_database_url
+from service.settings.tls import TLS
 from tests.databases import ROOT, alembic, environment
 from tests.flags import flags, web_command
 from tests.operating import operate

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.users import normalize
+from service.users.queries import normalize
 from tests.conftest import Server
 from tests.operating import operate
 

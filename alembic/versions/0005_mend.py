@@ -12,7 +12,7 @@ import logging
 import sqlalchemy as sa
 
 from alembic import context, op
-from service.migrating import create_index, create_search_index, forbid_null
+from service.database.migrating import create_index, create_search_index, forbid_null
 
 revision = "0005"
 down_revision = "0004"

@@ -9,9 +9,10 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from starlette.routing import BaseRoute, Route
 
 from service import __version__
-from service.openapi import notes, users
+from service.notes import openapi as notes
 from service.openapi.parts import header, response
-from service.resources import Resource
+from service.users import openapi as users
+from service.web.routing import Resource
 
 SCHEMAS = {**notes.SCHEMAS, **users.SCHEMAS}
 OPERATIONS = {**notes.OPERATIONS, **users.OPERATIONS}

@@ -22,9 +22,9 @@ from sqlalchemy import (
 from sqlalchemy.sql import ColumnElement, Insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
-from service.database import DIALECT
-from service.schemas import MAX_ID
-from service.statements import Row, Run, Statement, fetch, is_one_of, listed, prepare
+from service.database.connections import DIALECT
+from service.database.statements import Row, Run, Statement, fetch, is_one_of, listed, prepare
+from service.notes.schemas import MAX_ID
 from service.tables import notes
 
 # A page has FEW notes at the most where as many as it could have would be more than HEAVY bytes:

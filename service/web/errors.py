@@ -12,9 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from service.slices import in_slices
-from service.trouble import DatabaseUnavailable
-from service.validation import InvalidInput
+from service.database.errors import DatabaseUnavailable
+from service.schemas.slices import in_slices
+from service.schemas.validation import InvalidInput
 
 logger = logging.getLogger("service")
 

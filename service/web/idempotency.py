@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from sqlalchemy import BigInteger, bindparam, select
 
-from service.statements import Run, insert, prepare, transact
+from service.database.statements import Run, insert, prepare, transact
 from service.tables import idempotency_keys as keys
 
 LIFETIME_SECONDS = 24 * 60 * 60

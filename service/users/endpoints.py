@@ -5,13 +5,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import users
-from service.resources import JSONBytes
-from service.schemas import user_out
+from service.notes.schemas import user_out
+from service.users import queries
+from service.web.routing import JSONBytes
 
 
 async def read_user(request: Request) -> Response:
-    user = await users.get_user(request.path_params["username"])
+    user = await queries.get_user(request.path_params["username"])
     if user is None:
         raise HTTPException(404)
     return JSONBytes(orjson.dumps(user_out.dump(user)))

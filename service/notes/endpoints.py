@@ -12,22 +12,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from service import idempotency, metrics, notes, preferences
-from service.body import media_type, parse, parse_lines, read_body
-from service.coalescing import coalesce
-from service.notes import Selection
-from service.pages import PageRequest, dump, lines_of, read_page, stream
-from service.resources import JSONBytes
-from service.schemas import (
+from service import metrics
+from service.database.coalescing import coalesce
+from service.database.statements import Row, Run
+from service.notes import queries
+from service.notes.listing import PageRequest, dump, lines_of, read_page, stream
+from service.notes.queries import Selection
+from service.notes.schemas import (
     MAX_BATCH,
     MAX_ID,
     listing_query,
     note_in,
     note_patch,
 )
-from service.serializing import compile_load
-from service.statements import Row, Run
-from service.validation import InvalidInput, describe, load, load_all
+from service.schemas.compiled import compile_load
+from service.schemas.validation import InvalidInput, describe, load, load_all
+from service.web import idempotency, preferences
+from service.web.requests import media_type, parse, parse_lines, read_body
+from service.web.routing import JSONBytes
 
 LINES = "application/x-ndjson"
 VARY = (b"vary", b"Accept")
@@ -39,13 +41,13 @@ _KEY = re.compile(r'"([ !#-\[\]-~]{1,255})"|([!#-~]{1,255})')
 
 
 async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
-    found = await notes.get_notes(set(note_ids))
+    found = await queries.get_notes(set(note_ids))
     return [found.get(note_id) for note_id in note_ids]
 
 
 get_note = coalesce(_get_notes, most=1_000, observe=metrics.batch("get_notes"))
 # The bodies of a hundred creates, each as large as MAX_BODY_BYTES, still fit into one statement.
-insert_note = coalesce(notes.insert_notes, most=100, observe=metrics.batch("insert_notes"))
+insert_note = coalesce(queries.insert_notes, most=100, observe=metrics.batch("insert_notes"))
 
 
 def _next(request: Request, after: int) -> tuple[bytes, bytes]:
@@ -66,7 +68,7 @@ def _page_request(query_string: bytes, lines: bool) -> tuple[PageRequest, bool]:
     query = load(listing_query.load, dict(QueryParams(query_string)), "query")
     selection = Selection(query["order"] == "desc", query["completed"], query["q"])
     limit = query["limit"]
-    return PageRequest(selection, query["after"], limit or notes.PAGE, lines), limit is not None
+    return PageRequest(selection, query["after"], limit or queries.PAGE, lines), limit is not None
 
 
 async def read_notes(request: Request) -> Response:
@@ -123,7 +125,7 @@ async def _store_once(
     user_id = None if user is None else user["id"]
 
     async def store(run: Run) -> bytes:
-        return encode(await notes.insert_notes(new, run))
+        return encode(await queries.insert_notes(new, run))
 
     try:
         fingerprint = idempotency.fingerprint(*parts)
@@ -162,7 +164,7 @@ async def create_notes(request: Request) -> Response:
     if "idempotency-key" in request.headers:
         stored = await _store_once(request, body, new, encode)
     else:
-        stored = encode(await notes.insert_notes(new))
+        stored = encode(await queries.insert_notes(new))
     minimal = preferences.wants_minimal(request)
     if preferences.wants_lines(request):
         return _written(minimal, lines_of(orjson.loads(stored)), media_type=LINES)
@@ -192,7 +194,7 @@ async def _change_note(request: Request, deserialize: Callable[[Any], Any]) -> R
     note_id = _note_id(request)
     body = await read_body(request)
     changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
-    note = await _act(request, note_id, lambda old: notes.update_note(note_id, changes, old))
+    note = await _act(request, note_id, lambda old: queries.update_note(note_id, changes, old))
     changed = _encode(note)
     minimal = preferences.wants_minimal(request)
     return _written(minimal, changed, {"etag": preferences.etag(changed)})
@@ -200,7 +202,7 @@ async def _change_note(request: Request, deserialize: Callable[[Any], Any]) -> R
 
 async def delete_note(request: Request) -> Response:
     note_id = _note_id(request)
-    await _act(request, note_id, lambda old: notes.delete_note(note_id, old))
+    await _act(request, note_id, lambda old: queries.delete_note(note_id, old))
     return Response(status_code=204)
 
 

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import orjson
 
-from service import metrics, notes
-from service.coalescing import coalesce
-from service.notes import Selection
-from service.schemas import note_out
-from service.serializing import compile_dump
+from service import metrics
+from service.database.coalescing import coalesce
+from service.notes import queries
+from service.notes.queries import Selection
+from service.notes.schemas import note_out
+from service.schemas.compiled import compile_dump
 
 dump = compile_dump(note_out)
 
@@ -37,7 +38,7 @@ def lines_of(new: Sequence[object]) -> bytes:
 
 async def _read_page(requests: list[PageRequest]) -> list[Page]:
     selection, after, most, lines = requests[0]
-    rows, more = await notes.list_notes(selection, after, most)
+    rows, more = await queries.list_notes(selection, after, most)
     found = dump(rows)
     page = Page(lines_of(found) if lines else orjson.dumps(found), rows[-1]["id"] if more else None)
     return [page] * len(requests)

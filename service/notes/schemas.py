@@ -2,7 +2,7 @@
 
 from marshmallow import EXCLUDE, Schema, fields
 
-from service.fields import Boolean, Choice, QueryInteger, QueryText, Text, Timestamp
+from service.schemas.fields import Boolean, Choice, QueryInteger, QueryText, Text, Timestamp
 
 # The largest integer that JSON's readers take exactly (RFC 8259, section 6).
 MAX_ID = 2**53 - 1

@@ -19,8 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import errors, logs, metrics
-from service.errors import RETRY, error_response
+from service import metrics
 from service.settings import (
     ACCESS_LOG,
     ALLOWED_HOSTS,
@@ -29,6 +28,8 @@ from service.settings import (
     REQUEST_TIMEOUT,
     SERVER_TIMING,
 )
+from service.web import access_log, errors
+from service.web.errors import RETRY, error_response
 
 logger = logging.getLogger("service")
 
@@ -120,7 +121,7 @@ class Edge:
                 route = scope.get("route")
                 metrics.request(route.path if route else "", scope["method"], status, seconds)
             if ACCESS_LOG:
-                logs.write(scope, status, seconds, size, request_id)
+                access_log.write(scope, status, seconds, size, request_id)
 
     async def _send_in_parts(self, message: Message, send: Send, task: asyncio.Task[None]) -> None:
         """Sends a large body; at the end of an answer, returns when the transport has none of it.
@@ -165,7 +166,7 @@ class Edge:
             yield
         finally:
             watch.cancel()
-            logs.flush()
+            access_log.flush()
             metrics.end()
 
     async def _watch(self) -> None:

@@ -16,7 +16,7 @@ from databases import Database
 from databases.core import Connection
 
 from service import metrics, settings
-from service.trouble import TROUBLE
+from service.database.errors import TROUBLE
 
 CLOSE_SECONDS = 5
 CANCEL_SECONDS = 1

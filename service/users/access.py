@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager, suppress
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import metrics, users
-from service.coalescing import coalesce
+from service import metrics
+from service.database.coalescing import coalesce
+from service.database.errors import DatabaseUnavailable
+from service.database.statements import Row
 from service.settings import ACCESS, ACCESS_CACHE_SECONDS
-from service.statements import Row
-from service.trouble import DatabaseUnavailable
+from service.users import queries
 
 logger = logging.getLogger("service")
 
@@ -53,7 +54,7 @@ def bearer_token(scope: Scope) -> str | None:
 async def find_user(scope: Scope) -> Row | None:
     """The active user, with `id` and `username`, whose token the request has."""
     token = bearer_token(scope)
-    digest = None if token is None else users.digest(token)
+    digest = None if token is None else queries.digest(token)
     if digest is None:
         return None
     user, until = _known.get(digest, _UNKNOWN)
@@ -63,7 +64,7 @@ async def find_user(scope: Scope) -> Row | None:
 async def _check(digests: list[str]) -> list[Row | None]:
     # What is remembered may be as old as the question, not as the answer.
     until = time.monotonic() + ACCESS_CACHE_SECONDS
-    active = await users.get_active(set(digests))
+    active = await queries.get_active(set(digests))
     if len(_known) + len(active) > MOST:
         _known.clear()
     _known.update({digest: (user, until) for digest, user in active.items()})
@@ -86,7 +87,7 @@ async def hinting() -> AsyncIterator[None]:
 async def _hint() -> None:
     if ACCESS == "token":
         with suppress(DatabaseUnavailable):
-            if not await users.has_users():
+            if not await queries.has_users():
                 logger.warning(
                     "ACCESS is token and there is no user; to add one: "
                     "python -m service users add NAME"

@@ -10,7 +10,7 @@ from typing import Any
 from marshmallow import ValidationError
 from marshmallow.exceptions import SCHEMA
 
-from service.slices import in_slices
+from service.schemas.slices import in_slices
 
 # FastAPI's message for each of its error types.
 MESSAGES = {

@@ -19,8 +19,8 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from service import settings
-from service.database import DIALECT, connection, decode
-from service.trouble import LOST, REFUSED, TROUBLE, DatabaseUnavailable
+from service.database.connections import DIALECT, connection, decode
+from service.database.errors import LOST, REFUSED, TROUBLE, DatabaseUnavailable
 
 Result = TypeVar("Result")
 

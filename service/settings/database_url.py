@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
-from service.tls import TLS, one_of, take_tls
+from service.settings.tls import TLS, one_of, take_tls
 
 SESSIONS = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
 

@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from service import settings
-from service.slices import in_slices
-from service.validation import InvalidInput, describe
+from service.schemas.slices import in_slices
+from service.schemas.validation import InvalidInput, describe
 
 # The rest of the body is not read, so the connection can't serve another request.
 TOO_LARGE = {"Connection": "close"}

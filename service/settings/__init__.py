@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from environs import Env, EnvError, validate
 
-from service.database_url import parse_database_url
-from service.hosts import parse_address, parse_hosts, parse_networks, parse_origins
-from service.tls import context
+from service.settings.database_url import parse_database_url
+from service.settings.hosts import parse_address, parse_hosts, parse_networks, parse_origins
+from service.settings.tls import context
 
 T = TypeVar("T")
 

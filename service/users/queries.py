@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import BigInteger, Boolean, String, bindparam, select
 
-from service.schemas import MAX_USERNAME
-from service.statements import Row, fetch, insert, is_one_of, listed, prepare
+from service.database.statements import Row, fetch, insert, is_one_of, listed, prepare
+from service.notes.schemas import MAX_USERNAME
 from service.tables import users
 
 # What the world may know of a user.

@@ -1,0 +1,1 @@
+"""`python -m service.settings` checks the settings and does nothing else."""
