@@ -12,9 +12,9 @@ import click
 
 from service.database.connections import DIALECT, connected, database
 from service.database.errors import DatabaseUnavailable
-from service.database.statements import Row
-from service.notes.schemas import MAX_USERNAME, user_out
+from service.tables import Row
 from service.users import queries
+from service.users.schemas import MAX_USERNAME, user_out
 
 Result = TypeVar("Result")
 

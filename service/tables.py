@@ -1,8 +1,17 @@
 """The tables, in pure SQLAlchemy: Alembic imports this with no web framework installed."""
 
+from typing import Any, Protocol
+
 import sqlalchemy
 
 metadata = sqlalchemy.MetaData()
+
+
+class Row(Protocol):
+    """A row of any table, as either driver gives it; columns are taken by name."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
 
 # 64 bits on either database; SQLite numbers rows by itself for the type INTEGER only.
 ID = sqlalchemy.BigInteger().with_variant(sqlalchemy.Integer, "sqlite")

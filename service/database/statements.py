@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from traceback import clear_frames
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import aiosqlite
 import orjson
@@ -21,17 +21,12 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from service import settings
 from service.database.connections import DIALECT, connection, decode
 from service.database.errors import LOST, REFUSED, TROUBLE, DatabaseUnavailable
+from service.tables import Row
 
 Result = TypeVar("Result")
 
 # How often a statement or a transaction is begun, where each time the connection is out of date.
 TRIES = 3
-
-
-class Row(Protocol):
-    """A row of either driver; columns are taken by name."""
-
-    def __getitem__(self, name: str, /) -> Any: ...
 
 
 class Statement(NamedTuple):

@@ -14,19 +14,15 @@ from starlette.responses import Response, StreamingResponse
 
 from service import metrics
 from service.database.coalescing import coalesce
-from service.database.statements import Row, Run
+from service.database.statements import Run
 from service.notes import queries
 from service.notes.listing import PageRequest, dump, lines_of, read_page, stream
 from service.notes.queries import Selection
-from service.notes.schemas import (
-    MAX_BATCH,
-    MAX_ID,
-    listing_query,
-    note_in,
-    note_patch,
-)
+from service.notes.schemas import MAX_BATCH, listing_query, note_in, note_patch
 from service.schemas.compiled import compile_load
+from service.schemas.fields import MAX_ID
 from service.schemas.validation import InvalidInput, describe, load, load_all
+from service.tables import Row
 from service.web import idempotency, preferences
 from service.web.requests import media_type, parse, parse_lines, read_body
 from service.web.routing import JSONBytes

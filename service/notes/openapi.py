@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.notes.schemas import MAX_BATCH, MAX_ID, MAX_PAGE, MAX_Q, note_in, note_out, note_patch
+from service.notes.schemas import MAX_BATCH, MAX_PAGE, MAX_Q, note_in, note_out, note_patch
 from service.openapi.parts import (
     BODY_ERRORS,
     INVALID,
@@ -12,6 +12,7 @@ from service.openapi.parts import (
     parameter,
     response,
 )
+from service.schemas.fields import MAX_ID
 
 SCHEMAS = {"NoteIn": note_in, "NotePatch": note_patch, "Note": note_out}
 

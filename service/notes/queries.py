@@ -23,9 +23,9 @@ from sqlalchemy.sql import ColumnElement, Insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from service.database.connections import DIALECT
-from service.database.statements import Row, Run, Statement, fetch, is_one_of, listed, prepare
-from service.notes.schemas import MAX_ID
-from service.tables import notes
+from service.database.statements import Run, Statement, fetch, is_one_of, listed, prepare
+from service.schemas.fields import MAX_ID
+from service.tables import Row, notes
 
 # A page has FEW notes at the most where as many as it could have would be more than HEAVY bytes:
 # notes can be as large as MAX_BODY_BYTES, and a page has to fit into memory.

@@ -10,8 +10,8 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, fields
 
-from service.database.statements import Row
 from service.schemas.fields import Boolean, Text, is_unicode
+from service.tables import Row
 
 # How a field of each type turns a column's value into JSON's, in Python. SQLite keeps booleans as
 # integers. A schema with a field of any other type is dumped by marshmallow.

@@ -4,7 +4,10 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import ValidationError, fields
+from marshmallow import EXCLUDE, Schema, ValidationError, fields
+
+# The largest integer that JSON's readers take exactly (RFC 8259, section 6).
+MAX_ID = 2**53 - 1
 
 # What pydantic takes for a boolean in text, in any case.
 BOOLEANS = {
@@ -129,3 +132,12 @@ class Timestamp(fields.DateTime):
 
     def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> str:
         return datetime.fromtimestamp(value, UTC).isoformat().replace("+00:00", "Z")
+
+
+class Input(Schema):
+    """Input of any kind: unknown keys are dropped, as FastAPI does."""
+
+    error_messages = {"type": "model_attributes_type"}
+
+    class Meta:
+        unknown = EXCLUDE

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import metrics
 from service.database.coalescing import coalesce
 from service.database.errors import DatabaseUnavailable
-from service.database.statements import Row
 from service.settings import ACCESS, ACCESS_CACHE_SECONDS
+from service.tables import Row
 from service.users import queries
 
 logger = logging.getLogger("service")

@@ -5,8 +5,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.notes.schemas import user_out
 from service.users import queries
+from service.users.schemas import user_out
 from service.web.routing import JSONBytes
 
 

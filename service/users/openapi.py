@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from service.notes.schemas import MAX_USERNAME, user_out
 from service.openapi.parts import UNAVAILABLE, parameter, response
+from service.users.schemas import MAX_USERNAME, user_out
 
 SCHEMAS = {"User": user_out}
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import BigInteger, Boolean, String, bindparam, select
 
-from service.database.statements import Row, fetch, insert, is_one_of, listed, prepare
-from service.notes.schemas import MAX_USERNAME
-from service.tables import users
+from service.database.statements import fetch, insert, is_one_of, listed, prepare
+from service.tables import Row, users
+from service.users.schemas import MAX_USERNAME
 
 # What the world may know of a user.
 COLUMNS = [users.c.id, users.c.username, users.c.is_active, users.c.created_at]
