@@ -14,9 +14,9 @@ from service import metrics, settings
 from service.database.coalescing import coalesce
 from service.database.errors import DatabaseUnavailable
 from service.database.statements import fetch, prepare
-from service.users.access import bearer_token
 from service.web.errors import RETRY, error_response
-from service.web.routing import JSONBytes
+from service.web.requests import bearer_token
+from service.web.responses import JSONBytes
 
 HEAD = ScriptDirectory(str(Path(__file__).parent.parent / "alembic")).get_current_head()
 _VERSION = prepare(select(column("version_num")).select_from(table("alembic_version")))

@@ -19,7 +19,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from starlette.routing import Mount, Route
 
 from service.app import app
-from service.web.routing import Resource
+from service.web.routing import Methods
 from tests import databases
 from tests.clusters import locked
 from tests.conftest import KINDS
@@ -116,7 +116,7 @@ def test_the_route_table_has_nothing_else() -> None:
     assert closed == {"/notes/", "/notes/batch", "/notes/1", "/users/1"}
     for route in app.routes:
         if isinstance(route, Route):
-            assert isinstance(route.endpoint, Resource)
+            assert isinstance(route.endpoint, Methods)
 
 
 def test_a_user_comes_in(house: House, connection: HTTPConnection) -> None:

@@ -16,7 +16,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from service.schemas.validation import InvalidInput
-from service.web.middleware import Edge
+from service.web.middleware import ServiceMiddleware
 from tests.databases import NewDatabase
 from tests.raw import connect, send
 from tests.servers import free_port, running
@@ -188,7 +188,7 @@ def test_an_error_is_gone_before_its_answer_is_taken() -> None:
         "headers": [],
         "client": None,
     }
-    asyncio.run(Edge(app, lambda app: app)(scope, receive, send))
+    asyncio.run(ServiceMiddleware(app, lambda app: app)(scope, receive, send))
     assert seen == [(422, [None]), (None, [None])]
 
 

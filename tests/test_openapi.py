@@ -6,8 +6,7 @@ import httpx2
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from benchmarks.fastapi_twin import app as twin
-from service.app import document, resources
-from service.web.routing import Resource
+from service.app import RESOURCES, document
 from tests.conftest import Pair
 from tests.raw import send
 
@@ -50,10 +49,10 @@ def test_the_document_holds_the_examples() -> None:
 def test_every_route_is_described() -> None:
     """Each path and method of the resources is in the document, and nothing else."""
     routed = {
-        (route.path, method.lower())
-        for route in resources
-        if isinstance(route.endpoint, Resource)
-        for method in route.endpoint.handlers
+        (path.path, method.lower())
+        for resource in RESOURCES
+        for path in resource.paths
+        for method in path.handlers
     }
     described = {(path, method) for path, item in document["paths"].items() for method in item}
     assert described == routed

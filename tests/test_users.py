@@ -32,7 +32,7 @@ def run(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setenv("DATABASE_URL", database_url)
     for name in imported():
         monkeypatch.delitem(sys.modules, name)
-    users = importlib.import_module("service.users")
+    users = importlib.import_module("service.users.queries")
     database = importlib.import_module("service.database")
 
     async def run_connected(action: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
@@ -130,7 +130,7 @@ def test_remembered_tokens_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch
     """However many users come, so many tokens at most are remembered, each for its own user."""
 
     async def use(users: Any) -> tuple[list[str], int]:
-        access = importlib.import_module("service.access")
+        access = importlib.import_module("service.users.access")
         monkeypatch.setattr(access, "MOST", 3)
         headers = []
         for number in range(7):

@@ -1,6 +1,6 @@
 """Pages of notes, encoded once for all who want the same one, and listings made of them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import orjson
@@ -11,6 +11,7 @@ from service.notes import queries
 from service.notes.queries import Selection
 from service.notes.schemas import note_out
 from service.schemas.compiled import compile_dump
+from service.web.responses import lines_of
 
 dump = compile_dump(note_out)
 
@@ -29,11 +30,6 @@ class Page(NamedTuple):
 
     body: bytes
     after: int | None
-
-
-def lines_of(new: Sequence[object]) -> bytes:
-    """Newline-delimited JSON."""
-    return b"".join(orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE) for note in new)
 
 
 async def _read_page(requests: list[PageRequest]) -> list[Page]:

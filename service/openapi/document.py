@@ -1,21 +1,15 @@
 """The OpenAPI document, made from the schemas and the routes."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
-from starlette.routing import BaseRoute, Route
 
 from service import __version__
-from service.notes import openapi as notes
 from service.openapi.parts import header, response
-from service.users import openapi as users
-from service.web.routing import Resource
-
-SCHEMAS = {**notes.SCHEMAS, **users.SCHEMAS}
-OPERATIONS = {**notes.OPERATIONS, **users.OPERATIONS}
+from service.web.routing import Path, Resource
 
 # Names and titles are those of the FastAPI example's document, so that clients generated from
 # either are the same.
@@ -62,38 +56,39 @@ UNAUTHENTICATED = {
 }
 
 
-def operations(path: str, resource: Resource, by_token: bool) -> dict[str, Any]:
+def operations(resource: Resource, path: Path, by_token: bool) -> dict[str, Any]:
     """The path's operations, named as FastAPI names them; KeyError for one that isn't described."""
     item = {}
-    for method, handler in resource.handlers.items():
+    for method, handler in path.handlers.items():
         name = handler.__name__
-        described = OPERATIONS[name]
+        described = resource.operations[name]
         if by_token:
             responses = {**described["responses"], **UNAUTHENTICATED}
             described = {**described, "responses": responses, "security": [{"token": []}]}
         item[method.lower()] = {
             "summary": name.replace("_", " ").title(),
-            "operationId": re.sub(r"\W", "_", f"{name}{path}_{method.lower()}"),
+            "operationId": re.sub(r"\W", "_", f"{name}{path.path}_{method.lower()}"),
             **described,
         }
     return item
 
 
-def document(routes: Iterable[BaseRoute], by_token: bool) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes to resources, which may be open by token only."""
+def document(resources: Sequence[Resource], by_token: bool) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the resources, which may be open by token only."""
     spec = APISpec("Notes", __version__, "3.1.0", plugins=[MarshmallowPlugin()])
     spec.components.schema("HTTPValidationError", HTTP_VALIDATION_ERROR)
     spec.components.schema("ValidationError", VALIDATION_ERROR)
     spec.components.schema("Error", ERROR)
     if by_token:
         spec.components.security_scheme("token", {"type": "http", "scheme": "bearer"})
-    for name, schema in SCHEMAS.items():
+    schemas = {name: schema for one in resources for name, schema in one.schemas.items()}
+    for name, schema in schemas.items():
         spec.components.schema(name, schema=schema)
-    for route in routes:
-        if isinstance(route, Route) and isinstance(route.endpoint, Resource):
-            spec.path(route.path, operations=operations(route.path, route.endpoint, by_token))
+    for resource in resources:
+        for path in resource.paths:
+            spec.path(path.path, operations=operations(resource, path, by_token))
     result = spec.to_dict()
-    for name in SCHEMAS:
+    for name in schemas:
         component = result["components"]["schemas"][name]
         component["title"] = name
         for field, description in component["properties"].items():

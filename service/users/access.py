@@ -15,6 +15,7 @@ from service.database.errors import DatabaseUnavailable
 from service.settings import ACCESS, ACCESS_CACHE_SECONDS
 from service.tables import Row
 from service.users import queries
+from service.web.requests import bearer_token
 
 logger = logging.getLogger("service")
 
@@ -40,15 +41,6 @@ class Guard:
             raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
         scope["user"] = user
         await self.app(scope, receive, send)
-
-
-def bearer_token(scope: Scope) -> str | None:
-    """The token in the one Authorization header (RFC 6750, section 2.1); None without one."""
-    values = [value for name, value in scope["headers"] if name == b"authorization"]
-    if len(values) != 1:
-        return None
-    scheme, _, token = values[0].decode("latin-1").partition(" ")
-    return token.strip(" ") if scheme.lower() == "bearer" else None
 
 
 async def find_user(scope: Scope) -> Row | None:

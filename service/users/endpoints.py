@@ -5,9 +5,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.users import queries
+from service.users import openapi, queries
 from service.users.schemas import user_out
-from service.web.routing import JSONBytes
+from service.web.responses import JSONBytes
+from service.web.routing import Path, Resource
 
 
 async def read_user(request: Request) -> Response:
@@ -15,3 +16,10 @@ async def read_user(request: Request) -> Response:
     if user is None:
         raise HTTPException(404)
     return JSONBytes(orjson.dumps(user_out.dump(user)))
+
+
+resource = Resource(
+    [Path("/users/{username}", {"GET": read_user})],
+    openapi.SCHEMAS,
+    openapi.OPERATIONS,
+)

@@ -45,7 +45,7 @@ _LARGE = 65_536
 _PART = 131_072
 
 
-class Edge:
+class ServiceMiddleware:
     """The outermost ASGI application; `wrap` is the middleware around `app` and around errors.
 
     Answers what the application raises, so that Starlette's own layers for that, whose wrappers

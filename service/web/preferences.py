@@ -1,51 +1,11 @@
-"""What a request says of its answer: conditions (RFC 9110), Prefer (RFC 7240) and Accept."""
+"""What a request prefers of its answer: Prefer (RFC 7240) and Accept (RFC 9110)."""
 
-import hashlib
 import re
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-_CONDITIONS = {b"if-match", b"if-none-match"}
-_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-_TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|$))*")
 # An item of a list, in which a comma may stand between quotes.
 _ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')
-
-
-def etag(body: bytes) -> str:
-    """A strong entity tag: the same for the same bytes and, as good as ever, no others."""
-    return f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-
-
-def is_conditional(request: Request) -> bool:
-    for name, _ in request.scope["headers"]:  # noqa: SIM110 - half the time of any()
-        if name in _CONDITIONS:
-            return True
-    return False
-
-
-def check(request: Request, tag: str) -> None:
-    """Evaluates the conditions on a representation that there is (RFC 9110, section 13.2.2).
-
-    Raises HTTPException 412, or 304 for a GET or HEAD whose client has it already.
-    """
-    if "if-match" in request.headers and not _names(request, "if-match", tag, weak=False):
-        raise HTTPException(412)
-    if "if-none-match" in request.headers and _names(request, "if-none-match", tag, weak=True):
-        if request.method in ("GET", "HEAD"):
-            raise HTTPException(304, headers={"ETag": tag})
-        raise HTTPException(412)
-
-
-def _names(request: Request, header: str, tag: str, weak: bool) -> bool:
-    """Whether the header is `*` or lists the tag; garbage lists nothing."""
-    value = ", ".join(request.headers.getlist(header)).strip()
-    if value == "*":
-        return True
-    if not _TAGS.fullmatch(value):
-        return False
-    return any(strong == tag and (weak or not mark) for mark, strong in _TAG.findall(value))
 
 
 def wants_minimal(request: Request) -> bool:

@@ -1,6 +1,7 @@
 """Reads a request's body the way FastAPI does, within a limit."""
 
 import json
+import re
 from collections.abc import Iterator
 from email.message import Message
 from itertools import chain, islice
@@ -8,13 +9,16 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
 from service import settings
+from service.schemas.fields import MAX_ID
 from service.schemas.slices import in_slices
 from service.schemas.validation import InvalidInput, describe
 
 # The rest of the body is not read, so the connection can't serve another request.
 TOO_LARGE = {"Connection": "close"}
+_ID = re.compile("[1-9][0-9]{0,15}")
 # Bytes after which a run of lines ends with its line.
 RUN = 65_536
 
@@ -93,3 +97,20 @@ def _is_json(content_type: str) -> bool:
         return True
     main, _, subtype = media_type(content_type).partition("/")
     return main == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+def bearer_token(scope: Scope) -> str | None:
+    """The token in the one Authorization header (RFC 6750, section 2.1); None without one."""
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(values) != 1:
+        return None
+    scheme, _, token = values[0].decode("latin-1").partition(" ")
+    return token.strip(" ") if scheme.lower() == "bearer" else None
+
+
+def path_id(request: Request, name: str) -> int:
+    """The id in the path by its name there; HTTPException 404 for a text that can't be one."""
+    text = request.path_params[name]
+    if not _ID.fullmatch(text) or int(text) > MAX_ID:
+        raise HTTPException(404)
+    return int(text)

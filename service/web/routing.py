@@ -1,7 +1,9 @@
-"""What the endpoints of every resource are made of."""
+"""What a resource is made of: paths, and a handler for each method of a path."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
 
+from marshmallow import Schema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,7 +12,26 @@ from starlette.types import Receive, Scope, Send
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Resource:
+class Path(NamedTuple):
+    """A path of a resource, its handlers by method, and its name where URLs are made of it."""
+
+    path: str
+    handlers: dict[str, Handler]
+    name: str | None = None
+
+
+class Resource(NamedTuple):
+    """A resource, as the application and the OpenAPI document need it.
+
+    `schemas` are by component name, `operations` by the name of the handler.
+    """
+
+    paths: list[Path]
+    schemas: Mapping[str, Schema]
+    operations: dict[str, dict[str, Any]]
+
+
+class Methods:
     """The ASGI app of one path: a handler for each method, given by its name in capitals.
 
     `HEAD` is answered by `GET`, `OPTIONS` with 204, any other method with 405; `Allow` names them
@@ -18,7 +39,6 @@ class Resource:
     """
 
     def __init__(self, **handlers: Handler) -> None:
-        self.handlers = handlers
         self.answers = dict(handlers)
         if "GET" in handlers:
             self.answers["HEAD"] = handlers["GET"]
@@ -34,22 +54,3 @@ class Resource:
             raise HTTPException(405, headers=self.allow)
         response = await handler(Request(scope, receive, send))
         await response(scope, receive, send)
-
-
-class JSONBytes(Response):
-    """A response whose body is JSON already, without the steps that Response takes for any body."""
-
-    def __init__(
-        self,
-        body: bytes,
-        headers: Iterable[tuple[bytes, bytes]] = (),
-        media_type: str = "application/json",
-    ) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = body
-        self.raw_headers = [
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", media_type.encode()),
-            *headers,
-        ]

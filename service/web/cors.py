@@ -1,0 +1,36 @@
+"""Cross-origin requests: which pages of other origins may call the service."""
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from service.settings import CORS_ORIGINS
+from service.web.errors import error_response
+
+
+class CORS(CORSMiddleware):
+    """Lets the pages of CORS_ORIGINS call; a preflight that it refuses is JSON, as all errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            app,
+            allow_origins=CORS_ORIGINS,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=[
+                "ETag",
+                "Link",
+                "Location",
+                "Preference-Applied",
+                "Retry-After",
+                "X-Request-ID",
+            ],
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        headers = {"Vary": response.headers["vary"]}
+        return error_response(bytes(response.body).decode(), response.status_code, headers)
