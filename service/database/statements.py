@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from traceback import clear_frames
@@ -11,12 +11,23 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import aiosqlite
 import orjson
-from sqlalchemy import ARRAY, ClauseElement, Column, ColumnElement, bindparam, func, select
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    ClauseElement,
+    Column,
+    ColumnElement,
+    Table,
+    bindparam,
+    func,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import TypeEngine
 
 from service import settings
 from service.database.connections import DIALECT, connection, decode
@@ -24,6 +35,8 @@ from service.database.errors import LOST, REFUSED, TROUBLE, DatabaseUnavailable
 from service.tables import Row
 
 Result = TypeVar("Result")
+
+_SQLITE = SQLiteDialect_aiosqlite()
 
 # How often a statement or a transaction is begun, where each time the connection is out of date.
 TRIES = 3
@@ -37,6 +50,9 @@ class Statement(NamedTuple):
     values: dict[str, Any]
     writes: bool
     searches: bool
+    # What SQLite needs for types that it has not, such as dates: by parameter, and by column.
+    to_database: dict[str, Callable[[Any], Any]]
+    from_database: dict[str, Callable[[Any], Any]]
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Statement:
@@ -55,7 +71,45 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Statement:
         dict(compiled.params),
         compiled.isinsert or compiled.isupdate or compiled.isdelete,
         searches,
+        *(_conversions(compiled) if DIALECT == "sqlite" else ({}, {})),
     )
+
+
+Conversions = dict[str, Callable[[Any], Any]]
+
+
+def _conversions(compiled: SQLCompiler) -> tuple[Conversions, Conversions]:
+    parameters = {name: bind.type for name, bind in compiled.binds.items()}
+    columns = {column.keyname: column.type for column in compiled._result_columns}
+    return (
+        {name: use for name, kind in parameters.items() if (use := _writer(kind))},
+        {name: use for name, kind in columns.items() if (use := _reader(kind))},
+    )
+
+
+def _writer(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    """How SQLite keeps a value; None where the driver knows."""
+    return None if isinstance(kind, Boolean) else kind.dialect_impl(_SQLITE).bind_processor(_SQLITE)
+
+
+def _reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    # Booleans are left to the schemas, which are asked for every value anyway.
+    return (
+        None
+        if isinstance(kind, Boolean)
+        else kind.dialect_impl(_SQLITE).result_processor(_SQLITE, None)
+    )
+
+
+def to_json(table: Table, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as JSON, with their values as SQLite keeps them."""
+    writers = {column.name: use for column in table.c if (use := _writer(column.type))}
+    if writers:
+        rows = [
+            {**row, **{name: write(row[name]) for name, write in writers.items() if name in row}}
+            for row in rows
+        ]
+    return orjson.dumps(rows).decode()
 
 
 # INSERT with the clauses that both databases have and the standard has not.
@@ -133,14 +187,22 @@ async def _transact(raw: Any, work: Callable[[Run], Awaitable[Result]]) -> Resul
 
 async def _run(raw: Any, statement: Statement, **values: Any) -> Sequence[Row]:
     values = statement.values | values
+    for name, convert in statement.to_database.items():
+        values[name] = convert(values[name])
     arguments = [values[name] for name in statement.names]
     if DIALECT == "sqlite":
         rows = await _run_in_thread(raw, statement.sql, arguments)
+        if statement.from_database:
+            rows = [_convert(row, statement.from_database) for row in rows]
     elif statement.searches and settings.DATABASE_STATEMENT_CACHE:
         rows = await (await raw.prepare(statement.sql)).fetch(*arguments)
     else:
         rows = await raw.fetch(statement.sql, *arguments)
     return cast("Sequence[Row]", rows)
+
+
+def _convert(row: Any, conversions: Conversions) -> dict[str, Any]:
+    return dict(row) | {name: convert(row[name]) for name, convert in conversions.items()}
 
 
 async def _run_in_thread(raw: aiosqlite.Connection, sql: str, arguments: list[Any]) -> Any:

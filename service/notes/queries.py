@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-import orjson
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    BindParameter,
     Column,
     Integer,
     LargeBinary,
@@ -20,10 +20,11 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.sql import ColumnElement, Insert
-from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
+from sqlalchemy.sql.dml import ReturningDelete
 
 from service.database.connections import DIALECT
-from service.database.statements import Run, Statement, fetch, is_one_of, listed, prepare
+from service.database.statements import Run, Statement, fetch, is_one_of, listed, prepare, to_json
+from service.notes.schemas import note_in, note_out
 from service.schemas.fields import MAX_ID
 from service.tables import Row, notes
 
@@ -41,10 +42,9 @@ def _read(column: Column[Any]) -> ColumnElement[Any]:
     return column
 
 
-# A note's columns, and those whose values clients give.
-_COLUMNS = [notes.c.id, notes.c.text, notes.c.completed]
-COLUMNS = [_read(column) for column in _COLUMNS]
-GIVEN = [column.name for column in _COLUMNS if not column.primary_key]
+# A note's columns as clients get them, and the names of those whose values clients give.
+COLUMNS = [_read(notes.c[name]) for name in note_out.dump_fields]
+GIVEN = list(note_in.load_fields)
 
 
 class Selection(NamedTuple):
@@ -123,26 +123,25 @@ def _shown(name: str) -> ColumnElement[Any]:
     return column
 
 
+def _bind(name: str, column: Column[Any]) -> BindParameter[Any]:
+    return bindparam(name, type_=column.type)
+
+
 def _where(conditional: bool) -> list[ColumnElement[bool]]:
     """The note :note_id, if it is still what :old_… say where that is a condition."""
-    old = {name: bindparam(f"old_{name}", type_=notes.c[name].type) for name in GIVEN}
+    old = {name: _bind(f"old_{name}", notes.c[name]) for name in GIVEN}
     same = [_shown(name).is_not_distinct_from(old[name]) for name in GIVEN if conditional]
     return [notes.c.id == bindparam("note_id"), *same]
 
 
-def _update(conditional: bool) -> ReturningUpdate[Any]:
-    """Changes the values that are given; NULL, which no value can be, stands for one that isn't."""
-    new = {name: bindparam(f"new_{name}", type_=notes.c[name].type) for name in GIVEN}
-    values = {name: func.coalesce(new[name], notes.c[name]) for name in GIVEN}
-    folded = case(
-        (new["text"].is_(None), notes.c.folded), else_=bindparam("new_folded", type_=String)
-    )
-    return (
-        notes.update()
-        .values(values | {"folded": folded})
-        .where(*_where(conditional))
-        .returning(*COLUMNS)
-    )
+@cache
+def _update(names: tuple[str, ...], conditional: bool) -> Statement:
+    """Changes the values that are given; a statement that gives none changes nothing."""
+    values: dict[str, Any] = {name: _bind(f"new_{name}", notes.c[name]) for name in names}
+    if "text" in names:
+        values["folded"] = _bind("new_folded", notes.c.folded)
+    change = notes.update().values(values or {"id": notes.c.id})
+    return prepare(change.where(*_where(conditional)).returning(*COLUMNS))
 
 
 def _delete(conditional: bool) -> ReturningDelete[Any]:
@@ -151,7 +150,6 @@ def _delete(conditional: bool) -> ReturningDelete[Any]:
 
 _INSERT = prepare(_insert())
 _BY_IDS = prepare(select(*COLUMNS).where(is_one_of(notes.c.id, "ids")))
-_UPDATE = {conditional: prepare(_update(conditional)) for conditional in (False, True)}
 _DELETE = {conditional: prepare(_delete(conditional)) for conditional in (False, True)}
 
 
@@ -191,7 +189,7 @@ async def insert_notes(new: Sequence[Mapping[str, Any]], run: Run = fetch) -> Se
     """
     new = [{**note, "folded": fold(note["text"])} for note in new]
     if DIALECT == "sqlite":
-        rows = await run(_INSERT, notes=orjson.dumps(new).decode())
+        rows = await run(_INSERT, notes=to_json(notes, new))
     else:
         rows = await run(_INSERT, **{name: [note[name] for note in new] for name in new[0]})
     # RETURNING promises no order.
@@ -202,9 +200,11 @@ async def update_note(
     note_id: int, changes: Mapping[str, Any], old: Row | None = None
 ) -> Row | None:
     """Changes the values given; None if there is no such note, or it is no longer as `old`."""
-    values = {f"new_{name}": changes.get(name) for name in GIVEN}
-    values["new_folded"] = fold(changes.get("text", ""))
-    rows = await fetch(_UPDATE[old is not None], note_id=note_id, **values, **_old(old))
+    values = {f"new_{name}": value for name, value in changes.items()}
+    if "text" in changes:
+        values["new_folded"] = fold(changes["text"])
+    statement = _update(tuple(changes), old is not None)
+    rows = await fetch(statement, note_id=note_id, **values, **_old(old))
     return rows[0] if rows else None
 
 

@@ -2,7 +2,7 @@
 
 from marshmallow import fields
 
-from service.schemas.fields import MAX_ID, Boolean, Choice, Input, QueryInteger, QueryText, Text
+from service.schemas.fields import MAX_ID, Boolean, Choice, Input, Integer, QueryText, Text
 
 MAX_PAGE = 1000
 MAX_BATCH = 1000
@@ -23,7 +23,7 @@ class Note(NoteIn):
 
     class Meta:
         # Inherited fields come first otherwise.
-        fields = ("id", "text", "completed")
+        fields = ("id", *NoteIn._declared_fields)
 
     id = fields.Integer(required=True)
 
@@ -31,8 +31,8 @@ class Note(NoteIn):
 class ListingQuery(Input):
     """The query of a listing of notes."""
 
-    limit = QueryInteger(1, MAX_PAGE, load_default=None)
-    after = QueryInteger(0, MAX_ID, load_default=None)
+    limit = Integer(1, MAX_PAGE, load_default=None)
+    after = Integer(0, MAX_ID, load_default=None)
     order = Choice("asc", "desc", load_default="asc")
     completed = Boolean(load_default=None)
     q = QueryText(MAX_Q, load_default="")

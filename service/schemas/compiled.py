@@ -10,26 +10,33 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, fields
 
-from service.schemas.fields import Boolean, Text, is_unicode
+from service.schemas.fields import Boolean, Integer, Text, is_unicode
 from service.tables import Row
 
 # How a field of each type turns a column's value into JSON's, in Python. SQLite keeps booleans as
 # integers. A schema with a field of any other type is dumped by marshmallow.
 EXPRESSIONS = {
     fields.Boolean: "bool({value})",
+    fields.Date: "{value}.isoformat()",
     fields.Integer: "{value}",
     fields.String: "{value}",
 }
 
 
 def compile_dump(schema: Schema) -> Callable[[Iterable[Row]], list[dict[str, Any]]]:
-    """A function that equals `schema.dump(rows, many=True)` for rows without NULL."""
+    """A function that equals `schema.dump(rows, many=True)`.
+
+    For rows that have NULL only where the field allows None.
+    """
     items = []
     for name, field in schema.dump_fields.items():
         kind = next((kind for kind in EXPRESSIONS if isinstance(field, kind)), None)
-        if kind is None:
+        if kind is None or getattr(field, "format", None) not in (None, "iso"):
             return lambda rows: schema.dump(rows, many=True)
-        value = EXPRESSIONS[kind].format(value=f"row[{field.attribute or name!r}]")
+        column = f"row[{field.attribute or name!r}]"
+        value = EXPRESSIONS[kind].format(value=column)
+        if field.allow_none and value != column:
+            value = f"None if {column} is None else {value}"
         items.append(f"{field.data_key or name!r}: {value}")
     # The source has nothing in it but the schema's own names.
     dump: Callable[[Iterable[Row]], list[dict[str, Any]]] = eval(  # noqa: S307
@@ -38,12 +45,15 @@ def compile_dump(schema: Schema) -> Callable[[Iterable[Row]], list[dict[str, Any
     return dump
 
 
-# What a field of each type takes as it is.
-PLAIN: dict[type[fields.Field[Any]], Callable[[Any], bool]] = {
-    Boolean: lambda value: type(value) is bool,
-    Text: lambda value: (
-        type(value) is str and "\0" not in value and (value.isascii() or is_unicode(value))
-    ),
+def _is_text(value: Any) -> bool:
+    return type(value) is str and "\0" not in value and (value.isascii() or is_unicode(value))
+
+
+# Makes the function that tells, for a field of each type, what it takes as it is.
+PLAIN: dict[type[fields.Field[Any]], Callable[[Any], Callable[[Any], bool]]] = {
+    Boolean: lambda field: lambda value: type(value) is bool,
+    Integer: lambda field: lambda value: type(value) is int and field.ge <= value <= field.le,
+    Text: lambda field: _is_text,
 }
 
 
@@ -63,7 +73,7 @@ def compile_load(schema: Schema) -> Callable[[Any], Any]:
         or not all(map(_is_plain, schema.load_fields.values()))
     ):
         return schema.load
-    checks = [(name, PLAIN[type(field)]) for name, field in schema.load_fields.items()]
+    checks = [(name, PLAIN[type(field)](field)) for name, field in schema.load_fields.items()]
 
     def load(data: Any) -> Any:
         if isinstance(data, dict):

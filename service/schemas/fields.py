@@ -1,7 +1,8 @@
 """marshmallow fields that read input as pydantic does, name errors as it does, and write times."""
 
+import math
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
@@ -81,23 +82,49 @@ class Boolean(fields.Boolean):
         return isinstance(value, float) and value.is_integer() and abs(value) < 2**63
 
 
-class QueryInteger(fields.Integer):
-    """An integer in a query string, an optional sign and ASCII digits, within bounds."""
+class Integer(fields.Integer):
+    """An integer as pydantic reads it in its lax mode, within bounds; by default of 32 bits."""
 
-    def __init__(self, ge: int, le: int, **kwargs: Any) -> None:
+    default_error_messages = {"required": "missing", "null": "int_type", "invalid": "int_type"}
+
+    def __init__(self, ge: int = -(2**31), le: int = 2**31 - 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ge = ge
         self.le = le
+        self.metadata = {**self.metadata, "minimum": ge, "maximum": le}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
-        if not INTEGER.fullmatch(value):
-            raise ValidationError("int_parsing")
-        number = int(value)
+        number = self._read(value)
         if number < self.ge:
             raise ValidationError([{"type": "greater_than_equal", "ge": self.ge}])
         if number > self.le:
             raise ValidationError([{"type": "less_than_equal", "le": self.le}])
         return number
+
+    def _read(self, value: Any) -> int:
+        if isinstance(value, str):
+            if INTEGER.fullmatch(value) is None:
+                raise ValidationError("int_parsing")
+            return int(value)
+        if isinstance(value, float) and not value.is_integer():
+            raise ValidationError("int_from_float" if math.isfinite(value) else "finite_number")
+        if not isinstance(value, int | float):
+            raise self.make_error("invalid")
+        return int(value)
+
+
+class Date(fields.Date):
+    """A day, written as YYYY-MM-DD (RFC 3339, full-date)."""
+
+    default_error_messages = {"required": "missing", "null": "date_type", "invalid": "date_type"}
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> date:
+        if not isinstance(value, str):
+            raise self.make_error("invalid")
+        try:
+            return datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).date()
+        except ValueError:
+            raise ValidationError("date_parsing") from None
 
 
 class QueryText(Text):
