@@ -12,9 +12,9 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests import databases
-from tests.raw import connect
-from tests.servers import running
+from tests.support import databases
+from tests.support.raw import connect
+from tests.support.servers import running
 
 KINDS = ("sqlite", "postgresql")
 

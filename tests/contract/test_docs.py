@@ -1,0 +1,224 @@
+"""The documentation page, as a browser shows it and as it is delivered."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx2
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support import expected_conditions as expected
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.support.operating import add_user
+from tests.support.servers import running
+
+CHROMIUM = shutil.which("chromium")
+CHROMEDRIVER = shutil.which("chromedriver")
+
+# Swagger UI does less on localhost than elsewhere, such as leaving its online validator alone.
+HOST = "notes.test"
+
+
+@pytest.fixture(scope="module")
+def service(
+    new_database: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx2.Client]:
+    log = tmp_path_factory.mktemp("docs") / "service.log"
+    with (
+        running(new_database("sqlite"), log) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def browser() -> Iterator[Chrome]:
+    if CHROMIUM is None or CHROMEDRIVER is None:
+        assert "CI" not in os.environ, "nothing is skipped in CI"
+        pytest.skip("chromium and chromedriver are needed")
+    options = ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--no-proxy-server",
+        "--window-size=1200,2000",
+        f"--host-resolver-rules=MAP {HOST} 127.0.0.1",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options, ChromeService(CHROMEDRIVER))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def find(browser: Chrome, selector: str) -> Callable[[], None]:
+    """Waits until the element can be clicked, and gives what clicks it."""
+    condition = expected.element_to_be_clickable((By.CSS_SELECTOR, selector))
+    return WebDriverWait(browser, 30).until(condition).click
+
+
+def try_out(browser: Chrome, method: str, body: str = "") -> str:
+    """Carries the operation out with "Try it out" and gives the response that the page shows."""
+    operation = f".opblock-{method} "
+    find(browser, operation + ".opblock-summary-control")()
+    find(browser, operation + ".try-out__btn")()
+    if body:
+        textarea = operation + "textarea.body-param__text"
+        find(browser, textarea)()
+        field = browser.find_element(By.CSS_SELECTOR, textarea)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(body)
+    find(browser, operation + ".execute")()
+    shown = (By.CSS_SELECTOR, operation + ".live-responses-table .response")
+    response = WebDriverWait(browser, 30).until(expected.visibility_of_element_located(shown))
+    return response.text
+
+
+def log_of(browser: Chrome, kind: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = browser.execute("getLog", {"type": kind})["value"]
+    return entries
+
+
+def requested(browser: Chrome) -> set[str]:
+    """Every URL that the browser asked the network for."""
+    messages = [json.loads(entry["message"])["message"] for entry in log_of(browser, "performance")]
+    urls = {
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    }
+    return {url for url in urls if urlsplit(url).scheme != "data"}
+
+
+class References(HTMLParser):
+    """The URLs in a page's attributes, and whether it has scripts or styles inline."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+        self.inline = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.urls += [attributes[name] or "" for name in ("src", "href") if name in attributes]
+        self.inline |= tag == "style" or (tag == "script" and "src" not in attributes)
+
+
+def test_browser_creates_and_lists_notes(service: httpx2.Client, browser: Chrome) -> None:
+    """A person creates and lists notes on /docs, with nothing from outside and no errors."""
+    origin = f"http://{HOST}:{service.base_url.port}"
+    browser.get(f"{origin}/docs")
+
+    created = try_out(browser, "post", '{"text": "From the browser", "completed": true}')
+
+    notes = service.get("/notes/").json()
+    note = notes[-1]
+    assert note == {"id": note["id"], "text": "From the browser", "completed": True}
+    assert created.startswith("200")
+    assert f'"id": {note["id"]}' in created
+    assert '"text": "From the browser"' in created
+
+    listed = try_out(browser, "get")
+
+    assert listed.startswith("200")
+    assert f'"id": {note["id"]}' in listed
+    assert '"text": "From the browser"' in listed
+    urls = requested(browser)
+    assert {f"{origin}/docs", f"{origin}/openapi.json", f"{origin}/notes/"} <= urls
+    assert {url for url in urls if not url.startswith(f"{origin}/")} == set()
+    assert [entry for entry in log_of(browser, "browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_browser_authorizes(
+    new_database: Callable[[str], str], tmp_path: Path, browser: Chrome
+) -> None:
+    """Where a token is needed, "Authorize" takes it and "Try it out" sends it."""
+    database_url = new_database("sqlite")
+    token = add_user(database_url, "bob")
+    with running(database_url, tmp_path / "log", ACCESS="token") as url:
+        browser.get(f"http://{HOST}:{urlsplit(url).port}/docs")
+        assert try_out(browser, "get").startswith("401")
+
+        find(browser, ".scheme-container .authorize")()
+        find(browser, ".auth-container input")()
+        browser.find_element(By.CSS_SELECTOR, ".auth-container input").send_keys(token)
+        find(browser, ".auth-btn-wrapper .authorize")()
+        find(browser, ".auth-btn-wrapper .btn-done")()
+        find(browser, ".opblock-get .execute")()
+
+        shown = (By.CSS_SELECTOR, ".opblock-get .live-responses-table .response")
+        WebDriverWait(browser, 30).until(expected.text_to_be_present_in_element(shown, "200"))
+        assert "[]" in browser.find_element(*shown).text
+
+
+def test_page_is_self_contained(service: httpx2.Client) -> None:
+    """The page refers to nothing but files of this origin that are there."""
+    response = service.get("/docs")
+    page = References(response.text)
+
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert len(page.urls) == 4
+    for reference in page.urls:
+        url = urljoin(str(response.url), reference)
+        assert urlsplit(url).netloc == urlsplit(str(response.url)).netloc
+        assert service.get(url).status_code == 200, url
+
+
+def test_page_has_nothing_inline(service: httpx2.Client) -> None:
+    """The page works under a Content-Security-Policy that forbids inline scripts and styles."""
+    assert not References(service.get("/docs").text).inline
+
+
+def test_script_is_self_contained(service: httpx2.Client) -> None:
+    """The script that starts Swagger UI names no other origin."""
+    response = service.get("/docs/start.js")
+
+    assert response.headers["content-type"].startswith("text/javascript")
+    assert re.findall(r'url: "(.*?)"', response.text) == ["openapi.json"]
+    assert "//" not in response.text
+
+
+def test_document_names_no_other_server(service: httpx2.Client) -> None:
+    """The OpenAPI document leaves the server to the page, so requests go where the page is."""
+    assert service.get("/openapi.json").json().get("servers", []) == []
+
+
+@pytest.mark.parametrize("path", ["/", "/docs/"])
+def test_redirects_to_docs(service: httpx2.Client, path: str) -> None:
+    """The bare address, and the page's with a slash, lead to the page."""
+    response = service.get(path)
+
+    assert response.status_code == 307
+    assert response.headers["location"] == f"{str(service.base_url).rstrip('/')}/docs"
+
+
+@pytest.mark.parametrize(
+    ("name", "content_type"),
+    [
+        ("swagger-ui.css", "text/css"),
+        ("swagger-ui-bundle.js", "text/javascript"),
+        ("favicon-32x32.png", "image/png"),
+    ],
+)
+def test_assets_are_served(service: httpx2.Client, name: str, content_type: str) -> None:
+    """The page's assets are delivered with the types that browsers insist on."""
+    response = service.get(f"/docs/assets/{name}")
+
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith(content_type)
+    assert response.content

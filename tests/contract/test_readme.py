@@ -1,0 +1,48 @@
+"""The README's commands do what it says."""
+
+import re
+import subprocess
+
+import httpx2
+
+from tests.support.databases import ROOT, environment
+
+
+def examples(readme: str) -> list[tuple[str, str]]:
+    """The commands behind `$` in the console blocks, in order, and what each of them prints."""
+    blocks = re.findall(r"^```console\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    found = []
+    for block in blocks:
+        before, *parts = re.split(r"^\$ ", block, flags=re.MULTILINE)
+        assert before == "", f"the output of no command: {before}"
+        for part in parts:
+            # A backslash at its end goes on with a command.
+            command = re.match(r"(?:.*\\\n)*.*\n", part)
+            assert command is not None
+            found.append((command[0].strip(), part[command.end() :].strip("\n")))
+    return found
+
+
+def test_commands_are_found() -> None:
+    """A command has all of its lines, and its output ends with the next command or the block."""
+    readme = "```console\n$ a \\\n  b\n1\n\n2\n$ c | d\n```\n$ e\n```console\n$ f\nf\n```\n"
+    assert examples(readme) == [("a \\\n  b", "1\n\n2"), ("c | d", ""), ("f", "f")]
+
+
+def test_the_examples_work(service: httpx2.Client) -> None:
+    """Every command of the README prints, in order, on a fresh database, what stands below it."""
+    readme = (ROOT / "README.md").read_text()
+    found = examples(readme)
+    assert len(found) == len(re.findall(r"^[ \t>]*\$ ", readme, re.MULTILINE)) > 0
+    for command, output in found:
+        assert "localhost:8000" in command
+        result = subprocess.run(
+            command.replace("localhost:8000", f"{service.base_url.host}:{service.base_url.port}"),
+            shell=True,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert result.stdout.strip("\n") == output, command
+        assert (result.returncode, result.stderr) == (0, ""), command

@@ -1,0 +1,486 @@
+"""PostgreSQL away, full, refusing, hanging, crashing: 503 meanwhile, all well afterwards."""
+
+import itertools
+import math
+import random
+import re
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from tests.support.clusters import (
+    PASSWORD,
+    ROLE,
+    Server,
+    connections,
+    locked,
+    poll,
+    running_server,
+)
+from tests.support.databases import execute
+from tests.support.proxies import Proxy
+from tests.support.servers import free_port, process, running, uvicorn
+
+POOL = 2
+SMALL = {
+    "DATABASE_POOL_MAX": str(POOL),
+    "DATABASE_CONNECT_TIMEOUT": "1",
+    "DATABASE_POOL_TIMEOUT": "1",
+    "DATABASE_STATEMENT_TIMEOUT": "1",
+}
+NOTE = {"text": "a", "completed": True}
+
+_keys = (f"key-{number}" for number in itertools.count())
+
+
+def read(client: httpx2.Client) -> httpx2.Response:
+    return client.get("/notes/")
+
+
+def write(client: httpx2.Client) -> httpx2.Response:
+    return client.post("/notes/", json=NOTE)
+
+
+def write_once(client: httpx2.Client) -> httpx2.Response:
+    return client.post("/notes/", json=NOTE, headers={"idempotency-key": next(_keys)})
+
+
+WAITING = f"""
+    SELECT count(*) FROM pg_stat_activity WHERE usename = '{ROLE}' AND wait_event_type = 'Lock'
+"""
+REQUESTS = (read, write, write_once)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+class Service(NamedTuple):
+    """A service that lives through all kinds of trouble, and its database."""
+
+    client: httpx2.Client
+    url: str
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def service(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    url = server.new_database()
+    log = tmp_path_factory.mktemp("service") / "log"
+    with serving(url, log) as client:
+        yield Service(client, url, log)
+
+
+@pytest.fixture
+def lasting(service: Service) -> Iterator[Service]:
+    """The service that the other tests have troubled too; a traceback in its log is a failure."""
+    before = len(service.log.read_text())
+    yield service
+    assert "Traceback" not in service.log.read_text()[before:]
+
+
+@contextmanager
+def serving(database_url: str, log: Path, **variables: str) -> Iterator[httpx2.Client]:
+    """A client, who doesn't wait for ever, of a service whose timeouts are small."""
+    with (
+        running(database_url, log, **SMALL | variables) as url,
+        httpx2.Client(base_url=url, timeout=15) as client,
+    ):
+        yield client
+
+
+def check_unavailable(client: httpx2.Client, first: Callable[[httpx2.Client], Any]) -> None:
+    """Every request that needs the database gets a 503, and the process shows that it lives."""
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(first, client)
+        assert client.get("/health/live").status_code == 200
+        answers = [asked.result()]
+        others = [threads.submit(request, client) for request in REQUESTS if request is not first]
+        ready = client.get("/health/ready")
+        assert client.get("/health/live").status_code == 200
+        answers += [other.result() for other in others]
+    for answer in answers:
+        assert answer.status_code == 503
+        assert answer.json() == {"detail": "Service Unavailable"}
+        assert int(answer.headers["retry-after"]) > 0
+    assert ready.status_code == 503
+    assert re.fullmatch(r"The database is unavailable: \w+", ready.json()["detail"])
+
+
+def in_use(client: httpx2.Client) -> float:
+    """The gauge; not a number where a service with the smallest deadline gave no answer."""
+    with suppress(httpx2.NetworkError, httpx2.RemoteProtocolError):
+        found = re.search("^database_connections_in_use (.+)$", client.get("/metrics").text, re.M)
+        if found is not None:
+            return float(found[1])
+    return math.nan
+
+
+def check_whole(client: httpx2.Client, server: Server, database_url: str) -> None:
+    """Nothing is in use, nobody is connected too much, and the whole pool works at once."""
+    poll(lambda: in_use(client) == 0)
+    poll(lambda: server.backends(database_url) <= POOL, server.activity)
+    with connections(server.cluster.url) as (watch,), ThreadPoolExecutor() as threads:
+        for _ in range(5):  # a lock may be held for too long on a busy machine
+            with locked(server.of_superuser(database_url)):
+                # Listings of different pages share no query.
+                listings = [
+                    threads.submit(client.get, "/notes/", params={"limit": limit})
+                    for limit in range(1, 1 + POOL)
+                ]
+                waiting = 0
+                while waiting < POOL and not any(listing.done() for listing in listings):
+                    waiting = watch(WAITING)
+            statuses = [listing.result().status_code for listing in listings]
+            if statuses == [200] * POOL and waiting == POOL:
+                break
+        else:
+            raise AssertionError(f"only {waiting} of the pool's connections work: {statuses}")
+    poll(lambda: in_use(client) == 0)
+    assert server.backends(database_url) <= POOL, server.activity()
+
+
+@contextmanager
+def away(server: Server, database: str) -> Iterator[None]:
+    server.cluster.end(signal.SIGQUIT)
+    yield
+    server.cluster.start()
+
+
+@contextmanager
+def role_without_connections(server: Server, database: str) -> Iterator[None]:
+    server.execute(f"ALTER ROLE {ROLE} CONNECTION LIMIT 0")
+    server.disconnect_all()
+    yield
+    server.execute(f"ALTER ROLE {ROLE} CONNECTION LIMIT -1")
+
+
+@contextmanager
+def full(server: Server, database: str) -> Iterator[None]:
+    server.disconnect_all()
+    # Three are reserved for superusers.
+    with connections(server.url("template"), 20) as opened:
+        assert len(opened) == 17
+        yield
+    poll(lambda: not server.backends())
+
+
+@contextmanager
+def other_password(server: Server, database: str) -> Iterator[None]:
+    server.execute(f"ALTER ROLE {ROLE} PASSWORD 'wrong'")
+    server.disconnect_all()
+    yield
+    server.execute(f"ALTER ROLE {ROLE} PASSWORD '{PASSWORD}'")
+
+
+@contextmanager
+def role_without_login(server: Server, database: str) -> Iterator[None]:
+    server.execute(f"ALTER ROLE {ROLE} NOLOGIN")
+    server.disconnect_all()
+    yield
+    server.execute(f"ALTER ROLE {ROLE} LOGIN")
+
+
+@contextmanager
+def dropped(server: Server, database: str) -> Iterator[None]:
+    server.execute(f"DROP DATABASE {database} WITH (FORCE)")
+    yield
+    server.new_database(database)
+
+
+@contextmanager
+def closed(server: Server, database: str) -> Iterator[None]:
+    server.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+    server.disconnect_all()
+    yield
+    server.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+
+
+@contextmanager
+def forbidden(server: Server, database: str) -> Iterator[None]:
+    server.execute(f"REVOKE CONNECT ON DATABASE {database} FROM PUBLIC")
+    server.disconnect_all()
+    yield
+    server.execute(f"GRANT CONNECT ON DATABASE {database} TO PUBLIC")
+
+
+def hanging(server: Server, database: str) -> AbstractContextManager[None]:
+    return server.hanging()
+
+
+def with_locks(server: Server, database: str) -> AbstractContextManager[None]:
+    url = server.of_superuser(server.url(database))
+    return locked(url, "notes, alembic_version, idempotency_keys")
+
+
+TROUBLES = (
+    away,
+    full,
+    role_without_connections,
+    other_password,
+    role_without_login,
+    dropped,
+    closed,
+    forbidden,
+    hanging,
+    with_locks,
+)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_is_503_until_it_is_over(
+    server: Server,
+    lasting: Service,
+    trouble: Callable[[Server, str], AbstractContextManager[None]],
+) -> None:
+    """While PostgreSQL can't serve, requests get a 503 in time; the first one afterwards works."""
+    client, url, _ = lasting
+    check_whole(client, server, url)
+    for request in REQUESTS:
+        with trouble(server, urlsplit(url).path[1:]):
+            check_unavailable(client, request)
+        answer = request(client)
+        assert answer.status_code == 200, answer.text
+    check_whole(client, server, url)
+    assert client.get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("request_", [read, write_once])
+def test_a_service_that_starts_before_its_database(
+    server: Server, tmp_path: Path, request_: Callable[[httpx2.Client], httpx2.Response]
+) -> None:
+    """A service that was there first serves as soon as PostgreSQL is there."""
+    url = server.new_database()
+    server.cluster.end(signal.SIGINT)
+    try:
+        with serving(url, tmp_path / "log") as client:
+            check_unavailable(client, request_)
+            server.cluster.start()
+            assert request_(client).status_code == 200
+            check_whole(client, server, url)
+    finally:
+        server.cluster.start()
+
+
+@pytest.mark.parametrize("end", ["SIGINT", "SIGQUIT", "crash"])
+def test_a_restart_between_requests(server: Server, lasting: Service, end: str) -> None:
+    """A client who asks before and after a restart of PostgreSQL doesn't notice it."""
+    client, url, _ = lasting
+    for request in REQUESTS:
+        check_whole(client, server, url)
+        if end == "crash":
+            server.crash()
+        else:
+            server.cluster.end(signal.Signals[end])
+        server.cluster.start()
+        assert request(client).status_code == 200
+    check_whole(client, server, url)
+
+
+def test_a_restart_that_nobody_tells_of(server: Server, tmp_path: Path) -> None:
+    """A restart whose word doesn't reach the service fails no read, and a write once."""
+    url = server.new_database()
+    with (
+        closing(Proxy(url)) as proxy,
+        serving(proxy.url, tmp_path / "log", DATABASE_POOL_MAX="1") as client,
+    ):
+        for request, statuses in ((read, [200]), (write, [503, 200]), (write_once, [503, 200])):
+            assert request(client).status_code == 200
+            before = execute(url, "SELECT count(*) FROM notes")
+            proxy.forget()
+            server.crash()
+            server.cluster.start()
+            assert [request(client).status_code for _ in statuses] == statuses
+            after = execute(url, "SELECT count(*) FROM notes")
+            assert after - before == (request is not read)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_crash_loses_no_acknowledged_note(server: Server, tmp_path: Path) -> None:
+    """Through two kill -9 of PostgreSQL a 200 is stored once, and a 503 at most once."""
+    url = server.new_database()
+    acknowledged: list[tuple[int, str]] = []
+    refused: list[str] = []
+    enough = threading.Event()
+
+    def post(client: httpx2.Client, name: str) -> None:
+        for number in itertools.count():
+            if enough.is_set():
+                return
+            headers = {"idempotency-key": f"{name}-{number}"} if number % 2 else {}
+            text = f"{name}-{number}"
+            note = {"text": text, "completed": False}
+            answer = client.post("/notes/", json=note, headers=headers)
+            if answer.status_code == 503:
+                refused.append(text)
+            else:
+                note_id = answer.json()["id"]
+                assert answer.json() == {"id": note_id, **note}
+                acknowledged.append((note_id, text))
+
+    with serving(url, tmp_path / "log") as client, ThreadPoolExecutor() as threads:
+        posting = [threads.submit(post, client, name) for name in "abcdefgh"]
+        try:
+            for _ in range(2):
+                before = len(acknowledged)
+                poll(lambda before=before: len(acknowledged) > before + 200)  # type: ignore[misc]
+                refusals = len(refused)
+                server.crash()
+                poll(lambda refusals=refusals: len(refused) > refusals)  # type: ignore[misc]
+                server.cluster.start()
+            before = len(acknowledged)
+            poll(lambda: len(acknowledged) > before + 200)
+        finally:
+            enough.set()
+        for task in posting:
+            task.result()
+        check_whole(client, server, url)
+        stored = {note["id"]: note["text"] for note in client.get("/notes/").json()}
+    assert Counter(acknowledged) <= Counter(stored.items())
+    others = Counter(stored.values()) - Counter(text for _, text in acknowledged)
+    assert others <= Counter(refused)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def bytes_of(chance: random.Random, number: int) -> bytes:
+    """A request of some kind as it is on the wire."""
+    kind = chance.choice(["GET /notes/", "GET /notes/1", "PUT /notes/1", "DELETE /notes/1"])
+    body, headers = b"", ["Host: test"]
+    if chance.random() < 0.5:
+        kind = "POST /notes/"
+        if chance.random() < 0.5:
+            headers.append(f"Idempotency-Key: gone-{number}")
+    if kind.startswith("P"):
+        body = b'{"text":"gone","completed":true}'
+        headers += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([f"{kind} HTTP/1.1", *headers, "", ""]).encode() + body
+
+
+def test_clients_that_leave(server: Server, lasting: Service) -> None:
+    """A thousand clients that close their connection at any moment leave the pool whole."""
+    client, url, _ = lasting
+    chance = random.Random(1)
+    address = client.base_url.host, client.base_url.port or 0
+    for number in range(1000):
+        request = bytes_of(chance, number)
+        with socket.create_connection(address, timeout=15) as connection:
+            if number % 5 == 0:
+                request = request[: chance.randrange(len(request))]
+            connection.sendall(request)
+            if chance.random() < 0.3:
+                connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+                )  # with a reset
+            if chance.random() < 0.3:
+                time.sleep(chance.random() / 200)
+    check_whole(client, server, url)
+    for request_ in REQUESTS:
+        assert request_(client).status_code == 200
+
+
+def test_deadlines_at_any_moment(server: Server, tmp_path: Path) -> None:
+    """A thousand requests that a lock or their deadline ends at any moment leave the pool whole."""
+    url = server.new_database()
+    variables = {
+        "REQUEST_TIMEOUT": "0.1",
+        "DATABASE_CONNECT_TIMEOUT": "0.03",
+        "DATABASE_POOL_TIMEOUT": "0.01",
+        "DATABASE_STATEMENT_TIMEOUT": "0.05",
+    }
+    with (
+        serving(url, tmp_path / "log", **variables) as client,
+        ThreadPoolExecutor(20) as threads,
+    ):
+
+        def ask(number: int) -> int:
+            try:
+                return REQUESTS[number % 3](client).status_code
+            except (httpx2.NetworkError, httpx2.RemoteProtocolError):
+                return 0  # its head has not arrived before the deadline
+
+        with locked(server.of_superuser(url)):
+            statuses = set(threads.map(ask, range(300)))
+            # What has been given up doesn't stay at the server.
+            poll(lambda: server.backends(url) <= POOL, server.activity)
+        statuses.update(threads.map(ask, range(700)))
+        assert {200, 503} <= statuses <= {200, 503, 408, 0}
+        poll(lambda: in_use(client) == 0)
+        poll(lambda: server.backends(url) <= POOL, server.activity)
+        check_slots(client, server, url)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def check_slots(client: httpx2.Client, server: Server, database_url: str) -> None:
+    """The whole pool is at work at once, though no statement is given enough time."""
+    with (
+        connections(server.cluster.url) as (watch,),
+        ThreadPoolExecutor() as threads,
+        locked(server.of_superuser(database_url)),
+    ):
+        over = threading.Event()
+
+        def ask(limit: int) -> None:
+            while not over.is_set():
+                with suppress(httpx2.NetworkError, httpx2.RemoteProtocolError):
+                    client.get("/notes/", params={"limit": limit})
+
+        asking = [threads.submit(ask, limit) for limit in range(1, 1 + 2 * POOL)]
+        try:
+            poll(lambda: watch(WAITING) == POOL)
+        finally:
+            over.set()
+        for task in asking:
+            task.result()
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_database_that_hangs_within_a_statement(
+    server: Server, lasting: Service, request_: Callable[[httpx2.Client], httpx2.Response]
+) -> None:
+    """A request is answered in time though its statement, in a transaction or not, never ends."""
+    client, url, _ = lasting
+    before = execute(server.of_superuser(url), "SELECT count(*) FROM notes")
+    with ThreadPoolExecutor() as threads:
+        with locked(server.of_superuser(url)):
+            asked = threads.submit(request_, client)
+            poll(lambda: server.execute(WAITING) == 1)
+            with server.hanging():
+                answer = asked.result()
+        assert answer.status_code == 503
+        assert request_(client).status_code == 200
+        check_whole(client, server, url)
+    after = execute(server.of_superuser(url), "SELECT count(*) FROM notes")
+    assert after - before == (request_ is not read)
+
+
+def test_termination_while_the_database_hangs(server: Server, tmp_path: Path) -> None:
+    """SIGTERM ends a service whose database hangs, and its requests are answered with 503."""
+    url = server.new_database()
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with (
+        ThreadPoolExecutor() as threads,
+        httpx2.Client(base_url=address, timeout=15) as client,
+        process(uvicorn(port), port, tmp_path / "log", SMALL | {"DATABASE_URL": url}) as service,
+    ):
+        check_whole(client, server, url)
+        with server.hanging():
+            asked = [threads.submit(request, client) for request in REQUESTS]
+            poll(lambda: in_use(client) == POOL)
+            service.terminate()
+            service.wait(20)
+            assert [task.result().status_code for task in asked] == [503] * len(REQUESTS)
+    assert "Traceback" not in (tmp_path / "log").read_text()

@@ -1,0 +1,195 @@
+"""Connections to PostgreSQL that are lost: reads are tried once more, writes never are."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from typing import NamedTuple
+
+import httpx2
+import pytest
+
+from tests.support.clusters import connections, locked, poll
+from tests.support.databases import NewDatabase, clear, execute
+from tests.support.proxies import Proxy
+from tests.support.servers import running
+
+
+class Service(NamedTuple):
+    """A service with one connection to its database, through a proxy."""
+
+    client: httpx2.Client
+    proxy: Proxy
+    database_url: str
+
+    def texts(self) -> list[str]:
+        """The texts of the notes that are stored."""
+        sql = "SELECT coalesce(array_agg(text ORDER BY text), '{}') FROM notes"
+        return list(execute(self.database_url, sql))
+
+
+@pytest.fixture(scope="module")
+def shared(
+    new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    url = new_database("postgresql")
+    log = tmp_path_factory.mktemp("service") / "log"
+    with ExitStack() as stack:
+        proxy = stack.enter_context(closing(Proxy(url)))
+        address = stack.enter_context(running(proxy.url, log, DATABASE_POOL_MAX="1"))
+        client = stack.enter_context(httpx2.Client(base_url=address, timeout=20))
+        yield Service(client, proxy, url)
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+def service(shared: Service) -> Service:
+    """The service, with two notes."""
+    clear(shared.database_url)
+    execute(
+        shared.database_url,
+        "INSERT INTO notes (text, completed) VALUES ('old', true), ('old', true)",
+    )
+    return shared
+
+
+Write = Callable[[httpx2.Client, int, str], httpx2.Response]
+
+
+def create(client: httpx2.Client, note_id: int, text: str) -> httpx2.Response:
+    return client.post("/notes/", json={"text": text, "completed": True})
+
+
+def create_once(client: httpx2.Client, note_id: int, text: str) -> httpx2.Response:
+    headers = {"idempotency-key": f"{text}-{note_id}"}
+    return client.post("/notes/", json={"text": text, "completed": True}, headers=headers)
+
+
+def create_batch(client: httpx2.Client, note_id: int, text: str) -> httpx2.Response:
+    return client.post("/notes/batch", json=[{"text": text, "completed": True}] * 2)
+
+
+def create_batch_once(client: httpx2.Client, note_id: int, text: str) -> httpx2.Response:
+    headers = {"idempotency-key": f"batch-{text}-{note_id}"}
+    batch = [{"text": text, "completed": True}] * 2
+    return client.post("/notes/batch", json=batch, headers=headers)
+
+
+def replace(client: httpx2.Client, note_id: int, text: str) -> httpx2.Response:
+    return client.put(f"/notes/{note_id}", json={"text": text, "completed": True})
+
+
+def change(client: httpx2.Client, note_id: int, text: str) -> httpx2.Response:
+    return client.patch(f"/notes/{note_id}", json={"text": text})
+
+
+def change_if_there(client: httpx2.Client, note_id: int, text: str) -> httpx2.Response:
+    headers = {"if-match": "*"}
+    return client.patch(f"/notes/{note_id}", json={"text": text}, headers=headers)
+
+
+def delete(client: httpx2.Client, note_id: int, text: str) -> httpx2.Response:
+    return client.delete(f"/notes/{note_id}")
+
+
+@pytest.mark.parametrize(
+    ("write", "marker", "texts"),
+    [
+        (create, b"new", ["new", "old", "old", "other"]),
+        (create_batch, b"new", ["new", "new", "old", "old", "other", "other"]),
+        (create_once, b"COMMIT", ["new", "old", "old", "other"]),
+        (create_batch_once, b"COMMIT", ["new", "new", "old", "old", "other", "other"]),
+        (replace, b"new", ["new", "other"]),
+        (change, b"new", ["new", "other"]),
+        (change_if_there, b"new", ["new", "other"]),
+        (delete, b"", []),
+    ],
+)
+def test_a_write_is_never_tried_again(
+    service: Service, write: Write, marker: bytes, texts: list[str]
+) -> None:
+    """A write that was carried out, and whose answer was lost, is a 503 and carried out once."""
+    client, proxy, _ = service
+    # From here on the statement is prepared, so that the next one is carried out by one message.
+    assert write(client, 2, "other").status_code in (200, 204)
+    proxy.lose_answers(1, marker)
+    answer = write(client, 1, "new")
+    assert answer.status_code == 503, answer.text
+    assert int(answer.headers["retry-after"]) > 0
+    assert service.texts() == texts
+
+
+@pytest.mark.parametrize("write", [create_once, create_batch_once])
+@pytest.mark.parametrize(("marker", "stored"), [(b"BEGIN", False), (b"COMMIT", True)])
+def test_a_retry_with_the_same_key_after_a_lost_answer(
+    service: Service, write: Write, marker: bytes, stored: bool
+) -> None:
+    """A retry with the same key stores nothing twice, whichever answer of PostgreSQL was lost."""
+    client, proxy, _ = service
+    assert write(client, 2, "other").status_code == 200
+    before = service.texts()
+    proxy.lose_answers(1, marker)
+    assert write(client, 1, "new").status_code == 503
+    assert ("new" in service.texts()) == stored
+    answers = [write(client, 1, "new") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].content == answers[1].content
+    assert len(service.texts()) == len(before) + (1 if write is create_once else 2)
+
+
+READS = (
+    "/notes/",
+    "/notes/?limit=1",
+    "/notes/?q=OL&completed=true&order=desc",
+    "/notes/1",
+    "/health/ready",
+)
+
+
+@pytest.mark.parametrize("path", READS)
+def test_a_read_is_tried_once_more(service: Service, path: str) -> None:
+    """A read whose connection was lost in the middle is answered; one that loses two is a 503."""
+    client, proxy, _ = service
+    before = client.get(path)
+    assert before.status_code == 200
+    proxy.lose_answers(1)
+    answer = client.get(path)
+    assert (answer.status_code, answer.content) == (200, before.content)
+    proxy.lose_answers(2)
+    assert client.get(path).status_code == 503
+    assert client.get(path).content == before.content
+
+
+WAITING = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+def test_a_server_that_ends_a_connection(service: Service) -> None:
+    """A read whose connection is terminated while it waits is answered; a write is a 503."""
+    client, _, url = service
+    for ask, status in (
+        (lambda: client.get("/notes/"), 200),
+        (lambda: create(client, 1, "new"), 503),
+        (lambda: change(client, 1, "new"), 503),
+        (lambda: create_once(client, 1, "new"), 503),
+    ):
+        with ThreadPoolExecutor() as threads, connections(url) as (run,):
+            with locked(url):
+                asking = threads.submit(ask)
+                poll(lambda: run(f"SELECT count(*) {WAITING}") == 1)
+                assert run(f"SELECT bool_and(pg_terminate_backend(pid)) {WAITING}")
+                # A read waits again, on another connection.
+                poll(lambda: asking.done() or run(f"SELECT count(*) {WAITING}") == 1)  # noqa: B023
+            assert asking.result().status_code == status
+        assert service.texts() == ["old", "old"]
+
+
+def test_a_connection_that_was_lost_in_silence(service: Service) -> None:
+    """A connection that nobody told the service is dead fails a write, and no read."""
+    client, proxy, _ = service
+    for write in (create, create_once, replace):
+        assert client.get("/notes/").status_code == 200
+        proxy.forget()
+        assert write(client, 1, "new").status_code == 503
+        assert service.texts() == ["old", "old"]
+        assert client.get("/notes/").status_code == 200
+        proxy.forget()
+        assert len(client.get("/notes/").json()) == 2

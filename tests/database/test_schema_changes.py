@@ -1,0 +1,142 @@
+"""Tables that are altered while the service serves: no request notices."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.clusters import connections, poll
+from tests.support.databases import NewDatabase, execute
+from tests.support.servers import running
+
+# Each changes what PostgreSQL's prepared statements give, or what they mean.
+CHANGES = (
+    "ALTER TABLE notes ALTER text TYPE varchar(1000)",
+    "ALTER TABLE notes ALTER text TYPE text",
+    "ALTER TABLE notes ADD other integer DEFAULT 7",
+    "ALTER TABLE notes ALTER text TYPE varchar",
+    "ALTER TABLE notes DROP other",
+    "ALTER TABLE idempotency_keys ALTER response TYPE text, ALTER fingerprint TYPE text",
+    "ALTER TABLE idempotency_keys ALTER response TYPE varchar, ALTER fingerprint TYPE varchar",
+)
+
+_numbers = itertools.count()
+
+
+def create(client: httpx2.Client) -> httpx2.Response:
+    return client.post("/notes/", json={"text": f"one {next(_numbers)}", "completed": True})
+
+
+def create_once(client: httpx2.Client) -> httpx2.Response:
+    """Two requests with one key, which have one answer."""
+    number = next(_numbers)
+    note = {"text": f"keyed {number}", "completed": False}
+    headers = {"idempotency-key": f"key-{number}"}
+    stored = client.post("/notes/", json=note, headers=headers)
+    if stored.status_code != 200:
+        return stored
+    again = client.post("/notes/", json=note, headers=headers)
+    assert again.status_code != 200 or again.json() == stored.json()
+    return again
+
+
+def create_batch(client: httpx2.Client) -> httpx2.Response:
+    number = next(_numbers)
+    texts = [f"batch {number} {letter}" for letter in "ab"]
+    batch = [{"text": text, "completed": True} for text in texts]
+    return client.post("/notes/batch", json=batch)
+
+
+def search(client: httpx2.Client) -> httpx2.Response:
+    return client.get("/notes/", params={"q": "first", "limit": next(_numbers) % 9 + 1})
+
+
+def list_some(client: httpx2.Client) -> httpx2.Response:
+    return client.get("/notes/", params={"limit": next(_numbers) % 9 + 1})
+
+
+def read(client: httpx2.Client) -> httpx2.Response:
+    return client.get("/notes/1")
+
+
+def change(client: httpx2.Client) -> httpx2.Response:
+    return client.patch("/notes/1", json={"completed": next(_numbers) % 2 == 0})
+
+
+def change_if_unchanged(client: httpx2.Client) -> httpx2.Response:
+    return client.put(
+        "/notes/2", json={"text": "first 2", "completed": True}, headers={"if-match": "*"}
+    )
+
+
+REQUESTS = (
+    create,
+    create_once,
+    create_batch,
+    search,
+    list_some,
+    read,
+    change,
+    change_if_unchanged,
+)
+
+
+@pytest.fixture(params=["100", "0"], ids=["prepared", "unprepared"])
+def altered(
+    request: pytest.FixtureRequest, new_database: NewDatabase, tmp_path: Path
+) -> Iterator[tuple[httpx2.Client, str]]:
+    """A service with two notes on a PostgreSQL, with and without prepared statements."""
+    url = new_database("postgresql")
+    log = tmp_path / "log"
+    with (
+        running(url, log, DATABASE_STATEMENT_CACHE=request.param) as service,
+        httpx2.Client(base_url=service, timeout=30) as client,
+    ):
+        for number in (1, 2):
+            note = {"text": f"first {number}", "completed": True}
+            assert client.post("/notes/", json=note).json()["id"] == number
+        yield client, url
+    assert "Traceback" not in log.read_text()
+
+
+def test_altering_tables_between_requests(altered: tuple[httpx2.Client, str]) -> None:
+    """The first request of each kind after each change of a table is answered as before."""
+    client, url = altered
+    for request in REQUESTS:
+        assert request(client).status_code == 200
+        for sql in CHANGES:
+            execute(url, sql)
+            answer = request(client)
+            assert answer.status_code == 200, f"{sql}: {answer.text}"
+
+
+def test_altering_tables_under_load(altered: tuple[httpx2.Client, str]) -> None:
+    """Clients of a table that is altered time and again get only good answers, each note once."""
+    client, url = altered
+    over = threading.Event()
+    statuses: dict[Callable[..., httpx2.Response], list[int]] = {kind: [] for kind in REQUESTS}
+
+    def ask(kind: Callable[[httpx2.Client], httpx2.Response]) -> None:
+        while not over.is_set():
+            statuses[kind].append(kind(client).status_code)
+
+    with connections(url) as (run,), ThreadPoolExecutor(len(REQUESTS)) as threads:
+        asking = [threads.submit(ask, kind) for kind in REQUESTS]
+        try:
+            for sql in CHANGES * 5:
+                before = {kind: len(found) for kind, found in statuses.items()}
+                run(sql)
+                poll(lambda before=before: all(len(statuses[k]) > before[k] for k in REQUESTS))  # type: ignore[misc]
+        finally:
+            over.set()
+        for task in asking:
+            task.result()
+    assert {status for found in statuses.values() for status in found} == {200}
+    counts = "SELECT count(*) - count(DISTINCT text) FROM notes"
+    assert execute(url, counts) == 0
+    stored = len(statuses[create]) + len(statuses[create_once]) + 2 * len(statuses[create_batch])
+    assert execute(url, "SELECT count(*) FROM notes") == stored + 2

@@ -1,0 +1,124 @@
+"""What the service and the commands do about a SQLite file that can't be used at the start."""
+
+import itertools
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import httpx2
+
+from tests.support.databases import ROOT, NewDatabase, environment
+from tests.support.servers import free_port, running, uvicorn
+
+# Leaves so many files that may still be opened to what opens the database.
+LIMITED = """
+import os, resource
+from contextlib import asynccontextmanager
+
+inner = {module}.connected
+
+@asynccontextmanager
+async def connected():
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    while (lowest := os.open(os.devnull, os.O_RDONLY)) <= highest:
+        pass
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {spare},) * 2)
+    async with inner():
+        yield
+
+{module}.connected = connected
+"""
+SERVE = """
+import uvicorn, service.app
+uvicorn.run("service.app:app", port={port}, http="service.protocol:Protocol")
+"""
+OPERATE = """
+service.__main__.main(["users", "list"], prog_name="python -m service")
+"""
+
+
+def run(code: str, database_url: str) -> subprocess.CompletedProcess[str]:
+    """Ends with TimeoutExpired if the process doesn't end."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database_url),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def errors(stderr: str) -> list[str]:
+    """What uvicorn says beside its steps."""
+    return [line for line in stderr.splitlines() if not line.startswith("INFO:")]
+
+
+def test_a_service_that_can_not_open_its_file(new_database: NewDatabase) -> None:
+    """The service ends whichever of its connections fails to open, and says why in one line."""
+    url = new_database("sqlite")
+    for spare in itertools.count():
+        limited = "import service.app\n" + LIMITED.format(module="service.app", spare=spare)
+        result = run(limited + SERVE.format(port=free_port()), url)
+        if "Application startup complete." in result.stderr:
+            break
+        assert result.returncode == 3
+        assert errors(result.stderr) == [
+            "ERROR:    The database can't be used: unable to open database file",
+            "ERROR:    Application startup failed. Exiting.",
+        ]
+    # Two connections, with a write-ahead log each.
+    assert spare >= 4
+
+
+def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None:
+    """A command ends whichever of its connections fails to open, and says why in one line."""
+    url = new_database("sqlite")
+    for spare in itertools.count():
+        module = "service.__main__"
+        limited = f"import {module}\n" + LIMITED.format(module=module, spare=spare)
+        result = run(limited + OPERATE, url)
+        if result.returncode == 0:
+            break
+        assert result.returncode == 1
+        assert result.stderr == "Error: The database can't be used: unable to open database file\n"
+    assert spare >= 4
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    """A file that holds something else ends the service in one line, and is left as it is."""
+    file = tmp_path / "notes.db"
+    content = b"no database" * 100
+    file.write_bytes(content)
+    result = subprocess.run(
+        uvicorn(free_port()),
+        cwd=ROOT,
+        env=environment(DATABASE_URL=f"sqlite:///{file}"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.returncode == 3
+    assert errors(result.stderr) == [
+        "ERROR:    The database can't be used: file is not a database",
+        "ERROR:    Application startup failed. Exiting.",
+    ]
+    assert file.read_bytes() == content
+
+
+def test_a_file_that_is_locked(new_database: NewDatabase, tmp_path: Path) -> None:
+    """The service starts while another program keeps the file to itself, and serves afterwards."""
+    url = new_database("sqlite")
+    timeout = {"DATABASE_STATEMENT_TIMEOUT": "0.1"}
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("DELETE FROM notes")
+        with running(url, tmp_path / "log", **timeout) as service:
+            assert httpx2.get(f"{service}/notes/").status_code == 503
+            other.close()
+            assert httpx2.get(f"{service}/notes/").json() == []

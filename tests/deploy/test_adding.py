@@ -1,0 +1,157 @@
+"""README's recipes for those who build on the service, carried out in a copy of the project."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.conftest import KINDS
+from tests.support import databases
+from tests.support.databases import ROOT, environment
+from tests.support.servers import free_port, process, uvicorn
+
+TABLE_END = '    sqlalchemy.Index("notes_completed"'
+COLUMNS = """\
+    sqlalchemy.Column("author", sqlalchemy.String, nullable=False, server_default="nobody"),
+    sqlalchemy.Column("priority", sqlalchemy.Integer, nullable=False, server_default="3"),
+    sqlalchemy.Column("due", sqlalchemy.Date),
+    sqlalchemy.Column("remark", sqlalchemy.String),
+"""
+SCHEMA_END = "    completed = Boolean(required=True)\n"
+FIELDS = """\
+    author = Text(load_default="nobody")
+    priority = Integer(load_default=3)
+    due = Date(load_default=None)
+    remark = Text(load_default=None)
+"""
+OLD = {"text": "old", "completed": False}
+DEFAULTS = {"author": "nobody", "priority": 3, "due": None, "remark": None}
+NEW = {
+    "text": "Straße",
+    "completed": True,
+    "author": "Zoë",
+    "priority": -7,
+    "due": "2026-02-28",
+    "remark": "",
+}
+
+
+def copy_project(folder: Path) -> Path:
+    """Copies all that migrating and serving need."""
+    for name in ("service", "alembic"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "alembic.ini", folder)
+    return folder
+
+
+def edit(file: Path, before: str, new: str) -> None:
+    """Puts lines in front of others."""
+    text = file.read_text()
+    assert text.count(before) == 1
+    file.write_text(text.replace(before, new + before))
+
+
+def alembic(copy: Path, database_url: str, *arguments: str) -> None:
+    variables = environment(DATABASE_URL=database_url)
+    command = [sys.executable, "-m", "alembic", *arguments]
+    result = subprocess.run(command, cwd=copy, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def client(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: databases.NewDatabase,
+) -> Iterator[httpx2.Client]:
+    """The service with four more fields of notes, on a database that holds a note already."""
+    tmp_path = tmp_path_factory.mktemp("adding")
+    copy = copy_project(tmp_path / "copy")
+    url = new_database(request.param)
+    databases.execute(url, "INSERT INTO notes (text, completed) VALUES ('old', false)")
+    edit(copy / "service/tables.py", TABLE_END, COLUMNS)
+    alembic(copy, url, "revision", "--autogenerate", "-m", "more of a note")
+    edit(copy / "service/notes/schemas.py", "\n\nclass Note(NoteIn)", FIELDS)
+    schemas = copy / "service/notes/schemas.py"
+    schemas.write_text(schemas.read_text().replace("Choice,", "Choice, Date,"))
+    alembic(copy, url, "upgrade", "head")
+    alembic(copy, url, "check")
+    port = free_port()
+    variables = {"DATABASE_URL": url}
+    with (
+        process(uvicorn(port), port, tmp_path / "log", variables, cwd=copy),
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        yield client
+
+
+def test_a_field_is_added(client: httpx2.Client) -> None:
+    """After README's steps every operation has the new fields, on notes old and new."""
+    assert client.get("/health/ready").status_code == 200
+    old = {"id": 1, **OLD, **DEFAULTS}
+    assert client.get("/notes/1").json() == old
+
+    created = client.post("/notes/", json=NEW)
+    assert created.json() == {"id": 2, **NEW}
+    assert list(created.json()) == ["id", *OLD, *DEFAULTS]
+    assert client.post("/notes/", json=OLD).json() == {"id": 3, **OLD, **DEFAULTS}
+    key = {"idempotency-key": "k"}
+    batch = [client.post("/notes/batch", json=[NEW, OLD], headers=key) for _ in range(2)]
+    assert batch[0].json() == [{"id": 4, **NEW}, {"id": 5, **OLD, **DEFAULTS}]
+    assert batch[1].json() == batch[0].json()
+    assert client.get("/notes/").json()[:2] == [old, {"id": 2, **NEW}]
+    assert [note["id"] for note in client.get("/notes/?q=STRASSE").json()] == [2, 4]
+
+    due = {"due": "2027-12-31"}
+    condition = {"if-match": client.get("/notes/2").headers["etag"]}
+    assert client.patch("/notes/2", json=due, headers=condition).json() == {"id": 2, **NEW, **due}
+    assert client.patch("/notes/2", json={"due": None}, headers=condition).status_code == 412
+    nothing = {"due": None, "remark": None}
+    assert client.patch("/notes/2", json=nothing).json() == {"id": 2, **NEW, **nothing}
+    assert client.patch("/notes/2", json={}).json() == {"id": 2, **NEW, **nothing}
+    condition = {"if-match": client.get("/notes/2").headers["etag"]}
+    assert client.put("/notes/2", json=OLD, headers=condition).json()["author"] == "nobody"
+    condition = {"if-match": client.get("/notes/4").headers["etag"]}
+    assert client.delete("/notes/4", headers=condition).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("author", None, "string_type"),
+        ("priority", 1.5, "int_from_float"),
+        ("priority", "x", "int_parsing"),
+        ("priority", None, "int_type"),
+        ("priority", 2**31, "less_than_equal"),
+        ("due", "2026-02-30", "date_parsing"),
+        ("due", 7, "date_type"),
+        ("remark", 7, "string_type"),
+        ("remark", "\0", "string_nul"),
+    ],
+)
+def test_bad_values_of_new_fields(
+    client: httpx2.Client, field: str, value: object, kind: str
+) -> None:
+    """What a new field can't be is told as for the fields that were there."""
+    for answer in (
+        client.post("/notes/", json={**NEW, field: value}),
+        client.patch("/notes/1", json={field: value}),
+    ):
+        assert answer.status_code == 422
+        (error,) = answer.json()["detail"]
+        assert (error["type"], error["loc"]) == (kind, ["body", field])
+
+
+def test_the_document_has_new_fields(client: httpx2.Client) -> None:
+    """The OpenAPI document follows the schema."""
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("NoteIn", "NotePatch", "Note"):
+        fields = schemas[name]["properties"]
+        assert fields["priority"]["type"] == "integer"
+        assert (fields["due"]["type"], fields["due"]["format"]) == (["string", "null"], "date")
+        assert fields["remark"]["type"] == ["string", "null"]
+    assert set(schemas["NoteIn"]["required"]) == {"text", "completed"}

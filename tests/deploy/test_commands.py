@@ -1,0 +1,131 @@
+"""The commands of whoever operates the service."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.databases import ROOT, NewDatabase, environment, execute
+from tests.support.operating import operate
+from tests.support.servers import free_port
+
+TOKEN = re.compile(r"notes_[A-Za-z0-9_-]{43}\n")
+
+
+def users(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return operate(database_url, "users", *arguments)
+
+
+def test_users_are_operated(database_url: str) -> None:
+    """Users are added, listed, deactivated, activated, given other tokens and removed."""
+    tokens = set()
+    for name in ("bob", "Alice"):
+        added = users(database_url, "add", name)
+        assert (added.returncode, added.stderr) == (0, "")
+        assert TOKEN.fullmatch(added.stdout)
+        tokens.add(added.stdout)
+
+    assert users(database_url, "deactivate", "BOB").returncode == 0
+    listed = users(database_url, "list")
+    time = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+    assert re.fullmatch(f"alice\tactive\t{time}\nbob\tdeactivated\t{time}\n", listed.stdout)
+    assert users(database_url, "activate", "bob").returncode == 0
+    assert "deactivated" not in users(database_url, "list").stdout
+
+    rotated = users(database_url, "rotate", "bob")
+    assert TOKEN.fullmatch(rotated.stdout)
+    assert len(tokens | {rotated.stdout}) == 3
+    assert not any(token.strip() in users(database_url, "list").stdout for token in tokens)
+
+    removed = users(database_url, "remove", "BOB")
+    assert (removed.returncode, removed.stdout, removed.stderr) == (0, "", "")
+    assert re.fullmatch(f"alice\tactive\t{time}\n", users(database_url, "list").stdout)
+    assert users(database_url, "remove", "bob").stderr == "Error: There is no user bob.\n"
+    assert TOKEN.fullmatch(users(database_url, "add", "bob").stdout)
+
+
+def test_nothing_to_do(database_url: str) -> None:
+    """A name that is taken or unknown is an error of one line, and changes nothing."""
+    users(database_url, "add", "bob")
+    before = users(database_url, "list").stdout
+    again = users(database_url, "add", "BOB")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr == "Error: There is a user bob already.\n"
+    for command in ("deactivate", "activate", "rotate", "remove"):
+        unknown = users(database_url, command, "carol")
+        assert (unknown.returncode, unknown.stdout) == (1, "")
+        assert unknown.stderr == "Error: There is no user carol.\n"
+    assert users(database_url, "list").stdout == before
+
+
+@pytest.mark.parametrize("name", ["", "a b", "é", "\u212aelvin", "a" * 65, "bob\n", "a/b"])
+def test_no_username(new_database: NewDatabase, name: str) -> None:
+    """What can't be a username is an error of usage that says what can."""
+    result = users(new_database("sqlite"), "add", name)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "1 to 64 of a-z, 0-9, dot, underscore and hyphen" in result.stderr
+
+
+def test_help_suffices() -> None:
+    """`--help` names every command and says what it does."""
+    text = operate("sqlite:///notes.db", "--help").stdout + users("sqlite:///x.db", "--help").stdout
+    for command in ("users", "add", "list", "deactivate", "activate", "rotate", "remove"):
+        assert re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["list", "add"])
+def test_a_database_in_trouble(new_database: NewDatabase, command: str) -> None:
+    """A database that is away or not migrated is one line that says so."""
+    arguments = [command, "bob"][: 1 + (command == "add")]
+    away = users(f"postgresql://nobody@127.0.0.1:{free_port()}/notes", *arguments)
+    assert away.returncode == 1
+    assert re.fullmatch(r"Error: The database is unavailable: \w+\n", away.stderr)
+    empty = new_database("postgresql")
+    execute(empty, "DROP TABLE users")
+    missing = users(empty, *arguments)
+    assert missing.returncode == 1
+    assert missing.stderr == "Error: The database is not migrated: UndefinedTableError\n"
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    """A file that isn't there is not made, and one that holds something else is left as it is."""
+    file = tmp_path / "notes.db"
+    for content in (None, b"no database" * 100):
+        if content:
+            file.write_bytes(content)
+        for arguments in (["list"], ["add", "bob"]):
+            result = users(f"sqlite:///{file}", *arguments)
+            assert (result.returncode, result.stdout) == (1, "")
+            said = "The database can't be used: .+" if content else f"There is no file {file}."
+            assert re.fullmatch(f"Error: {said}\n", result.stderr)
+        assert (file.read_bytes() if file.exists() else None) == content
+
+
+@pytest.mark.parametrize("command", ["add", "rotate"])
+def test_a_token_that_cannot_be_printed(new_database: NewDatabase, command: str) -> None:
+    """Where nobody could read the token, the command says that there is one and what to do."""
+    database_url = new_database("sqlite")
+    if command == "rotate":
+        users(database_url, "add", "bob")
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "service", "users", command, "bob"],
+            cwd=ROOT,
+            env=environment(DATABASE_URL=database_url),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: bob has a new token, which could not be printed")
+    assert users(database_url, "rotate", "bob").returncode == 0
+
+
+def test_commands_need_no_web_framework() -> None:
+    """The commands, and what can be done with users, are imported without Starlette."""
+    code = (
+        "import sys, service.__main__;sys.exit(bool({'starlette', 'uvicorn'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

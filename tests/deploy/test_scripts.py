@@ -1,0 +1,279 @@
+"""The newcomer's way: the repository's files, an empty environment and scripts/run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import pytest
+
+from tests.support.databases import ROOT
+from tests.support.servers import free_port, wait_until_listening
+
+# What a machine may need to reach its package index, besides PIP_* and *_PROXY.
+NEEDED = ("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+
+NOTE = {"text": "First", "completed": True}
+
+
+class Newcomer(NamedTuple):
+    """A project after its first run, and what was answered to its first note."""
+
+    folder: Path
+    answer: dict[str, Any]
+
+
+def copy_repository(folder: Path) -> Path:
+    """Copies what a clone of the working tree would hold: no ignored files, no .venv."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    names = [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def bare_environment(**variables: str) -> dict[str, str]:
+    def passes(name: str) -> bool:
+        return name in NEEDED or name.startswith("PIP_") or name.upper().endswith("_PROXY")
+
+    return {name: os.environ[name] for name in os.environ if passes(name)} | variables
+
+
+def wait_until_installed(process: subprocess.Popen[bytes], folder: Path, log: Path) -> None:
+    for _ in range(6000):
+        if (folder / ".venv/installed/requirements.txt").exists():
+            return
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+@contextmanager
+def scripts_run(folder: Path, log: Path, port: int, **variables: str) -> Iterator[httpx2.Client]:
+    """Runs scripts/run until the block ends, and yields a client of what serves on the port."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [folder / "scripts/run"],
+            env=bare_environment(**variables),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until_installed(process, folder, log)
+        wait_until_listening(process, port, log)
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield client
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
+    """Clones, runs, posts a note and stops; from then on nothing can be installed any more."""
+    folder = copy_repository(tmp_path_factory.mktemp("clone"))
+    log = tmp_path_factory.mktemp("log") / "run.log"
+    port = free_port()
+    with scripts_run(folder, log, port, PORT=str(port)) as client:
+        answer = client.post("/notes/", json=NOTE).json()
+    (folder / ".venv/bin/pip").write_text("#!/bin/sh\nexit 1\n")
+    return Newcomer(folder, answer)
+
+
+@pytest.fixture
+def env_file(newcomer: Newcomer) -> Iterator[Path]:
+    """The project's .env, gone again after the test."""
+    path = newcomer.folder / ".env"
+    yield path
+    path.unlink()
+
+
+def fake_python(path: Path, version: tuple[int, int, int]) -> Path:
+    """An interpreter that takes itself for another version."""
+    pretend = f"import sys; sys.version_info = {version}; exec(sys.argv[1])"
+    path.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{pretend}' \"$2\"\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_first_run_installs_migrates_and_serves(newcomer: Newcomer) -> None:
+    """One command takes a fresh clone to a service that stores notes in notes.db."""
+    assert newcomer.answer == {"id": 1, **NOTE}
+    assert (newcomer.folder / "notes.db").is_file()
+
+
+def test_first_run_leaves_out_development_requirements(newcomer: Newcomer) -> None:
+    """Running the service installs nothing that only its tests need."""
+    commands = {path.name for path in (newcomer.folder / ".venv/bin").iterdir()}
+
+    assert {"alembic", "uvicorn"} <= commands
+    assert not {"mypy", "pytest", "ruff"} & commands
+
+
+def test_second_run_keeps_notes_and_installs_nothing(newcomer: Newcomer, tmp_path: Path) -> None:
+    """Notes survive a restart, and a restart needs no package index."""
+    port = free_port()
+    with scripts_run(newcomer.folder, tmp_path / "log", port, PORT=str(port)) as client:
+        assert client.get("/notes/").json() == [newcomer.answer]
+
+
+def test_changed_requirements_are_installed(newcomer: Newcomer) -> None:
+    """Requirements that changed are installed before the service runs; pip's failure ends it."""
+    requirements = newcomer.folder / "requirements.txt"
+    installed = newcomer.folder / ".venv/installed"
+    original = requirements.read_text()
+    requirements.write_text(original + "# changed\n")
+    try:
+        result = subprocess.run(
+            [newcomer.folder / "scripts/run"],
+            env=bare_environment(),
+            capture_output=True,
+            timeout=60,
+        )
+    finally:
+        requirements.write_text(original)
+        failed = not installed.exists()
+        installed.mkdir(exist_ok=True)
+        shutil.copy(requirements, installed)
+
+    assert result.returncode != 0
+    assert failed
+
+
+def test_variables_are_honoured(newcomer: Newcomer, tmp_path: Path) -> None:
+    """HOST, PORT and DATABASE_URL of the environment decide where the service is and stores."""
+    port = free_port()
+    log = tmp_path / "log"
+    variables = {
+        "HOST": "localhost",
+        "PORT": str(port),
+        "DATABASE_URL": f"sqlite:///{tmp_path}/other.db",
+    }
+    with scripts_run(newcomer.folder, log, port, **variables) as client:
+        assert client.get("/notes/").json() == []
+
+    assert f"http://localhost:{port} " in log.read_text()
+    assert (tmp_path / "other.db").is_file()
+
+
+def test_env_file_is_read(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
+    """Variables of .env are the service's settings."""
+    port = free_port()
+    log = tmp_path / "log"
+    env_file.write_text(
+        f"# Comment\nHOST=localhost\nPORT={port}\nDATABASE_URL=sqlite:///{tmp_path}/env.db\n"
+    )
+    with scripts_run(newcomer.folder, log, port) as client:
+        assert client.get("/notes/").json() == []
+
+    assert f"http://localhost:{port} " in log.read_text()
+    assert (tmp_path / "env.db").is_file()
+
+
+def test_environment_wins_over_env_file(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
+    """A variable that is set already keeps its value, whatever characters are in it."""
+    port = free_port()
+    folder = tmp_path / 'it\'s $HOME; "quoted"'
+    folder.mkdir()
+    env_file.write_text(f"PORT=1\nDATABASE_URL=sqlite:///{tmp_path}/env.db\n")
+    variables = {"PORT": str(port), "DATABASE_URL": f"sqlite:///{folder}/notes.db"}
+    with scripts_run(newcomer.folder, tmp_path / "log", port, **variables) as client:
+        assert client.get("/notes/").json() == []
+
+    assert (folder / "notes.db").is_file()
+    assert not (tmp_path / "env.db").exists()
+
+
+def test_env_example_is_the_defaults(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
+    """A copy of .env.example changes nothing about the notes that are served."""
+    port = free_port()
+    shutil.copy(newcomer.folder / ".env.example", env_file)
+    with scripts_run(newcomer.folder, tmp_path / "log", port, PORT=str(port)) as client:
+        assert client.get("/notes/").json() == [newcomer.answer]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("WEB_CONCURRENCY", "x"), ("CORS_ORIGINS", "a.example"), ("HOST", "..")]
+)
+def test_nonsense_is_refused(newcomer: Newcomer, tmp_path: Path, name: str, value: str) -> None:
+    """A value that can't be used ends the run with one line, before anything is migrated."""
+    database = tmp_path / "notes.db"
+    result = subprocess.run(
+        [newcomer.folder / "scripts/run"],
+        env=bare_environment(DATABASE_URL=f"sqlite:///{database}", **{name: value}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert result.returncode != 0
+    assert re.fullmatch(f"Configuration: .*{name}.*\n", result.stderr)
+    assert not database.exists()
+
+
+def test_empty_variables_are_defaults(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
+    """Variables of .env that are left empty count as not set."""
+    port = free_port()
+    names = ("HOST", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "MAX_REQUESTS")
+    env_file.write_text("".join(f"{name}=\n" for name in names))
+    with scripts_run(newcomer.folder, tmp_path / "log", port, PORT=str(port)) as client:
+        headers = {"x-forwarded-proto": "https"}
+        assert client.get("/notes", headers=headers).headers["location"].startswith("https://")
+
+
+def test_a_database_that_is_away_ends_the_run(newcomer: Newcomer) -> None:
+    """With the database away, the script ends with one line, without the password."""
+    url = f"postgresql://bob:s3cr3t@127.0.0.1:{free_port()}/notes"
+    result = subprocess.run(
+        [newcomer.folder / "scripts/run"],
+        env=bare_environment(DATABASE_URL=url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert result.returncode != 0
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Database {url.replace('s3cr3t', '***')}: ")
+
+
+def test_old_python_is_refused(tmp_path: Path) -> None:
+    """An interpreter older than 3.11 gives one line that says what to do, and nothing is made."""
+    folder = copy_repository(tmp_path / "clone")
+    python = fake_python(tmp_path / "python3.10", (3, 10, 19))
+
+    result = subprocess.run(
+        [folder / "scripts/run"],
+        env=bare_environment(PYTHON=str(python)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == (
+        "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3.11\n"
+    )
+    assert not (folder / ".venv").exists()

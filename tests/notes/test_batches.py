@@ -1,0 +1,253 @@
+"""Batches: many notes with one request, all of them or none."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+from starlette.testclient import TestClient
+
+from tests.conftest import KINDS
+from tests.support import databases
+from tests.support.servers import running
+
+JSON = {"content-type": "application/json"}
+
+
+class NoteIn(BaseModel):
+    """A note as FastAPI reads it."""
+
+    text: str
+    completed: bool
+
+
+oracle = FastAPI()
+
+
+@oracle.post("/notes/batch")
+async def create_notes(
+    notes: Annotated[list[NoteIn], Field(min_length=1, max_length=1000)],
+) -> list[NoteIn]:
+    """What FastAPI makes of a batch."""
+    return notes
+
+
+@pytest.fixture(scope="module")
+def twin() -> Iterator[TestClient]:
+    """A client of the oracle."""
+    with TestClient(oracle, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def service(
+    request: pytest.FixtureRequest,
+    new_database: databases.NewDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[httpx2.Client]:
+    """A client of the service, on a database of each kind in turn."""
+    log = tmp_path_factory.mktemp("batches") / "service.log"
+    with (
+        running(new_database(request.param), log) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        yield client
+
+
+def last_id(service: httpx2.Client) -> int:
+    """The greatest id that there is; 0 where there is none."""
+    notes = service.get("/notes/?order=desc&limit=1").json()
+    return int(notes[0]["id"]) if notes else 0
+
+
+def note(number: int) -> dict[str, Any]:
+    return {"text": f"{number}", "completed": number % 3 == 0}
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_a_batch_is_stored_in_its_order(service: httpx2.Client, count: int) -> None:
+    """The answer has the notes in the order sent, with rising ids, and the listing has them too."""
+    before = last_id(service)
+    # Neither their texts nor anything else about them puts them in order.
+    notes = [note(number * 7919 % count) for number in range(count)]
+    answer = service.post("/notes/batch", json=notes)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    stored = answer.json()
+    assert [list(item) for item in stored] == [["id", "text", "completed"]] * count
+    assert [{name: item[name] for name in ("text", "completed")} for item in stored] == notes
+    assert [item["id"] for item in stored] == sorted({item["id"] for item in stored})
+    assert service.get(f"/notes/?after={before}").json() == stored
+
+
+GOOD = {"text": "a", "completed": True}
+BODIES: list[Any] = [
+    [],
+    {},
+    GOOD,
+    {"notes": [GOOD]},
+    {"0": GOOD},
+    None,
+    1,
+    1.5,
+    True,
+    "text",
+    "[]",
+    [None],
+    [[]],
+    [[GOOD]],
+    [GOOD, 1, GOOD, "x", {}],
+    [{}, {"text": 1}, {"completed": "maybe"}, {"text": None, "completed": None}],
+    [GOOD] * 999 + [{}],
+    [GOOD] * 1001,
+    [GOOD] * 1000 + [{}],
+    [{}] * 1000,
+    [{}] * 1001,
+    [GOOD] * 2500,
+    [1] * 1001,
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_errors_are_those_of_fastapi(
+    service: httpx2.Client, twin: TestClient, body: object
+) -> None:
+    """What is wrong anywhere in an array is told at once, in FastAPI's words, and nothing kept."""
+    before = last_id(service)
+    mine, theirs = (client.post("/notes/batch", json=body) for client in (service, twin))
+    assert (mine.status_code, mine.content) == (422, theirs.content)
+    assert last_id(service) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", "application/json"),
+        (b"[", "application/json"),
+        (b'[{"text":"a","completed":true},]', "application/json"),
+        (b"\xff", "application/json"),
+        (b"[" * 100_000, "application/json"),
+        (b'[{"text":"a","completed":true}]', "text/plain"),
+        (b'[{"text":"a","completed":true}]', ""),
+    ],
+)
+def test_bodies_that_are_no_json(
+    service: httpx2.Client, twin: TestClient, body: bytes, content_type: str
+) -> None:
+    """A body that can't be read is refused as for a single note."""
+    headers = {"content-type": content_type}
+    before = last_id(service)
+    mine, theirs = (
+        client.post("/notes/batch", content=body, headers=headers) for client in (service, twin)
+    )
+    assert (mine.status_code, mine.content) == (theirs.status_code, theirs.content)
+    assert mine.is_client_error
+    assert last_id(service) == before
+
+
+@pytest.mark.parametrize(
+    ("item", "errors"),
+    [
+        (b'{"text":"a\\u0000","completed":true}', [("string_nul", "text", "a\0")]),
+        (b'{"text":"\\ud800","completed":true}', [("string_unicode", "text", "\ufffd")]),
+        (
+            b'{"text":NaN,"completed":Infinity}',
+            [("string_type", "text", None), ("bool_type", "completed", None)],
+        ),
+    ],
+)
+def test_what_the_example_fails_on(
+    service: httpx2.Client, item: bytes, errors: list[tuple[str, str, object]]
+) -> None:
+    """NUL, lone surrogates and what is no number are errors of the item, as for a single note."""
+    before = last_id(service)
+    body = b'[{"text":"a","completed":true},%s]' % item
+    answer = service.post("/notes/batch", content=body, headers=JSON)
+    assert answer.status_code == 422
+    assert [(error["type"], error["loc"], error["input"]) for error in answer.json()["detail"]] == [
+        (kind, ["body", 1, field], value) for kind, field, value in errors
+    ]
+    assert last_id(service) == before
+
+
+def test_bodies_over_the_limit(service: httpx2.Client) -> None:
+    """A batch over MAX_BODY_BYTES is 413, and nothing of it is stored."""
+    before = last_id(service)
+    answer = service.post(
+        "/notes/batch", json=[{"text": "a" * 1_100, "completed": True} for _ in range(1000)]
+    )
+    assert (answer.status_code, answer.json()) == (413, {"detail": "Content Too Large"})
+    assert last_id(service) == before
+
+
+def test_only_post_makes_batches(service: httpx2.Client) -> None:
+    """Any method but POST is refused, as no note has the id `batch`."""
+    for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "PURGE"):
+        assert service.request(method, "/notes/batch", json=[GOOD]).status_code in (404, 405)
+
+
+def test_no_batch_is_torn(service: httpx2.Client) -> None:
+    """The order and the ids of a batch are its own, whatever is stored before and after it."""
+    seen: set[int] = set()
+    for count in (3, 1, 5):
+        stored = service.post("/notes/batch", json=[note(number) for number in range(count)]).json()
+        single = service.post("/notes/", json=GOOD).json()
+        ids = [item["id"] for item in stored] + [single["id"]]
+        assert ids == sorted(ids)
+        assert seen.isdisjoint(ids)
+        seen.update(ids)
+
+
+# Surrogates, NUL and NaN are answered better than by FastAPI, and tested above.
+plain_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-2, 2)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | plain_text
+    | st.sampled_from(["true", "OFF", "y", "maybe", " 1", 1.0, 0.0, 2**63, 1e308])
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=2),
+    max_leaves=4,
+)
+valid = st.fixed_dictionaries({"text": plain_text, "completed": st.booleans()})
+nearly = st.fixed_dictionaries(
+    {}, optional={"text": plain_text | values, "completed": st.booleans() | values, "x": values}
+)
+batches = (
+    st.lists(valid, max_size=5)
+    | st.lists(valid | nearly, max_size=5)
+    | st.lists(nearly | values, max_size=4)
+    | values
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(body=batches, cut=st.just(None) | st.none() | st.integers(0, 60))
+def test_random_batches_are_answered_alike(
+    service: httpx2.Client, twin: TestClient, body: object, cut: int | None
+) -> None:
+    """Any array, whole or cut off, is taken or refused as by FastAPI, and stored as read."""
+    content = json.dumps(body)[:cut].encode()
+    before = last_id(service)
+    mine, theirs = (
+        client.post("/notes/batch", content=content, headers=JSON) for client in (service, twin)
+    )
+    assert mine.status_code == theirs.status_code
+    if mine.status_code == 200:
+        stored = mine.json()
+        assert service.get(f"/notes/?after={before}").json() == stored
+        assert [item.pop("id") > before for item in stored] == [True] * len(stored)
+        assert stored == theirs.json()
+        return
+    assert mine.content == theirs.content
+    assert last_id(service) == before

@@ -1,0 +1,97 @@
+"""Fresh, migrated databases for tests: SQLite files and databases of a real PostgreSQL."""
+
+import asyncio
+import os
+import re
+import secrets
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+NewDatabase = Callable[[str], str]
+
+TABLES = ("notes", "idempotency_keys", "users")
+ROOT = Path(__file__).parents[2]
+SETTINGS = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The process's environment without the service's settings, and with these variables."""
+    return {key: os.environ[key] for key in os.environ if key not in SETTINGS} | variables
+
+
+def alembic(
+    database_url: str, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs Alembic's command on the database, from the project's root."""
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database_url, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def migrate(database_url: str) -> None:
+    result = alembic(database_url, "upgrade", "head")
+    assert result.returncode == 0, result.stderr
+
+
+def execute(database_url: str, *statements: str) -> Any:
+    """Runs statements outside the service; gives the first value of the last."""
+    if database_url.startswith("sqlite"):
+        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
+            rows = [file.execute(statement).fetchone() for statement in statements]
+            file.commit()
+        return rows[-1] and rows[-1][0]
+
+    async def run() -> Any:
+        connection = await asyncpg.connect(database_url)
+        try:
+            return [await connection.fetchval(statement) for statement in statements][-1]
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+@contextmanager
+def holding(url: str, statement: str) -> Iterator[None]:
+    """Keeps a transaction open beside the block, in which a statement was run."""
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(url))
+        runner.run(connection.execute("BEGIN"))
+        runner.run(connection.execute(statement))
+        try:
+            yield
+        finally:
+            runner.run(connection.close())
+
+
+def clear(database_url: str) -> None:
+    """Empties every table; ids begin with 1 again."""
+    if database_url.startswith("sqlite"):
+        execute(database_url, *(f"DELETE FROM {table}" for table in (*TABLES, "sqlite_sequence")))
+    else:
+        execute(database_url, f"TRUNCATE {', '.join(TABLES)} RESTART IDENTITY")
+
+
+def create_postgresql(server_url: str, template: str | None = None) -> str:
+    """Creates a database on the server, empty or a copy of another, and returns its URL."""
+    name = f"test_{secrets.token_hex(6)}"
+    source = urlsplit(template).path[1:] if template else "template0"
+    execute(server_url, f'CREATE DATABASE {name} TEMPLATE "{source}"')
+    return urlsplit(server_url)._replace(path=f"/{name}").geturl()
+
+
+def drop_postgresql(server_url: str, database_url: str) -> None:
+    execute(server_url, f'DROP DATABASE "{urlsplit(database_url).path[1:]}" WITH (FORCE)')

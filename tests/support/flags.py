@@ -1,0 +1,47 @@
+"""What uvicorn is told by the Procfile and by scripts/run, by uvicorn's own reading of it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from uvicorn.main import main
+
+from tests.support.databases import ROOT, environment
+
+# Prints its arguments; what runs before it does nothing.
+UVICORN = f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
+NOTHING = "#!/bin/sh\n"
+
+
+def web_command() -> str:
+    """The command of the Procfile's web process."""
+    (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    return str(command)
+
+
+def flags(command: str, folder: Path, **variables: str) -> dict[str, Any]:
+    """uvicorn's parameters, where the command is run in a copy of the project in which it isn't."""
+    programs = folder / ".venv/bin"
+    for path, text in {
+        programs / "uvicorn": UVICORN,
+        programs / "python": NOTHING,
+        programs / "alembic": NOTHING,
+        folder / "scripts/install": NOTHING,
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    shutil.copy(ROOT / "scripts/run", folder / "scripts")
+    result = subprocess.run(
+        ["sh", "-c", command],
+        cwd=folder,
+        env=environment(PATH=f"{programs}:/usr/bin:/bin", **variables),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return main.make_context("uvicorn", json.loads(result.stdout)).params

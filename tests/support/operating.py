@@ -1,0 +1,27 @@
+"""The operator's commands, `python -m service …`."""
+
+import subprocess
+import sys
+
+from tests.support.databases import ROOT, environment
+
+
+def operate(
+    database_url: str, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command on the database, from the project's root."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database_url, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def add_user(database_url: str, name: str) -> str:
+    """Adds a user and gives the token."""
+    result = operate(database_url, "users", "add", name)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()

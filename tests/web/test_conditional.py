@@ -1,0 +1,427 @@
+"""Conditional requests (RFC 9110): entity tags, and two clients that don't undo each other."""
+
+import asyncio
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, closing, contextmanager
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import Server
+from tests.web.test_overload import wait_until
+
+NOTE = {"text": "note", "completed": False}
+FAILED = (412, {"detail": "Precondition Failed"})
+NOT_FOUND = (404, {"detail": "Not Found"})
+WRITES: list[tuple[str, dict[str, Any] | None]] = [
+    ("PUT", {"text": "new", "completed": True}),
+    ("PATCH", {"text": "new"}),
+    ("PATCH", {}),
+    ("DELETE", None),
+]
+
+
+@pytest.fixture(scope="module")
+def client(processes: list[str]) -> Iterator[httpx2.Client]:
+    """A client of the first process."""
+    with httpx2.Client(base_url=processes[0], timeout=30) as client:
+        yield client
+
+
+def create(client: httpx2.Client) -> tuple[str, str]:
+    """Stores a note and gives its path and its tag."""
+    answer = client.post("/notes/", json=NOTE)
+    return f"/notes/{answer.json()['id']}", answer.headers["etag"]
+
+
+def ask(
+    client: httpx2.Client,
+    method: str,
+    path: str,
+    name: str,
+    *values: str | bytes,
+    body: dict[str, Any] | None = None,
+) -> httpx2.Response:
+    """Sends a request whose header stands on as many lines as there are values."""
+    headers = [
+        (name.encode(), value.encode("latin-1") if isinstance(value, str) else value)
+        for value in values
+    ]
+    return client.request(method, path, headers=headers, json=body)
+
+
+def test_tags_change_if_and_only_if_the_note_changes(client: httpx2.Client) -> None:
+    """Every answer with one note has its strong tag, which another value gives another value."""
+    path, tag = create(client)
+    assert tag.startswith('"')
+    assert tag.endswith('"')
+
+    def current() -> str:
+        get, head = client.get(path), client.head(path)
+        assert get.headers["etag"] == head.headers["etag"]
+        return str(get.headers["etag"])
+
+    def changed(method: str, body: dict[str, Any]) -> str:
+        answer = client.request(method, path, json=body)
+        assert answer.status_code == 200
+        assert answer.headers["etag"] == current()
+        return str(answer.headers["etag"])
+
+    assert current() == current() == tag
+    assert changed("PUT", NOTE) == tag
+    assert changed("PATCH", {}) == tag
+    assert changed("PATCH", {"completed": 0, "other": 1}) == tag
+    tags = [
+        tag,
+        changed("PATCH", {"completed": True}),
+        changed("PATCH", {"text": "Note"}),
+        changed("PUT", {"text": "", "completed": True}),
+        changed("PUT", {"text": "", "completed": False}),
+        changed("PATCH", {"text": "note "}),
+        changed("PATCH", {"text": "e\u0301"}),
+        changed("PATCH", {"text": "\u00e9"}),
+    ]
+    assert len(set(tags)) == len(tags)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["{tag}"],
+        ["W/{tag}"],
+        ["*"],
+        ['"a", {tag}'],
+        ['"a" ,\t W/{tag} , "b"'],
+        [', ,"a",,{tag},'],
+        ['"a,b", {tag}'],
+        ['"a"', "{tag}"],
+        ['W/"a"', 'W/{tag}, "b"'],
+        ['"\xe9\xff", {tag}'],
+        ['"", {tag}'],
+    ],
+)
+def test_what_a_client_has_is_not_sent_again(
+    client: httpx2.Client, method: str, values: list[str]
+) -> None:
+    """With `If-None-Match` of the note's tag, strong or weak, the answer is 304 and no body."""
+    path, tag = create(client)
+    values = [value.replace("{tag}", tag) for value in values]
+    answer = ask(client, method, path, "if-none-match", *values)
+    assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+    for write, body in WRITES:
+        refused = ask(client, write, path, "if-none-match", *values, body=body)
+        assert (refused.status_code, refused.json()) == FAILED
+    assert client.get(path).headers["etag"] == tag
+
+    client.patch(path, json={"completed": True})
+    if "*" not in values[0]:
+        answer = ask(client, method, path, "if-none-match", *values)
+        assert (answer.status_code, bool(answer.content)) == (200, method == "GET")
+        assert ask(client, "DELETE", path, "if-none-match", *values).status_code == 204
+        assert ask(client, method, path, "if-none-match", *values).status_code == 404
+
+
+GARBAGE = [
+    "",
+    ",",
+    "{bare}",
+    '"{bare}',
+    '{bare}"',
+    "'{bare}'",
+    "w/{tag}",
+    "W/ {tag}",
+    "W/W/{tag}",
+    "W{tag}",
+    '"a" {tag}',
+    '"a"{tag}',
+    "x{tag}",
+    "{tag}x",
+    "{tag};q=1",
+    '"a b", x{tag}',
+    '"{bare} "',
+    '"{upper}"',
+    "**",
+    "W/*",
+    '"*"',
+    '"' * 20_000,
+    "," * 20_000,
+    'W/"' * 5_000,
+    "\xe9\xff",
+]
+
+
+@pytest.mark.parametrize("value", GARBAGE)
+def test_garbage_matches_nothing(client: httpx2.Client, value: str) -> None:
+    """A header that lists no tags has no tag in it: `If-Match` fails, `If-None-Match` holds."""
+    path, tag = create(client)
+    bare = tag.strip('"')
+    value = value.format(tag=tag, bare=bare, upper=f"{bare}X".upper())
+    assert ask(client, "GET", path, "if-none-match", value).status_code == 200
+    for write, body in WRITES:
+        answer = ask(client, write, path, "if-match", value, body=body)
+        assert (answer.status_code, answer.json()) == FAILED
+    assert ask(client, "PATCH", path, "if-none-match", value, body={}).status_code == 200
+    assert client.get(path).json()["text"] == "note"
+
+
+@pytest.mark.parametrize(("method", "body"), WRITES)
+@pytest.mark.parametrize(
+    "values", [["{tag}"], ["*"], ['"a", {tag}'], ['W/"a", {tag} ,'], ['"a"', "{tag}"]]
+)
+def test_writes_to_what_has_not_changed(
+    client: httpx2.Client, method: str, body: dict[str, Any] | None, values: list[str]
+) -> None:
+    """With `If-Match` of the note's tag a write is carried out."""
+    path, tag = create(client)
+    values = [value.replace("{tag}", tag) for value in values]
+    answer = ask(client, method, path, "if-match", *values, body=body)
+    assert answer.status_code == (204 if method == "DELETE" else 200)
+    assert client.get(path).headers.get("etag") == answer.headers.get("etag")
+
+
+@pytest.mark.parametrize(("method", "body"), WRITES)
+def test_writes_to_what_has_changed(
+    client: httpx2.Client, method: str, body: dict[str, Any] | None
+) -> None:
+    """With `If-Match` of another tag, or a weak one, a write is refused and changes nothing."""
+    path, old = create(client)
+    tag = client.patch(path, json={"completed": True}).headers["etag"]
+    for values in ([old], [f"W/{tag}"], [f"W/{tag}, {old}"], [f'"a", W/{old}', f"W/{tag}"]):
+        answer = ask(client, method, path, "if-match", *values, body=body)
+        assert (answer.status_code, answer.json()) == FAILED
+    assert client.get(path).headers["etag"] == tag
+
+
+@pytest.mark.parametrize(("method", "body"), [*WRITES, ("GET", None), ("HEAD", None)])
+@pytest.mark.parametrize("name", ["if-match", "if-none-match"])
+def test_what_is_not_there_is_404(
+    client: httpx2.Client, name: str, method: str, body: dict[str, Any] | None
+) -> None:
+    """A note that is not there is 404 under any condition."""
+    path, tag = create(client)
+    client.delete(path)
+    for missing in (path, "/notes/9007199254740992", "/notes/x"):
+        for value in (tag, "*", "garbage"):
+            answer = ask(client, method, missing, name, value, body=body)
+            assert answer.status_code == 404
+            assert method == "HEAD" or answer.json() == NOT_FOUND[1]
+            assert "etag" not in answer.headers
+
+
+def test_conditions_come_after_validation(client: httpx2.Client) -> None:
+    """Input that is wrong is 422 whatever the condition, as it would be without one."""
+    path, _ = create(client)
+    for method in ("PUT", "PATCH"):
+        answer = ask(client, method, path, "if-match", '"old"', body={"text": 1})
+        assert answer.status_code == 422
+
+
+def test_both_conditions_hold_or_the_write_fails(client: httpx2.Client) -> None:
+    """With `If-Match` and `If-None-Match` a write needs both."""
+    path, tag = create(client)
+    for match, none_match, status in [
+        (tag, '"a"', 200),
+        (tag, tag, 412),
+        ("*", "*", 412),
+        ('"a"', '"b"', 412),
+        ('"a"', tag, 412),
+        (tag, "garbage", 200),
+    ]:
+        headers = {"if-match": match, "if-none-match": none_match}
+        assert client.patch(path, json={}, headers=headers).status_code == status
+
+
+tags = st.text(
+    st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters='"\x7f').filter(
+        lambda character: not "\x80" <= character < "\xa0"
+    ),
+    max_size=4,
+)
+spaces = st.sampled_from(["", " ", "\t ", "  "])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    listed=st.lists(
+        st.none() | st.tuples(st.booleans(), st.none() | tags, spaces, spaces), min_size=1
+    )
+)
+def test_any_list_of_tags(
+    client: httpx2.Client, listed: list[tuple[bool, str | None, str, str] | None]
+) -> None:
+    """A tag is found in any list that has it, the strong comparison seeing strong ones alone."""
+    path, tag = create(client)
+    items = []
+    found = []
+    for item in listed:
+        if item is None:
+            items.append("")
+            continue
+        weak, opaque, before, behind = item
+        # None stands for the note's own tag.
+        text = tag if opaque is None else f'"{opaque}"'
+        items.append(f"{before}{'W/' if weak else ''}{text}{behind}")
+        if opaque is None:
+            found.append("weak" if weak else "strong")
+    value = ",".join(items).strip()
+    read = ask(client, "GET", path, "if-none-match", value)
+    assert read.status_code == (304 if found else 200)
+    written = ask(client, "PATCH", path, "if-match", value, body={})
+    assert written.status_code == (200 if "strong" in found else 412)
+    written = ask(client, "PATCH", path, "if-none-match", value, body={})
+    assert written.status_code == (412 if found else 200)
+
+
+def write(method: str, number: int) -> tuple[str, dict[str, Any] | None]:
+    """A write that nobody else makes, and that changes the note."""
+    if method == "PUT":
+        return method, {"text": f"{number}", "completed": number % 2 == 0}
+    return method, {"text": f"{number}"} if method == "PATCH" else None
+
+
+MIXES = {
+    "put": ["PUT"],
+    "patch": ["PATCH"],
+    "delete": ["DELETE"],
+    "mixed": ["PUT", "PATCH", "PATCH", "PUT", "DELETE"],
+    "two": ["PATCH", "PUT"],
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_one_of_many_writers_wins(processes: list[str], mix: str) -> None:
+    """Of clients that have read a note and write it on that condition, exactly one succeeds."""
+    writers = 2 if mix == "two" else 10
+    methods = MIXES[mix]
+
+    async def compete() -> None:
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=60))
+                for url in processes
+            ] * (writers // 2)
+            for number in range(20):
+                created = await clients[0].post("/notes/", json=NOTE)
+                path = f"/notes/{created.json()['id']}"
+                read = await asyncio.gather(*(client.get(path) for client in clients))
+                bodies = [
+                    write(methods[(number + place) % len(methods)], place)
+                    for place in range(writers)
+                ]
+                answers = await asyncio.gather(
+                    *(
+                        client.request(
+                            method, path, json=body, headers={"if-match": seen.headers["etag"]}
+                        )
+                        for client, seen, (method, body) in zip(clients, read, bodies, strict=True)
+                    )
+                )
+                statuses = Counter(answer.status_code for answer in answers)
+                assert statuses[200] + statuses[204] == 1, statuses
+                assert set(statuses) <= {200, 204, 404, 412}
+                assert statuses[404] == 0 or statuses[204] == 1
+                winner = next(answer for answer in answers if answer.is_success)
+                for client in clients[:2]:
+                    left = await client.get(path)
+                    if winner.status_code == 204:
+                        assert left.status_code == 404
+                    else:
+                        assert left.json() == winner.json()
+                        assert left.headers["etag"] == winner.headers["etag"]
+
+    asyncio.run(compete())
+
+
+def test_no_update_is_lost(processes: list[str]) -> None:
+    """Clients that read, change and try again at a 412 have all their changes in the note."""
+
+    async def increment(client: httpx2.AsyncClient, path: str, times: int) -> None:
+        for _ in range(times):
+            status = 412
+            while status == 412:
+                read = await client.get(path)
+                answer = await client.patch(
+                    path,
+                    json={"text": str(int(read.json()["text"]) + 1)},
+                    headers={"if-match": read.headers["etag"]},
+                )
+                status = answer.status_code
+            assert status == 200
+
+    async def count() -> None:
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=60))
+                for url in processes
+            ]
+            created = await clients[0].post("/notes/", json={"text": "0", "completed": False})
+            path = f"/notes/{created.json()['id']}"
+            await asyncio.gather(*(increment(client, path, 15) for client in clients * 2))
+            assert (await clients[0].get(path)).json()["text"] == "60"
+
+    asyncio.run(count())
+
+
+@contextmanager
+def changing(database_url: str, statement: str) -> Iterator[None]:
+    """Runs a statement in a transaction that is committed at the end; writers wait until then."""
+    if database_url.startswith("sqlite"):
+        path = database_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, isolation_level=None)) as file:
+            file.execute("BEGIN IMMEDIATE")
+            file.execute(statement)
+            yield
+            file.execute("COMMIT")
+        return
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(database_url))
+        try:
+            runner.run(connection.execute(f"BEGIN; {statement}"))
+            yield
+            runner.run(connection.execute("COMMIT"))
+        finally:
+            runner.run(connection.close())
+
+
+def count_reads(service: httpx2.Client) -> float:
+    """How many queries for single notes have begun."""
+    metrics = service.get("/metrics").text
+    (count,) = re.findall(r'^coalesced_batch_size_count\{query="get_notes"\} (.*)$', metrics, re.M)
+    return float(count)
+
+
+@pytest.mark.parametrize(("method", "body"), WRITES)
+@pytest.mark.parametrize("change", [{"text": "other"}, {"completed": True}])
+def test_a_change_behind_the_condition_is_seen(
+    server: Server,
+    service: httpx2.Client,
+    change: dict[str, Any],
+    method: str,
+    body: dict[str, Any] | None,
+) -> None:
+    """A write is refused if any field has changed after its condition held, and changes nothing."""
+    path, tag = create(service)
+    before = count_reads(service)
+    ((name, value),) = change.items()
+    statement = f"UPDATE notes SET {name} = {value!r} WHERE id = {path.removeprefix('/notes/')}"
+    with ThreadPoolExecutor(1) as threads:
+        with changing(server.database_url, statement):
+            writing = threads.submit(ask, service, method, path, "if-match", tag, body=body)
+            wait_until(lambda: count_reads(service) > before)
+            # Queries for single notes follow one another, so the write's own has ended with this.
+            assert service.get(path).headers["etag"] == tag
+            assert not writing.done()
+        answer = writing.result()
+    assert answer.status_code == 412
+    assert answer.json() == FAILED[1]
+    left = service.get(path).json()
+    assert {key: left[key] for key in NOTE} == NOTE | change

@@ -1,0 +1,159 @@
+"""Nobody's work holds up another's, however much of it there is."""
+
+import asyncio
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import orjson
+import pytest
+
+from service.app import app
+from service.schemas import slices
+from tests.support import databases
+from tests.support.clusters import locked, poll
+from tests.support.servers import running
+
+JSON = {"content-type": "application/json"}
+NOTE = {"text": "a", "completed": False}
+
+
+def store_worst(client: httpx2.Client, count: int) -> str:
+    """Stores notes of 1 MB, and gives the text of 200 characters that takes longest to miss."""
+    # Case-folded, each character becomes three, of which the first begins a match.
+    note = orjson.dumps({"text": "\u0390" * 500_000, "completed": True})
+    for _ in range(count):
+        assert client.post("/notes/", content=note, headers=JSON).status_code == 200
+    return "\u0390" * 199 + "b"
+
+
+def searches_in_postgresql(database_url: str) -> int:
+    """How many searches the server is busy with."""
+    sql = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+    AND state = 'active' AND query LIKE '%coalesce%' AND pid <> pg_backend_pid()
+    """
+    return int(databases.execute(database_url, sql))
+
+
+def test_the_longest_search_can_be_ended(database_url: str, tmp_path: Path) -> None:
+    """The longest text against the largest notes is given up in time, by the database too."""
+    with (
+        running(database_url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="1") as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        q = store_worst(client, 5)
+        assert client.get("/notes/", params={"q": "b" + q}).status_code == 422
+        assert client.get("/notes/", params={"q": "a" * 30_000}).status_code == 422
+        answer = client.get("/notes/", params={"q": q})
+        assert answer.status_code == 503 or answer.json() == []
+        if database_url.startswith("postgresql"):
+            assert answer.status_code == 503
+            poll(lambda: not searches_in_postgresql(database_url))
+
+
+def waiting(client: httpx2.Client) -> float:
+    """How many statements wait for a connection."""
+    found = re.findall(r"^database_connections_waited_for (.*)$", client.get("/metrics").text, re.M)
+    return float(found[0])
+
+
+def test_searches_leave_connections_to_others(database_url: str, tmp_path: Path) -> None:
+    """While searches that read every note take all that they may have, other requests go on."""
+    limits = {
+        "DATABASE_POOL_MAX": "2",
+        "DATABASE_POOL_TIMEOUT": "3",
+        "DATABASE_STATEMENT_TIMEOUT": "3",
+    }
+    with (
+        running(database_url, tmp_path / "log", **limits) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+        ThreadPoolExecutor(40) as threads,
+    ):
+        q = store_worst(client, 5)
+
+        def search(number: int) -> int:
+            parameters = {"q": f"{q[len(str(number)) :]}{number}"}
+            return httpx2.get(f"{url}/notes/", params=parameters, timeout=30).status_code
+
+        searches = [threads.submit(search, number) for number in range(40)]
+        poll(lambda: waiting(client) > 0)
+        for _ in range(3):
+            note = client.post("/notes/", json=NOTE)
+            path = f"/notes/{note.json()['id']}"
+            answers = [
+                note,
+                client.get(path),
+                client.get("/notes/?limit=1"),
+                client.get("/notes/?completed=false&order=desc"),
+                client.patch(path, json={"completed": True}),
+                client.post("/notes/", json=NOTE, headers={"idempotency-key": path}),
+                client.get("/health/ready"),
+            ]
+            assert [answer.status_code for answer in answers] == [200] * len(answers)
+        assert not all(one.done() for one in searches)
+        assert {one.result() for one in searches} <= {200, 503}
+        assert client.get("/notes/?q=a&limit=1").json() == [{"id": 6, **NOTE, "completed": True}]
+
+
+def test_a_search_that_gave_up_leaves_its_turn(
+    new_database: databases.NewDatabase, tmp_path: Path
+) -> None:
+    """Searches that waited too long for a connection to PostgreSQL don't keep later ones away."""
+    database_url = new_database("postgresql")
+    limits = {"DATABASE_POOL_MAX": "2", "DATABASE_POOL_TIMEOUT": "0.5"}
+    with (
+        running(database_url, tmp_path / "log", **limits) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        paths = [f"{url}/notes/{client.post('/notes/', json=NOTE).json()['id']}" for _ in range(2)]
+        with locked(database_url):
+            for path in paths:
+                threads.submit(httpx2.delete, path, timeout=30)
+            poll(lambda: "connections_in_use 2.0" in client.get("/metrics").text)
+            for _ in range(2):
+                assert client.get("/notes/?q=a").status_code == 503
+        poll(lambda: client.get("/notes/?q=a").status_code == 200)
+        assert client.get("/notes/?q=a").json() == []
+
+
+LINES = {"content-type": "application/x-ndjson"}
+# A bad batch, and how many slices there are in it.
+BATCHES = {
+    "bad notes": (JSON, b"[%b]" % b",".join([b"{}"] * 1000), 1000 + 2000),
+    "one bad note": (JSON, orjson.dumps([NOTE] * 999 + [{}]), 1000),
+    "conversions": (JSON, orjson.dumps([NOTE | {"completed": "no"}] * 999 + [{}]), 1000),
+    "bad lines": (LINES, b"{}\n" * 1000, 1000 + 1000 + 2000),
+    "one bad line": (LINES, b"{}\n" * 999 + b"{", 1000),
+    "blank lines": (LINES, b"\n" * 1_000_000, 15),
+}
+
+
+@pytest.mark.parametrize(("headers", "content", "wanted"), BATCHES.values(), ids=BATCHES)
+def test_others_go_on_while_a_batch_is_refused(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], content: bytes, wanted: int
+) -> None:
+    """Reading and checking a batch, and telling what is wrong with it, are done in slices."""
+    # Every note is a slice then, however fast the machine is.
+    monkeypatch.setattr(slices, "SLICE_SECONDS", 0)
+
+    async def turns_of_the_loop() -> int:
+        turns = 0
+
+        async def work() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            working = asyncio.create_task(work())
+            answer = await client.post("/notes/batch", content=content, headers=headers)
+            working.cancel()
+        assert answer.status_code == 422
+        return turns
+
+    assert asyncio.run(turns_of_the_loop()) >= wanted - 1

@@ -1,0 +1,139 @@
+"""Answers that are large, and clients that take them slowly or not at all."""
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.databases import NewDatabase
+from tests.web.test_hostile_clients import Service, head, serving
+from tests.web.test_overload import wait_until
+
+MEGABYTE = {"text": "x" * 1_000_000, "completed": True}
+
+
+def post(service: Service) -> None:
+    """Fills a page with the largest notes."""
+    with httpx2.Client(base_url=service.url, timeout=30) as client:
+        for _ in range(17):
+            assert client.post("/notes/", json=MEGABYTE).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def service(
+    new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """Two requests at a time on 17 notes of a megabyte, and little patience."""
+    variables = {"MAX_REQUESTS": "2", "REQUEST_TIMEOUT": "1.5"}
+    log = tmp_path_factory.mktemp("large") / "log"
+    with serving(new_database("sqlite"), log, **variables) as service:
+        post(service)
+        yield service
+    assert "ASGI callable" not in log.read_text()
+
+
+def status(service: Service) -> int:
+    """What a client gets that reads its answer."""
+    return httpx2.get(f"{service.url}/notes/1", timeout=30).status_code
+
+
+def ask(service: Service, request: bytes) -> socket.socket:
+    """Sends a request and waits until its answer has begun."""
+    client = service.connect(receive_buffer=4096)
+    client.sendall(request)
+    assert client.recv(1) == b"H"
+    return client
+
+
+@pytest.mark.parametrize(("kind", "loop"), [("postgresql", "uvloop"), ("sqlite", "asyncio")])
+def test_answers_that_nobody_reads_take_little_memory(
+    new_database: NewDatabase, tmp_path: Path, kind: str, loop: str
+) -> None:
+    """Sixty clients that don't read cost the memory of two, and none when their time is over."""
+    variables = {"MAX_REQUESTS": "2", "REQUEST_TIMEOUT": "2"}
+    with (
+        serving(new_database(kind), tmp_path / "log", f"--loop={loop}", **variables) as service,
+        ExitStack() as stack,
+    ):
+        post(service)
+        memory = service.process.memory_info
+        before = memory().rss
+        for _ in range(60):
+            stack.enter_context(ask(service, head("GET", "/notes/?limit=17")))
+            assert memory().rss - before < 140_000_000
+        wait_until(lambda: status(service) == 200)
+        assert memory().rss - before < 70_000_000
+
+
+def echo() -> bytes:
+    """A request whose error tells what it was given."""
+    body = json.dumps({"text": [MEGABYTE["text"]], "completed": True})
+    fields = ("Content-Type: application/json", f"Content-Length: {len(body)}")
+    return head("POST", "/notes/", *fields) + body.encode()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        head("GET", "/notes/?limit=1"),
+        head("GET", "/notes/"),
+        head("GET", "/notes/1"),
+        head("GET", "/notes/1", "Connection: close"),
+        echo(),
+    ],
+    ids=["page", "listing", "note", "last", "error"],
+)
+def test_an_answer_that_nobody_reads_is_under_way(service: Service, request_bytes: bytes) -> None:
+    """It counts among MAX_REQUESTS until it has been taken, or its time is over."""
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(ask(service, request_bytes))
+            if status(service) == 503:
+                break
+        else:
+            raise AssertionError("there is room for any number")
+        wait_until(lambda: status(service) == 200)
+
+
+def test_room_is_given_back_when_a_client_goes(service: Service) -> None:
+    """A client that closes its connection in the middle of an answer leaves its room at once."""
+    wait_until(lambda: status(service) == 200 and service.connections() == 0)
+    for _ in range(5):
+        with ask(service, head("GET", "/notes/?limit=17")):
+            pass
+    wait_until(lambda: status(service) == 200 and service.connections() == 0)
+
+
+def test_head_of_a_large_answer_is_no_large_answer(service: Service) -> None:
+    """`HEAD` waits for nobody."""
+    wait_until(lambda: status(service) == 200)
+    with service.connect(receive_buffer=4096) as client:
+        for _ in range(5):
+            client.sendall(head("HEAD", "/notes/?limit=17"))
+            answer = http.client.HTTPResponse(client, method="HEAD")
+            answer.begin()
+            assert int(answer.headers["content-length"]) > 17_000_000
+
+
+def test_a_large_answer_that_is_read_slowly_is_whole(service: Service) -> None:
+    """A page may take longer than REQUEST_TIMEOUT while its client reads on."""
+    wait_until(lambda: status(service) == 200)
+    began = time.monotonic()
+    with service.connect(receive_buffer=100_000) as client:
+        client.sendall(head("GET", "/notes/?limit=17"))
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        body = b""
+        while piece := answer.read(600_000):
+            body += piece
+            time.sleep(0.1)  # it is what is tested
+        assert time.monotonic() - began > 2
+        assert [note["text"] for note in json.loads(body)] == [MEGABYTE["text"]] * 17
+        client.sendall(head("GET", "/health/live"))
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")

@@ -1,0 +1,221 @@
+"""Memory, where clients send what is refused, or the database can't be reached."""
+
+import asyncio
+import json
+import socket
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from service.schemas.validation import InvalidInput
+from service.web.middleware import ServiceMiddleware
+from tests.support.databases import NewDatabase
+from tests.support.raw import connect, send
+from tests.support.servers import free_port, running
+from tests.web.test_hostile_clients import Service, head, serving
+
+CLIENTS = 4
+JSON = {"content-type": "application/json"}
+TEXT = "a" * 1_000_000
+NOTE = json.dumps({"text": TEXT, "completed": True}).encode()
+NO_NOTE = json.dumps({"text": TEXT, "completed": "perhaps"}).encode()
+Request = tuple[str, str, bytes | None, dict[str, str]]
+
+
+def flood(service: Service, first: list[Request], then: list[Request]) -> tuple[set[int], int]:
+    """Sends requests, shared out among some connections.
+
+    Gives the statuses, and by how many bytes the service's memory grew since the first ones.
+    """
+    with ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as threads:
+        connections = [stack.enter_context(connect(service.url)) for _ in range(CLIENTS)]
+
+        def send_all(requests: list[Request]) -> set[int]:
+            def run(number: int) -> set[int]:
+                mine = requests[number::CLIENTS]
+                return {send(connections[number], *request).status for request in mine}
+
+            return set().union(*threads.map(run, range(CLIENTS)))
+
+        statuses = send_all(first)
+        before = service.process.memory_info().rss
+        statuses |= send_all(then)
+        return statuses, service.process.memory_info().rss - before
+
+
+def test_what_is_refused_costs_no_memory(database_url: str, tmp_path: Path) -> None:
+    """Bodies that are no note are forgotten with their 422."""
+    batch = b"[" + NO_NOTE + b"]"
+    keyed = JSON | {"idempotency-key": "1"}
+    requests: list[Request] = [
+        ("POST", "/notes/", NO_NOTE, JSON),
+        ("POST", "/notes/", NO_NOTE, keyed),
+        ("POST", "/notes/", NOTE, JSON | {"idempotency-key": "\t"}),
+        ("POST", "/notes/batch", batch, JSON),
+        ("POST", "/notes/batch", NO_NOTE, {"content-type": "application/x-ndjson"}),
+        ("PUT", "/notes/1", NO_NOTE, JSON),
+        ("PATCH", "/notes/1", NO_NOTE, JSON),
+    ]
+    with serving(database_url, tmp_path / "log") as service:
+        statuses, grown = flood(service, requests * CLIENTS, requests * 32)
+    assert statuses == {422}
+    assert grown < 40_000_000
+
+
+def test_long_paths_cost_no_memory(new_database: NewDatabase, tmp_path: Path) -> None:
+    """Paths are forgotten with their lines in the log."""
+    filler = "a" * 60_000
+    requests: list[Request] = [("GET", f'/{filler}"{number}', None, {}) for number in range(300)]
+    with serving(new_database("sqlite"), tmp_path / "log") as service:
+        statuses, grown = flood(service, requests[:CLIENTS], requests)
+    assert statuses == {404}
+    assert grown < 20_000_000
+
+
+def test_idle_connections_keep_no_head(new_database: NewDatabase, tmp_path: Path) -> None:
+    """A connection that waits for its next request has forgotten the last one."""
+    path = "/" + "a" * 60_000
+    with serving(new_database("sqlite"), tmp_path / "log") as service, ExitStack() as stack:
+        before = 0
+        for number in range(300):
+            if number == 10:
+                before = service.process.memory_info().rss
+            connection = stack.enter_context(connect(service.url))
+            assert send(connection, "GET", path).status == 404
+        assert service.process.memory_info().rss - before < 20_000_000
+
+
+def test_long_queries_cost_no_memory(new_database: NewDatabase, tmp_path: Path) -> None:
+    """Long queries of listings are forgotten with their answers."""
+    filler = "a" * 60_000
+    requests: list[Request] = [
+        ("GET", f"/notes/?q={filler}{number}", None, {}) for number in range(300)
+    ]
+    with serving(new_database("sqlite"), tmp_path / "log") as service:
+        statuses, grown = flood(service, requests[:CLIENTS], requests)
+    assert statuses == {422}
+    assert grown < 20_000_000
+
+
+@pytest.fixture(scope="module", params=["open", "token"])
+def measured(
+    request: pytest.FixtureRequest,
+    new_database: NewDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """The URL of a service that tells at /blocks how much memory it has in use."""
+    with running(
+        new_database("sqlite"),
+        tmp_path_factory.mktemp("measured") / "log",
+        app="tests.support.measured:app",
+        ACCESS=request.param,
+        # Lines wait a while to be written.
+        ACCESS_LOG="0",
+    ) as url:
+        yield url
+
+
+def pipeline(url: str, requests: list[bytes]) -> None:
+    """Sends requests one after another on a connection, and reads all answers."""
+    for start in range(0, len(requests), 200):
+        some = requests[start : start + 200]
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port), timeout=60) as client:
+            client.sendall(b"".join([*some, head("GET", "/health/live", "Connection: close")]))
+            received = b""
+            while data := client.recv(1_000_000):
+                received += data
+        assert received.count(b"HTTP/1.1 ") == len(some) + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/notes/?q={}", "Accept: application/json"),
+        ("/notes/?after={}", "Accept: application/x-ndjson"),
+        ("/notes/{}", 'If-None-Match: "{}"'),
+        ("/nowhere/{}", "X-Request-ID: {:030}"),
+        ("/notes/1", "Authorization: Bearer notes_{:043}"),
+        ("/users/{}", "Authorization: Bearer notes_{:043}"),
+    ],
+)
+def test_what_clients_make_up_is_not_kept(measured: str, path: str, field: str) -> None:
+    """Memory stands still however many queries, paths and headers are new to the service."""
+
+    def grown(start: int, count: int) -> int:
+        """How many blocks of memory so many new requests leave behind."""
+        before = int(httpx2.get(f"{measured}/blocks").text)
+        numbers = range(start, start + count)
+        pipeline(measured, [head("GET", path.format(n), field.format(n)) for n in numbers])
+        return int(httpx2.get(f"{measured}/blocks").text) - before
+
+    # Caches may fill up first.
+    grown(1, 1100)
+    assert grown(10_000, 1000) < 500
+
+
+def test_an_error_is_gone_before_its_answer_is_taken() -> None:
+    """While a client takes its time to read a 422, what it sent is held no longer."""
+    errors: list[weakref.ref[InvalidInput]] = []
+    seen = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        error = InvalidInput({"input": "a"})
+        errors.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    async def receive() -> Message:
+        raise AssertionError("nobody reads a body")
+
+    async def send(message: Message) -> None:
+        seen.append((message.get("status"), [error() for error in errors]))
+
+    scope: Scope = {
+        "type": "http",
+        "method": "GET",
+        "raw_path": b"/",
+        "headers": [],
+        "client": None,
+    }
+    asyncio.run(ServiceMiddleware(app, lambda app: app)(scope, receive, send))
+    assert seen == [(422, [None]), (None, [None])]
+
+
+@contextmanager
+def out_of_reach(database_url: str) -> Iterator[str]:
+    """Gives the URL of a database of the same kind on which nobody can write meanwhile."""
+    if not database_url.startswith("sqlite"):
+        yield f"postgresql://127.0.0.1:{free_port()}/nobody"
+        return
+    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
+        file.execute("BEGIN IMMEDIATE")
+        yield database_url
+
+
+def test_a_database_out_of_reach_costs_no_memory(database_url: str, tmp_path: Path) -> None:
+    """Notes that can't be stored are forgotten with their 503."""
+    requests: list[Request] = [
+        ("POST", "/notes/", NOTE, JSON),
+        ("POST", "/notes/", NOTE, JSON | {"idempotency-key": "1"}),
+        ("POST", "/notes/batch", b"[" + NOTE + b"]", JSON),
+        ("PUT", "/notes/1", NOTE, JSON),
+        ("PATCH", "/notes/1", NOTE, JSON),
+    ]
+    with (
+        out_of_reach(database_url) as url,
+        serving(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.01") as service,
+    ):
+        statuses, grown = flood(service, requests * CLIENTS, requests * 60)
+    assert statuses == {503}
+    assert grown < 40_000_000

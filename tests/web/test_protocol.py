@@ -1,0 +1,363 @@
+"""What comes over one connection: packets cut anywhere, upgrades, pipelined requests, garbage."""
+
+import asyncio
+import http.client
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from service.protocol import Protocol
+from tests.conftest import Server
+from tests.notes.test_listing import fill
+from tests.support import databases
+from tests.web.test_hostile_clients import connect, head, is_closed, serving
+from tests.web.test_overload import locked
+
+NOTE = json.dumps({"text": "a", "completed": True}).encode()
+GET = head("GET", "/health/live")
+DELETE = head("DELETE", "/notes/1")
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+JSON = "Content-Type: application/json"
+
+# Ways of asking for an upgrade; with each of them llhttp stops behind the head.
+UPGRADES = {
+    "h2c": H2C,
+    "websocket": ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
+    "kept alive": ("Connection: keep-alive, Upgrade", "Upgrade: h2c"),
+    "in any case": ("cOnNeCtIoN:upgrade", "UPGRADE:TLS/1.0"),
+    "two fields": ("Connection: keep-alive", "Upgrade: a", "Connection: Upgrade", "Upgrade: b"),
+    "nothing named": ("Upgrade:", "Connection: Upgrade"),
+    "not at all": ("Connection: keep-alive", "Upgrade: h2c"),
+    "none": (),
+}
+
+
+def framed(fields: tuple[str, ...], body: bytes, chunked: bool, path: str = "/notes/") -> bytes:
+    if not chunked:
+        return head("POST", path, *fields, JSON, f"Content-Length: {len(body)}") + body
+    pieces = [body[:5], body[5:]] if len(body) > 5 else [body] if body else []
+    content = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    trailers = b"0\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"
+    return head("POST", path, *fields, JSON, "Transfer-Encoding: chunked") + content + trailers
+
+
+class Reader:
+    """Reads one answer after the other, where several may come at once."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self.file = client.makefile("rb")
+
+    def read(self) -> tuple[int, bytes, str | None]:
+        """Status, body, and what the answer says of the connection."""
+        status = int(self.file.readline().split()[1])
+        headers = http.client.parse_headers(self.file)
+        body = self.file.read(int(headers["content-length"]))
+        return status, body, headers["connection"]
+
+    def statuses(self, count: int) -> list[int]:
+        return [self.read()[0] for _ in range(count)]
+
+    def is_at_end(self) -> bool:
+        try:
+            return self.file.read(1) == b""
+        except ConnectionError:
+            return True
+
+
+@contextmanager
+def connected(server: Server) -> Iterator[tuple[socket.socket, Reader]]:
+    with connect(str(server.client.base_url)) as client:
+        reader = Reader(client)
+        with reader.file:
+            yield client, reader
+
+
+def store(server: Server) -> None:
+    """Stores note 1 and no other."""
+    databases.clear(server.database_url)
+    given = {"content-type": "application/json"}
+    assert server.client.post("/notes/", content=NOTE, headers=given).json()["id"] == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+def test_an_upgrade_is_ignored(server: Server, upgrade: tuple[str, ...], chunked: bool) -> None:
+    """A request that asks for another protocol is served in this one, and the next one too."""
+    databases.clear(server.database_url)
+    with connected(server) as (client, reader):
+        for text in ("a", DELETE.decode()):
+            body = json.dumps({"text": text, "completed": True}).encode()
+            client.sendall(framed(upgrade, body, chunked) + GET)
+            status, content, _ = reader.read()
+            assert (status, json.loads(content)["text"]) == (200, text)
+            assert reader.read()[:2] == (200, b'{"status":"live"}')
+    assert len(server.client.get("/notes/").json()) == 2
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+def test_a_body_is_never_a_request(server: Server, upgrade: tuple[str, ...]) -> None:
+    """A request in the body of another one, upgrade or not, is not carried out."""
+    store(server)
+    with connected(server) as (client, reader):
+        for chunked in (False, True):
+            client.sendall(framed(upgrade, DELETE, chunked) + GET)
+            assert reader.statuses(2) == [422, 200]
+        request = framed(upgrade, DELETE, chunked=False)
+        client.sendall(request[: -len(DELETE)])
+        client.sendall(request[-len(DELETE) :] + GET)
+        assert reader.statuses(2) == [422, 200]
+    assert server.client.get("/notes/1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    ["CONNECT a:80 HTTP/1.1", "CONNECT / HTTP/1.1", "CONNECT /notes/1 HTTP/1.1", "PRI * HTTP/2.0"],
+)
+def test_there_are_no_tunnels(server: Server, request_line: str) -> None:
+    """CONNECT and HTTP/2 without being asked get a 400; nothing behind them is a request."""
+    store(server)
+    with connected(server) as (client, reader):
+        client.sendall(request_line.encode() + b"\r\nHost: localhost\r\n\r\nSM\r\n\r\n" + DELETE)
+        status, _, connection = reader.read()
+        assert (status, connection) == (400, "close")
+        assert reader.is_at_end()
+    assert server.client.get("/notes/1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"garbage\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n", b"\x16\3\1"]
+)
+@pytest.mark.parametrize("before", [0, 1, 100])
+def test_garbage_behind_requests_gets_its_400_last(
+    server: Server, garbage: bytes, before: int
+) -> None:
+    """Good requests in front of garbage are carried out once, and told so, in order."""
+    databases.clear(server.database_url)
+    with connected(server) as (client, reader):
+        client.sendall((framed((), NOTE, False) + GET + head("GET", "/no")) * before + garbage)
+        assert reader.statuses(3 * before) == [200, 200, 404] * before
+        status, _, connection = reader.read()
+        assert (status, connection) == (400, "close")
+        assert reader.is_at_end()
+    assert len(server.client.get("/notes/").json()) == before
+
+
+def test_a_broken_body_does_not_hide_answers(server: Server) -> None:
+    """Requests in front of one whose body is broken have their answers, that one has a 400."""
+    broken = head("POST", "/notes/", JSON, "Transfer-Encoding: chunked") + b"2\r\n{}}\r\n"
+    with connected(server) as (client, reader):
+        client.sendall(GET * 3 + broken + GET)
+        assert reader.statuses(4) == [200, 200, 200, 400]
+        assert reader.is_at_end()
+
+
+def test_requests_behind_the_last_one_are_left_alone(server: Server) -> None:
+    """Behind `Connection: close` nothing is carried out or answered, good or bad."""
+    databases.clear(server.database_url)
+    for fields in (("Connection: close",), ("Connection: close, Upgrade", "Upgrade: h2c")):
+        for rest in (GET, b"garbage\r\n\r\n", framed((), NOTE, False) * 100):
+            with connected(server) as (client, reader):
+                client.sendall(framed(fields, NOTE, False) + rest)
+                status, _, connection = reader.read()
+                assert (status, connection) == (200, "close")
+                assert reader.is_at_end()
+    assert len(server.client.get("/notes/").json()) == 6
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
+def test_a_listing_is_not_cut_off_by_what_follows_it(
+    new_database: databases.NewDatabase, tmp_path: Path, kind: str
+) -> None:
+    """Part of a request behind a long listing ends the connection, but only behind the answers."""
+    database_url = new_database(kind)
+    fill(database_url, 50_000, "a" * 200)
+    with (
+        serving(database_url, tmp_path / "log", REQUEST_TIMEOUT="1") as service,
+        service.connect(receive_buffer=100_000) as client,
+    ):
+        began = time.monotonic()
+        client.sendall(head("GET", "/notes/") + GET + b"GET /notes/ HTTP/1.1\r\nHost: lo")
+        end = b""
+        while end != b'{"status":"live"}':
+            piece = client.recv(65_536)
+            assert piece, "the listing was cut off"
+            end = (end + piece)[-17:]
+            if time.monotonic() - began < 2:
+                time.sleep(0.02)  # it is what is tested
+        assert time.monotonic() - began > 2
+        assert is_closed(client)
+
+
+@pytest.mark.parametrize("request_", [GET, framed((), NOTE, False), framed(H2C, NOTE, True)])
+def test_requests_that_wait_in_line_take_little_memory(
+    new_database: databases.NewDatabase, tmp_path: Path, request_: bytes
+) -> None:
+    """Thousands of requests behind one that waits cost about as much memory as their bytes."""
+    with (
+        serving(new_database("postgresql"), tmp_path / "log", REQUEST_TIMEOUT="60") as service,
+        locked(service.database_url),
+        ExitStack() as clients,
+    ):
+        before = service.process.memory_info().rss
+        for _ in range(40):
+            client = clients.enter_context(service.connect())
+            client.setblocking(False)
+            client.send(head("GET", "/notes/1") + request_ * (400_000 // len(request_)))
+        for _ in range(3):
+            # It is answered when what came before it has been taken in.
+            assert httpx2.get(f"{service.url}/health/live", timeout=60).status_code == 200
+        assert service.process.memory_info().rss - before < 40_000_000
+
+
+class Wire(asyncio.Transport):
+    """A client's end of a connection: delivers packets as they are cut, and notes what comes."""
+
+    def __init__(self, client: socket.socket) -> None:
+        super().__init__({"socket": client})
+        self.received = b""
+        self.closed = False
+        self.paused = False
+
+    def write(self, data: Any) -> None:
+        assert not self.closed
+        self.received += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with what it was asked; some paths take their time, some read no body."""
+    body = b""
+    for _ in range(scope["path"].count("slow")):
+        await asyncio.sleep(0)
+    more_body = "unread" not in scope["path"]
+    while more_body:
+        message = await receive()
+        assert message["type"] == "http.request"
+        body += message["body"]
+        more_body = message["more_body"]
+    content = b"%b %b %b;" % (scope["method"].encode(), scope["path"].encode(), body)
+    headers = [(b"content-length", b"%d" % len(content))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for _ in range(scope["path"].count("late")):
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": content})
+
+
+CONFIG = Config(echo, http=Protocol, log_config=None, lifespan="off")
+CONFIG.load()
+
+
+async def exchange(packets: list[bytes], pauses: list[int]) -> tuple[list[bytes], bool]:
+    """The answers to what comes in these packets, and whether the connection is ended."""
+    with socket.socket() as client:
+        wire = Wire(client)
+        protocol = Protocol(CONFIG, ServerState(), {})
+        protocol.connection_made(wire)
+    try:
+        for packet, pause in zip(packets, pauses, strict=True):
+            for _ in range(pause):
+                await asyncio.sleep(0)
+            while wire.paused and protocol.tasks:
+                await asyncio.wait(protocol.tasks)
+            if not wire.closed:
+                assert not wire.paused
+                protocol.data_received(packet)
+        while protocol.tasks:
+            await asyncio.wait(protocol.tasks)
+        await asyncio.sleep(0)  # what is written last goes out
+        closed = wire.closed
+    finally:
+        protocol.connection_lost(None)
+    answers = re.split(rb"HTTP/1\.1 ", wire.received)[1:]
+    return [one[:3] + b" " + one.partition(b"\r\n\r\n")[2] for one in answers], closed
+
+
+def answer(method: str, path: str, body: bytes) -> bytes:
+    return b"200 %b %b %b;" % (method.encode(), path.encode(), body)
+
+
+BODIES = [b"", b"a", b"\r\n\r\n", DELETE, DELETE * 20, b"0\r\n\r\n" + DELETE]
+PATHS = ["/", "/slow", "/slowslowslow", "/unread", "/unread/slow", "/unread/late"]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> tuple[bytes, list[bytes], bool]:
+    """What a client sends, what it is answered, and whether the connection ends behind that."""
+    sent, answers = b"", []
+    for _ in range(draw(st.integers(0, 12))):
+        path = draw(st.sampled_from(PATHS))
+        upgrade = UPGRADES[draw(st.sampled_from(sorted(UPGRADES)))]
+        if draw(st.booleans()):
+            sent += head("GET", path, *upgrade)
+            answers.append(answer("GET", path, b""))
+        else:
+            body = draw(st.sampled_from(BODIES))
+            sent += framed(upgrade, body, draw(st.booleans()), path)
+            answers.append(answer("POST", path, b"" if "unread" in path else body))
+    ends = ["", "garbage\r\n\r\n", "CONNECT a:1 HTTP/1.1\r\n\r\n", "last"]
+    end = draw(st.sampled_from(ends))
+    if end == "last":
+        sent += head("GET", "/slow", "Connection: close, Upgrade", "Upgrade: a") + DELETE
+        answers.append(answer("GET", "/slow", b""))
+    elif end:
+        sent += end.encode() + GET
+        answers.append(b"400 Invalid HTTP request received.")
+    return sent, answers, bool(end)
+
+
+@given(conversations(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_how_bytes_are_packed_does_not_matter(
+    conversation: tuple[bytes, list[bytes], bool], data: st.DataObject
+) -> None:
+    """The answers are the same however a client's bytes are cut into packets."""
+    sent, answers, closed = conversation
+    places = st.integers(0, len(sent))
+    cuts = sorted(data.draw(st.sets(places, max_size=20) | st.just(set(range(len(sent))))))
+    packets = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+    packets = [packet for packet in packets if packet]
+    pauses = [data.draw(st.integers(0, 4)) for _ in packets[:20]] + [0] * len(packets[20:])
+    assert asyncio.run(exchange(packets, pauses)) == (answers, closed)
+
+
+def test_a_broken_body_does_not_end_an_answer() -> None:
+    """An answer that has begun goes on to its end, whatever becomes of the request's body."""
+    request = head("GET", "/unread/latelatelatelate", "Transfer-Encoding: chunked")
+    answers = [answer("GET", "/unread/latelatelatelate", b"")]
+    packets = [request, b"a body that is none\r\n", GET]
+    assert asyncio.run(exchange(packets, [0, 3, 0])) == (answers, True)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_an_upgrade_is_ignored_wherever_it_is_cut(chunked: bool) -> None:
+    """A request with an upgrade and a request in its body is one request, cut at any place."""
+    sent = framed(H2C, DELETE, chunked, "/slow") + GET
+    answers = [answer("POST", "/slow", DELETE), answer("GET", "/health/live", b"")]
+    with asyncio.Runner() as runner:
+        for place in range(1, len(sent)):
+            for pause in (0, 3):
+                packets = exchange([sent[:place], sent[place:]], [0, pause])
+                assert runner.run(packets) == (answers, False), place

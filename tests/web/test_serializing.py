@@ -1,0 +1,167 @@
+"""What is compiled from a schema equals the schema's own dump and load."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any, Literal
+
+import asyncpg
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from marshmallow import Schema, ValidationError, fields
+from marshmallow.validate import Length
+
+from service.notes.schemas import note_in, note_out
+from service.schemas.compiled import compile_dump, compile_load
+from service.schemas.fields import QueryText, Text
+from service.schemas.validation import InvalidInput, load, load_all
+from tests.support import databases
+
+Fetch = Callable[[list[tuple[int, str, bool]]], list[Any]]
+ids = st.integers(1, 2**53 - 1)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+notes = st.lists(st.tuples(ids, texts, st.booleans()), max_size=5, unique_by=lambda note: note[0])
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def fetch(request: pytest.FixtureRequest, new_database: databases.NewDatabase) -> Iterator[Fetch]:
+    """Stores notes in a real database and gives the driver's rows of them."""
+    url = new_database(request.param)
+    insert = "INSERT INTO notes (id, text, completed) VALUES"
+    if request.param == "sqlite":
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            connection.row_factory = sqlite3.Row
+
+            def fetch_from_sqlite(new: list[tuple[int, str, bool]]) -> list[Any]:
+                connection.execute("DELETE FROM notes")
+                connection.executemany(f"{insert} (?, ?, ?)", new)
+                return connection.execute("SELECT * FROM notes ORDER BY id").fetchall()
+
+            yield fetch_from_sqlite
+    else:
+        with asyncio.Runner() as runner:
+            postgresql = runner.run(asyncpg.connect(url))
+
+            async def store_and_fetch(new: list[tuple[int, str, bool]]) -> list[Any]:
+                await postgresql.execute("DELETE FROM notes")
+                await postgresql.executemany(f"{insert} ($1, $2, $3)", new)
+                return list(await postgresql.fetch("SELECT * FROM notes ORDER BY id"))
+
+            yield lambda new: runner.run(store_and_fetch(new))
+            runner.run(postgresql.close())
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(new=notes)
+def test_the_serializer_equals_the_schema(fetch: Fetch, new: list[tuple[int, str, bool]]) -> None:
+    """Any note of either database is serialized as `Schema.dump` would, with keys in its order."""
+    rows = fetch(new)
+    assert len(rows) == len(new)
+    expected = note_out.dump(rows, many=True)
+    dumped = compile_dump(note_out)(rows)
+    assert [list(note.items()) for note in dumped] == [list(note.items()) for note in expected]
+    assert [type(note["completed"]) for note in dumped] == [bool] * len(new)
+    assert json.loads(orjson.dumps(dumped)) == expected
+
+
+def test_data_keys_and_attributes_are_kept() -> None:
+    """The schema's names for keys and columns are the serializer's too."""
+    schema = Schema.from_dict(
+        {"number": fields.Integer(attribute="id"), "text": fields.String(data_key="the 'text'")}
+    )()
+    row = {"id": 1, "text": "a"}
+    assert compile_dump(schema)([row]) == [{"number": 1, "the 'text'": "a"}]
+    assert compile_dump(schema)([row]) == schema.dump([row], many=True)
+
+
+def test_other_fields_are_left_to_the_schema() -> None:
+    """A schema with a field that the compiler doesn't know is dumped by marshmallow."""
+    schema = Schema.from_dict({"id": fields.Integer(), "hex": fields.Function(lambda row: "ff")})()
+    assert compile_dump(schema)([{"id": 1}]) == [{"id": 1, "hex": "ff"}]
+
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.sampled_from(["\0", "\ud800"]),
+)
+keys = st.sampled_from(["text", "completed", "other"])
+inputs = st.one_of(
+    values,
+    st.lists(values, max_size=2),
+    st.dictionaries(keys, values),
+    st.fixed_dictionaries({"text": st.text() | values, "completed": st.booleans() | values}),
+)
+
+
+def outcome(load: Callable[[Any], Any], data: Any) -> tuple[Any, Any]:
+    """What a load gives, or the messages that it raises."""
+    try:
+        loaded = load(data)
+    except ValidationError as error:
+        return None, error.messages
+    return {name: (type(value), value) for name, value in loaded.items()}, None
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(data=inputs)
+def test_the_compiled_load_equals_the_schemas(data: Any) -> None:
+    """Any JSON gives the values, or the errors, that `Schema.load` gives."""
+    assert outcome(compile_load(note_in), data) == outcome(note_in.load, data)
+
+
+def errors_of(load: Callable[[], Any]) -> Any:
+    """What is loaded, or the errors of the 422."""
+    try:
+        return load()
+    except InvalidInput as invalid:
+        return invalid.errors
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.lists(inputs, min_size=1, max_size=6))
+def test_an_array_is_loaded_as_by_the_schema(data: list[Any]) -> None:
+    """Any array gives the values, or all errors in their order, that `many=True` gives."""
+    load_note = compile_load(note_in)
+    whole = errors_of(lambda: load(type(note_in)(many=True).load, data, "body"))
+    assert errors_of(lambda: asyncio.run(load_all(load_note, data, 6, "body"))) == whole
+
+
+@pytest.mark.parametrize("text", ["a", "\u00e4 \U0001f600"])
+def test_what_needs_no_conversion_does_without_marshmallow(text: str) -> None:
+    """A usual note never reaches the schema, where most of the time would go."""
+    schema = type(note_in)()
+    load = compile_load(schema)
+    schema.load = None  # type: ignore[method-assign, assignment]
+    note = {"text": text, "completed": True}
+    assert load(note) == note
+    assert asyncio.run(load_all(load, [note] * 3, 3)) == [note] * 3
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        (Text(validate=Length(max=3)), {"it": "longer"}),
+        (QueryText(3), {"it": "longer"}),
+        (Text(data_key="that"), {"that": "a"}),
+        (Text(attribute="that"), {"it": "a"}),
+        (Text(load_default="a"), {}),
+        (Text(allow_none=True), {"it": None}),
+        (fields.Integer(), {"it": "7"}),
+    ],
+)
+@pytest.mark.parametrize("unknown", ["exclude", "raise"])
+def test_whatever_else_a_schema_has_is_kept(
+    field: fields.Field[Any], given: dict[str, Any], unknown: Literal["exclude", "raise"]
+) -> None:
+    """Fields that aren't plain, and a schema's own rules, are left to marshmallow."""
+    schema = Schema.from_dict({"it": field})(unknown=unknown)
+    for data in (given, {**given, "other": 1}):
+        assert outcome(compile_load(schema), data) == outcome(schema.load, data)

@@ -1,0 +1,142 @@
+"""Requests that come together share queries, and each has the answer that it would have alone."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import KINDS
+from tests.support import databases
+from tests.support.raw import connect
+from tests.web.test_hostile_clients import Service, serving
+
+JSON = {"content-type": "application/json"}
+LINES = {"accept": "application/x-ndjson"}
+# How many times each of some requests is sent at once.
+TIMES = 3
+Request = tuple[str, str, dict[str, str], bytes | None]
+Answer = tuple[int, str | None, str | None, bytes]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def service(
+    request: pytest.FixtureRequest,
+    new_database: databases.NewDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """The service on a database of each kind in turn, with a dozen notes."""
+    log = tmp_path_factory.mktemp("sharing") / "log"
+    with serving(new_database(request.param), log, "--timeout-keep-alive=600") as service:
+        texts = ("apple", "bread", "apple bread", "cake")
+        notes = [
+            {"text": text, "completed": done} for text in texts for done in (False, True, True)
+        ]
+        (answer,) = ask(service, [("POST", "/notes/batch", JSON, json.dumps(notes).encode())])
+        assert answer[0] == 200
+        yield service
+
+
+@contextmanager
+def paused(process: psutil.Process) -> Iterator[None]:
+    """Lets a process do nothing meanwhile; requests to it wait in the kernel."""
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+def receive(connection: HTTPConnection) -> Answer:
+    answer = connection.getresponse()
+    headers = answer.headers
+    return answer.status, headers["content-type"], headers["link"], answer.read()
+
+
+def ask(service: Service, requests: list[Request]) -> list[Answer]:
+    """The answers to requests that the service finds all at once."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connect(service.url)) for _ in requests]
+        for connection in connections:
+            connection.request("GET", "/health/live")
+            assert receive(connection)[0] == 200
+        with paused(service.process):
+            for connection, (method, path, headers, body) in zip(
+                connections, requests, strict=True
+            ):
+                connection.request(method, path, body, headers)
+        return [receive(connection) for connection in connections]
+
+
+def batches(service: Service, query: str) -> tuple[int, int]:
+    """How many callers a query has served so far, and how often it was sent."""
+    ((*_, body),) = ask(service, [("GET", "/metrics", {}, None)])
+    found = [
+        re.search(rf'^coalesced_batch_size_{name}{{query="{query}"}} (.*)$', body.decode(), re.M)
+        for name in ("sum", "count")
+    ]
+    callers, sent = (int(float(match[1])) if match else 0 for match in found)
+    return callers, sent
+
+
+LISTINGS: dict[str, list[tuple[str, dict[str, str]]]] = {
+    "format": [("", {}), ("", LINES)],
+    "format of pages": [("limit=2", {}), ("limit=2", LINES)],
+    "q": [("q=apple", {}), ("q=bread", {}), ("", {})],
+    "after": [("after=3", {}), ("after=4", {}), ("", {})],
+    "order": [("order=desc", {}), ("order=asc", {})],
+    "limit": [("limit=2", {}), ("limit=3", {}), ("", {})],
+    "completed": [("completed=true", {}), ("completed=false", {}), ("", {})],
+}
+
+
+@pytest.mark.parametrize("listings", LISTINGS.values(), ids=LISTINGS)
+def test_listings_that_differ_share_no_answer(
+    service: Service, listings: list[tuple[str, dict[str, str]]]
+) -> None:
+    """Listings that differ in anything have an answer each, when they are asked for at once too."""
+    requests: list[Request] = [
+        ("GET", f"/notes/?{query}", headers, None) for query, headers in listings
+    ]
+    alone = [answer for request in requests for answer in ask(service, [request])]
+    assert len(set(alone)) == len(requests)
+    before = batches(service, "list_notes")
+    assert ask(service, requests * TIMES) == alone * TIMES
+    callers, sent = batches(service, "list_notes")
+    assert callers - before[0] == len(requests) * TIMES
+    assert sent - before[1] < len(requests) * TIMES
+
+
+def test_reads_share_a_query(service: Service) -> None:
+    """Clients that read notes at once each get the note of their own id, or 404, by few queries."""
+    ids = [*range(1, 13), 99] * TIMES
+    before = batches(service, "get_notes")
+    answers = ask(service, [("GET", f"/notes/{note_id}", {}, None) for note_id in ids])
+    found = [json.loads(body)["id"] if status == 200 else status for status, *_, body in answers]
+    assert found == ([*range(1, 13), 404]) * TIMES
+    callers, sent = batches(service, "get_notes")
+    assert callers - before[0] == len(ids)
+    assert sent - before[1] <= len(ids) // 2
+
+
+def test_creates_share_a_query(service: Service) -> None:
+    """Clients that create notes at once each get the note of their own text, by few queries."""
+
+    def note(number: int) -> dict[str, Any]:
+        return {"text": f"new {number}", "completed": number % 2 == 0}
+
+    count = 30
+    before = batches(service, "insert_notes")
+    bodies = [json.dumps(note(number)).encode() for number in range(count)]
+    answers = ask(service, [("POST", "/notes/", JSON, body) for body in bodies])
+    assert {status for status, *_ in answers} == {200}
+    notes = [json.loads(body) for *_, body in answers]
+    assert len({new.pop("id") for new in notes}) == count
+    assert notes == [note(number) for number in range(count)]
+    callers, sent = batches(service, "insert_notes")
+    assert callers - before[0] == count
+    assert sent - before[1] <= count // 2
