@@ -1,13 +1,16 @@
 """README's recipes for those who build on the service, carried out in a copy of the project."""
 
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from tests.conftest import KINDS
 from tests.support import databases
@@ -62,6 +65,19 @@ def alembic(copy: Path, database_url: str, *arguments: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@contextmanager
+def serving(copy: Path, database_url: str, log: Path) -> Iterator[httpx2.Client]:
+    """A client of the copy, on the database after `check` has found nothing to migrate."""
+    alembic(copy, database_url, "upgrade", "head")
+    alembic(copy, database_url, "check")
+    port = free_port()
+    with (
+        process(uvicorn(port), port, log, {"DATABASE_URL": database_url}, cwd=copy),
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        yield client
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def client(
     request: pytest.FixtureRequest,
@@ -78,14 +94,7 @@ def client(
     edit(copy / "service/notes/schemas.py", "\n\nclass Note(NoteIn)", FIELDS)
     schemas = copy / "service/notes/schemas.py"
     schemas.write_text(schemas.read_text().replace("Choice,", "Choice, Date,"))
-    alembic(copy, url, "upgrade", "head")
-    alembic(copy, url, "check")
-    port = free_port()
-    variables = {"DATABASE_URL": url}
-    with (
-        process(uvicorn(port), port, tmp_path / "log", variables, cwd=copy),
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
-    ):
+    with serving(copy, url, tmp_path / "log") as client:
         yield client
 
 
@@ -155,3 +164,77 @@ def test_the_document_has_new_fields(client: httpx2.Client) -> None:
         assert (fields["due"]["type"], fields["due"]["format"]) == (["string", "null"], "date")
         assert fields["remark"]["type"] == ["string", "null"]
     assert set(schemas["NoteIn"]["required"]) == {"text", "completed"}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tags(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: databases.NewDatabase,
+) -> Iterator[httpx2.Client]:
+    """The service with the resource that docs/adding-a-resource.md adds, to the letter."""
+    tmp_path = tmp_path_factory.mktemp("resource")
+    copy = copy_project(tmp_path / "copy")
+    url = new_database(request.param)
+    recipe = (ROOT / "docs/adding-a-resource.md").read_text()
+    blocks = re.findall(
+        r"(`service/[^\n]*)\n(?:[^`\n]+\n)*\n```python\n(.*?)```", recipe, re.DOTALL
+    )
+    written = {re.findall(r"service/\S+\.py", text)[-1]: code for text, code in blocks}
+    table, app = written.pop("service/tables.py"), written.pop("service/app.py")
+    with (copy / "service/tables.py").open("a") as file:
+        file.write("\n" + table)
+    (copy / "service/tags").mkdir()
+    (copy / "service/tags/__init__.py").touch()
+    for name, code in written.items():
+        (copy / name).write_text(code)
+    main = copy / "service/app.py"
+    imported, _, listed = app.strip().partition("\n\n")
+    text, count = re.subn(
+        r"^RESOURCES = .*$", f"{imported}\n{listed}", main.read_text(), flags=re.M
+    )
+    assert (len(written), count) == (4, 1)
+    main.write_text(text)
+    alembic(copy, url, "revision", "--autogenerate", "-m", "tags")
+    with serving(copy, url, tmp_path / "log") as client:
+        yield client
+
+
+def test_a_resource_is_added(tags: httpx2.Client) -> None:
+    """The new resource lists, creates once, reads, replaces and deletes, under conditions."""
+    key = {"idempotency-key": "k"}
+    for _ in range(2):
+        assert tags.post("/tags/", json={"name": "a"}, headers=key).json() == {"id": 1, "name": "a"}
+    other = tags.post("/tags/", json={"name": "b"}, headers=key)
+    assert other.json()["detail"][0]["type"] == "idempotency_key_reused"
+    for name in "bc":
+        tags.post("/tags/", json={"name": name})
+    page = tags.get("/tags/?limit=2")
+    assert [tag["name"] for tag in page.json()] == ["a", "b"]
+    assert [tag["name"] for tag in tags.get(page.links["next"]["url"]).json()] == ["c"]
+
+    answer = tags.get("/tags/1")
+    condition = {"if-match": answer.headers["etag"]}
+    assert tags.get("/tags/1", headers={"if-none-match": condition["if-match"]}).status_code == 304
+    replaced = tags.put("/tags/1", json={"name": "d"}, headers=condition)
+    assert replaced.json() == {"id": 1, "name": "d"}
+    assert tags.put("/tags/1", json={"name": "e"}, headers=condition).status_code == 412
+    assert tags.delete("/tags/1", headers=condition).status_code == 412
+    assert tags.delete("/tags/1").status_code == 204
+    assert tags.get("/tags/1").status_code == tags.get("/tags/x").status_code == 404
+
+    missing = tags.post("/tags/", json={}).json()["detail"]
+    assert missing == [
+        {"type": "missing", "loc": ["body", "name"], "msg": "Field required", "input": {}}
+    ]
+    minimal = tags.put("/tags/2", json={"name": "f"}, headers={"prefer": "return=minimal"})
+    assert (minimal.status_code, minimal.content) == (204, b"")
+    assert tags.get("/tags/2").json() == {"id": 2, "name": "f"}
+
+
+def test_a_new_resource_is_described(tags: httpx2.Client) -> None:
+    """The OpenAPI document is valid, and has the resource with all its operations."""
+    document = tags.get("/openapi.json").json()
+    validate(document, cls=OpenAPIV31SpecValidator)
+    operations = document["paths"]["/tags/"] | document["paths"]["/tags/{tag_id}"]
+    assert set(operations) == {"get", "post", "put", "delete"}
