@@ -21,7 +21,13 @@ from service.tables import metadata
 
 DRIVERS = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 # The drivers' own errors; SQLAlchemy and Alembic may hide them behind theirs.
-DRIVERS_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error)
+DRIVERS_ERRORS = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    sqlite3.Error,
+)
 
 # The advisory lock of a run: any number that others don't use.
 LOCK = 7_236_274_165
