@@ -25,6 +25,9 @@ shutdown.install()
 # More than this is not held back: writing it shows uvicorn that the client reads too slowly.
 MOST = 65_536
 
+# Fields of a head: each takes many times the memory of its bytes.
+MOST_FIELDS = 200
+
 # A head ends so. Some thirty of the shortest requests fit into this many bytes.
 HEAD_END = b"\r\n\r\n"
 LITTLE = 512
@@ -146,7 +149,9 @@ class Protocol(HttpToolsProtocol):
             self._ignore_upgrade()
         except httptools.HttpParserError:
             self._refuse()
-        if (self.in_head or self.in_tail) and self.head_size > MOST:
+        if (self.in_head or self.in_tail) and (
+            self.head_size > MOST or len(self.headers) > MOST_FIELDS
+        ):
             self.held.clear()
             self.transport.close()
 
@@ -218,6 +223,8 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"] = self.extensions
 
     def on_headers_complete(self) -> None:
+        if len(self.headers) > MOST_FIELDS:
+            raise ValueError("too many fields")
         self.in_head = False
         if self.head_timer is not None:
             self._stop_waiting_for_head()

@@ -281,6 +281,17 @@ def test_an_endless_head_takes_little_memory(
         assert service.process.memory_info().rss - before < 20_000_000
 
 
+@pytest.mark.parametrize("end", [b"", b"\r\n"], ids=["open", "whole"])
+def test_a_head_of_many_small_fields_is_refused(service: Service, end: bytes) -> None:
+    """A head has 200 fields at most, however small they are, as each takes memory."""
+    with service.connect() as client:
+        client.sendall(head("GET", "/health/live", *["a:"] * 199))
+        assert read_answer(client)[0].status == 200
+        client.sendall(head("GET", "/health/live", *["a:"] * 15_000).removesuffix(b"\r\n") + end)
+        answer = b"".join(iter(lambda: client.recv(10_000), b""))
+        assert answer.startswith(b"HTTP/1.1 400 ") if end else answer == b""
+
+
 @pytest.mark.parametrize("start", [b"0\r\n", b"0\r\nX-Long: ", b"1\r\na\r\n0\r\n"])
 @pytest.mark.parametrize("piece", [b"a" * 65536, b"a: b\r\n" * 10_000])
 def test_endless_trailers_take_little_memory(
