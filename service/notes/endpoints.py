@@ -8,7 +8,7 @@ import orjson
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from service import metrics
 from service.database.coalescing import coalesce
@@ -22,7 +22,7 @@ from service.schemas.validation import load, load_all
 from service.tables import Row
 from service.web import conditions, idempotency, preferences
 from service.web.requests import media_type, parse, parse_lines, path_id, read_body
-from service.web.responses import NDJSON, JSONBytes, lines_of, next_link, written
+from service.web.responses import NDJSON, JSONBytes, Stream, lines_of, next_link, written
 from service.web.routing import Path, Resource
 
 VARY = (b"vary", b"Accept")
@@ -61,8 +61,7 @@ async def read_notes(request: Request) -> Response:
     if is_limited or page.after is None:
         link = [] if page.after is None else [next_link(request, page.after)]
         return JSONBytes(page.body, headers=[VARY, *link], media_type=kind)
-    pages = stream(page_request, page) if request.method == "GET" else iter(())
-    return StreamingResponse(pages, headers={"Vary": "Accept"}, media_type=kind)
+    return Stream(stream(page_request, page), {"Vary": "Accept"}, kind)
 
 
 def _encode(note: Row) -> bytes:

@@ -1,6 +1,6 @@
 """Pages of notes, encoded once for all who want the same one, and listings made of them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 import orjson
@@ -45,14 +45,15 @@ read_page = coalesce(
 )
 
 
-async def stream(request: PageRequest, page: Page) -> AsyncIterator[bytes]:
-    """All notes of a listing, from its first page on."""
-    yield page.body if request.lines else page.body[:-1]
+async def stream(request: PageRequest, page: Page) -> AsyncGenerator[bytes | memoryview, None]:
+    """All notes of a listing, from its first page on; views of bodies, as copies may be large."""
+    yield page.body if request.lines else memoryview(page.body)[:-1]
     while page.after is not None:
         page = await read_page(request._replace(after=page.after))
         if request.lines:
             yield page.body
         elif page.body != b"[]":
-            yield b"," + page.body[1:-1]
+            yield b","
+            yield memoryview(page.body)[1:-1]
     if not request.lines:
         yield b"]"

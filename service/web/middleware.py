@@ -132,7 +132,7 @@ class ServiceMiddleware:
         body = message["body"]
         for start in range(0, len(body), _PART):
             # A slice, so that the transport doesn't hold the whole body.
-            part = body[start : start + _PART]
+            part = bytes(body[start : start + _PART])
             self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
             await send({"type": "http.response.body", "body": part, "more_body": True})
         if not message.get("more_body", False):

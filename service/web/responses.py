@@ -1,12 +1,15 @@
 """Responses: JSON that is encoded already, answers to writes, links to further pages."""
 
+import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from urllib.parse import quote, unquote_plus
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 # Newline-delimited JSON.
 NDJSON = "application/x-ndjson"
@@ -29,6 +32,47 @@ class JSONBytes(Response):
             (b"content-type", media_type.encode()),
             *headers,
         ]
+
+
+class Stream(Response):
+    """A response in parts, which ends when its client leaves.
+
+    Starlette's own would cancel whoever makes the parts, and so leave a cycle of an exception, its
+    traceback and a part that may be large.
+    """
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[bytes | memoryview, None],
+        headers: Mapping[str, str],
+        media_type: str,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.media_type = media_type
+        self.parts = parts
+        self.init_headers(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        leaving = asyncio.ensure_future(_leaves(receive))
+        try:
+            async with aclosing(self.parts) as parts:
+                if scope["method"] != "HEAD":
+                    async for part in parts:
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                        if leaving.done():
+                            return
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            leaving.cancel()
+
+
+async def _leaves(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def lines_of(values: Sequence[object]) -> bytes:

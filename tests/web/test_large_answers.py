@@ -137,3 +137,27 @@ def test_a_large_answer_that_is_read_slowly_is_whole(service: Service) -> None:
         assert [note["text"] for note in json.loads(body)] == [MEGABYTE["text"]] * 17
         client.sendall(head("GET", "/health/live"))
         assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_long_listings_that_nobody_takes_take_little_memory(
+    database_url: str, tmp_path: Path, accept: str
+) -> None:
+    """Clients that leave a long listing, or don't read it, hold no pages of their own."""
+    request = head("GET", "/notes/", f"Accept: {accept}")
+    with serving(database_url, tmp_path / "log") as service, ExitStack() as stack:
+        post(service)
+        assert httpx2.post(f"{service.url}/notes/", json=MEGABYTE).json()["id"] == 18
+        before = service.process.memory_info().rss
+        for _ in range(20):
+            with service.connect() as client:
+                client.sendall(request)
+                assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: service.connections() == 0)
+        assert service.process.memory_info().rss - before < 120_000_000
+        clients = [stack.enter_context(service.connect(receive_buffer=4096)) for _ in range(60)]
+        for client in clients:
+            client.sendall(request)
+        for client in clients:
+            assert client.recv(1) == b"H"
+        assert service.process.memory_info().rss - before < 140_000_000
