@@ -1,0 +1,227 @@
+"""Every wait for the database ends, each by its own setting, and so does the service."""
+
+import itertools
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+
+from tests.clusters import connections, locked, poll
+from tests.databases import NewDatabase, execute
+from tests.proxies import Proxy
+from tests.servers import free_port, process, uvicorn
+from tests.test_listing import fill
+
+# A client has no more of it, where the setting that is tested is half a second; it is far more than
+# what comes on top of it, and far less than what all the other settings allow.
+PATIENCE = 10
+LONG = {
+    "DATABASE_POOL_MAX": "1",
+    "DATABASE_CONNECT_TIMEOUT": "100",
+    "DATABASE_POOL_TIMEOUT": "100",
+    "DATABASE_STATEMENT_TIMEOUT": "100",
+    "REQUEST_TIMEOUT": "200",
+}
+NOTE = {"text": "a", "completed": True}
+
+_keys = (f"key-{number}" for number in itertools.count())
+
+
+class Service(NamedTuple):
+    """A service and a client who is as impatient as the tests are."""
+
+    client: httpx2.Client
+    process: subprocess.Popen[bytes]
+
+    def read(self) -> int:
+        return self.client.get("/notes/").status_code
+
+    def write(self) -> int:
+        return self.client.post("/notes/", json=NOTE).status_code
+
+    def write_once(self) -> int:
+        headers = {"idempotency-key": next(_keys)}
+        return self.client.post("/notes/", json=NOTE, headers=headers).status_code
+
+
+@contextmanager
+def serving(url: str, folder: Path, *options: str, **variables: str) -> Iterator[Service]:
+    port = free_port()
+    variables = LONG | {"DATABASE_URL": url} | variables
+    with (
+        process(uvicorn(port, *options), port, folder / "log", variables) as server,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
+    ):
+        yield Service(client, server)
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+def in_use(service: Service) -> bool:
+    """Whether one connection is at work."""
+    return "database_connections_in_use 1.0" in service.client.get("/metrics").text
+
+
+@pytest.fixture
+def proxy(new_database: NewDatabase) -> Iterator[Proxy]:
+    with closing(Proxy(new_database("postgresql"))) as proxy:
+        yield proxy
+
+
+def until_served(ask: Callable[[], int]) -> None:
+    """Asks until it gets an answer that is no 503."""
+    began = time.monotonic()
+    while ask() == 503:
+        assert time.monotonic() - began < PATIENCE
+
+
+def test_the_wait_for_a_connection_to_open(proxy: Proxy, tmp_path: Path) -> None:
+    """A server that takes connections and says nothing is 503 at DATABASE_CONNECT_TIMEOUT."""
+    with serving(proxy.url, tmp_path, DATABASE_CONNECT_TIMEOUT="0.5") as service:
+        asks = (service.read, service.write, service.write_once)
+        with proxy.hanging():
+            assert [ask() for ask in asks] == [503] * 3
+        assert [ask() for ask in asks] == [200] * 3
+
+
+def test_the_wait_for_a_statement(proxy: Proxy, tmp_path: Path) -> None:
+    """A server that answers no more is 503 at DATABASE_STATEMENT_TIMEOUT; its connection ends."""
+    with serving(proxy.url, tmp_path, DATABASE_STATEMENT_TIMEOUT="0.5") as service:
+        for ask in (service.read, service.write_once):
+            assert ask() == 200
+            proxy.hang()
+            assert ask() == 503
+            assert ask() == 200
+            poll(lambda: sum(link.is_open for link in proxy.links) == 1)
+
+
+def test_the_wait_for_a_transaction(proxy: Proxy, tmp_path: Path) -> None:
+    """A transaction that REQUEST_TIMEOUT ends leaves its connection, which hangs, behind."""
+    with serving(proxy.url, tmp_path, REQUEST_TIMEOUT="1") as service:
+        until_served(service.write_once)
+        proxy.hang()
+        assert service.write_once() == 503
+        until_served(service.write_once)
+        poll(lambda: sum(link.is_open for link in proxy.links) == 1)
+
+
+def test_the_wait_for_the_pool(new_database: NewDatabase, tmp_path: Path) -> None:
+    """Who waits for a free connection gets a 503 at DATABASE_POOL_TIMEOUT, others wait on."""
+    url = new_database("postgresql")
+    with (
+        serving(url, tmp_path, DATABASE_POOL_TIMEOUT="0.5") as service,
+        connections(url) as (run,),
+        ThreadPoolExecutor() as threads,
+    ):
+        with locked(url):
+            first = threads.submit(service.client.get, "/notes/1", timeout=60)
+            poll(lambda: run("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
+            for ask in (service.read, service.write, service.write_once):
+                assert ask() == 503
+            assert not first.done()
+        assert first.result().status_code == 404
+        assert execute(url, "SELECT count(*) FROM notes") == 0
+        assert service.write() == 200
+
+
+@contextmanager
+def writing(url: str) -> Iterator[None]:
+    """Another process writes to the file until the block ends."""
+    file = url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("COMMIT")
+
+
+def test_the_wait_for_other_writes_to_a_file(new_database: NewDatabase, tmp_path: Path) -> None:
+    """A write to SQLite behind one that waits is 503 at DATABASE_POOL_TIMEOUT, and not stored."""
+    url = new_database("sqlite")
+    with (
+        serving(url, tmp_path, DATABASE_POOL_TIMEOUT="0.5") as service,
+        ThreadPoolExecutor() as threads,
+    ):
+        with writing(url):
+            first = threads.submit(service.client.post, "/notes/batch", json=[NOTE], timeout=60)
+            poll(lambda: in_use(service))
+            for ask in (service.write, service.write_once):
+                assert ask() == 503
+            assert not first.done()
+            assert service.read() == 200
+        assert first.result().status_code == 200
+        assert execute(url, "SELECT count(*) FROM notes") == 1
+
+
+def test_the_wait_for_another_programs_write(new_database: NewDatabase, tmp_path: Path) -> None:
+    """A write to SQLite that another program locks out is 503 at DATABASE_STATEMENT_TIMEOUT."""
+    url = new_database("sqlite")
+    with serving(url, tmp_path, DATABASE_STATEMENT_TIMEOUT="0.5") as service:
+        for ask in (service.write, service.write_once):
+            with writing(url):
+                assert ask() == 503
+            assert ask() == 200
+
+
+# SQLite compares as many characters at each place of a text before it finds that they differ.
+SLOW = {"q": "x" * 30_000 + "y"}
+
+
+@pytest.fixture(scope="module")
+def slow_file(new_database: NewDatabase) -> str:
+    """A SQLite file in which the search takes minutes."""
+    url = new_database("sqlite")
+    fill(url, 400, "x" * 100_000)
+    return url
+
+
+def test_a_slow_search(slow_file: str, tmp_path: Path) -> None:
+    """A search on SQLite is interrupted at DATABASE_STATEMENT_TIMEOUT, and the next read works."""
+    with serving(slow_file, tmp_path, DATABASE_STATEMENT_TIMEOUT="0.5") as service:
+        for _ in range(2):
+            assert service.client.get("/notes/", params=SLOW).status_code == 503
+            assert service.client.get("/notes/1").status_code == 200
+            assert service.client.get("/notes/?limit=1").status_code == 200
+
+
+def end(service: Service) -> None:
+    """Asks it to stop; subprocess.TimeoutExpired if it hasn't long before a platform's SIGKILL."""
+    service.process.terminate()
+    service.process.wait(20)
+
+
+def test_the_end_while_postgresql_hangs(proxy: Proxy, tmp_path: Path) -> None:
+    """SIGTERM ends a service whose connections hang, an idle one and one at work."""
+    options = ("--timeout-graceful-shutdown=1",)
+    with (
+        serving(proxy.url, tmp_path, *options, DATABASE_POOL_MAX="2") as service,
+        ThreadPoolExecutor() as threads,
+        connections(proxy.target) as (run,),
+    ):
+        paths = ("/notes/", "/notes/1")
+        with locked(proxy.target):
+            both = [threads.submit(service.client.get, path) for path in paths]
+            poll(lambda: run("SELECT count(*) FROM pg_locks WHERE NOT granted") == 2)
+        assert [one.result().status_code for one in both] == [200, 404]
+        proxy.hang()
+        asked = threads.submit(service.client.get, "/notes/1")
+        poll(lambda: in_use(service))
+        end(service)
+        assert asked.result().status_code == 503
+
+
+def test_the_end_while_a_search_is_slow(slow_file: str, tmp_path: Path) -> None:
+    """SIGTERM ends a service whose search on SQLite would take minutes."""
+    with (
+        serving(slow_file, tmp_path, "--timeout-graceful-shutdown=1") as service,
+        ThreadPoolExecutor() as threads,
+    ):
+        asked = threads.submit(service.client.get, "/notes/", params=SLOW)
+        poll(lambda: in_use(service))
+        end(service)
+        assert asked.result().status_code == 503
