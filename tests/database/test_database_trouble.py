@@ -416,7 +416,10 @@ def test_deadlines_at_any_moment(server: Server, tmp_path: Path) -> None:
             # What has been given up doesn't stay at the server.
             poll(lambda: server.backends(url) <= POOL, server.activity)
         statuses.update(threads.map(ask, range(700)))
-        assert {200, 503} <= statuses <= {200, 503, 408, 0}
+        assert 503 in statuses
+        assert statuses <= {200, 503, 408, 0}
+        # On a busy machine such short times are over for most requests.
+        poll(lambda: ask(0) == 200)
         poll(lambda: in_use(client) == 0)
         poll(lambda: server.backends(url) <= POOL, server.activity)
         check_slots(client, server, url)

@@ -207,7 +207,9 @@ def test_one_note_is_json(service: httpx2.Client) -> None:
 @given(accept=st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=30))
 def test_garbage_gets_json(service: httpx2.Client, accept: str) -> None:
     """An `Accept` of anything at all is answered with JSON."""
-    answer = service.get("/notes/?limit=1", headers=[(b"accept", accept.encode("latin-1"))])
+    # The client refuses to send a value with space around it.
+    value = accept.strip(" ").encode("latin-1")
+    answer = service.get("/notes/?limit=1", headers=[(b"accept", value)])
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
 
 

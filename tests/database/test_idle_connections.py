@@ -4,22 +4,22 @@ from pathlib import Path
 
 import httpx2
 
-from tests.clusters import connections, poll
-from tests.databases import NewDatabase
-from tests.servers import running
+from tests.support.clusters import connections, poll
+from tests.support.databases import NewDatabase
+from tests.support.servers import running
 
 COUNT = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 # What is no matter of idle connections has to last for some seconds all the same.
-LONG = {"REQUEST_TIMEOUT": "3600", "DATABASE_STATEMENT_TIMEOUT": "3600"}
+LONG = {"REQUEST_TIMEOUT": "3600", "DATABASE_STATEMENT_TIMEOUT": "1000"}
 
 
 def test_idle_connections_are_closed(new_database: NewDatabase, tmp_path: Path) -> None:
     """Some minutes after a request no connection is left, and the next request opens one."""
     url = new_database("postgresql")
-    loop = ("--loop=tests.hasty:HastyLoop", "--timeout-keep-alive=3600")
+    loop = ("--loop=tests.support.hasty:HastyLoop", "--timeout-keep-alive=3600")
     with running(url, tmp_path / "log", *loop, **LONG) as address, connections(url) as (run,):
         for _ in range(2):
             assert httpx2.get(f"{address}/notes/").status_code == 200
