@@ -5,14 +5,13 @@ import os
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 
 import click
 
-from service.database.connections import DIALECT, connected, database
+from service.database.connections import connected
+from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
-from service.tables import Row
 from service.users import queries
 from service.users.schemas import MAX_USERNAME, user_out
 
@@ -44,9 +43,10 @@ name_argument = click.argument("name", callback=check_name)
 def run(action: Callable[..., Awaitable[Result]], *arguments: object) -> Result:
     """What the action on the database gives; ends the command where there is trouble with that."""
 
-    if DIALECT == "sqlite" and not Path(database.url.database).exists():
+    file = dialect.file()
+    if file is not None and not file.exists():
         # It would be made, empty.
-        raise click.ClickException(f"There is no file {database.url.database}.")
+        raise click.ClickException(f"There is no file {file}.")
 
     async def run_connected() -> Result:
         async with connected():
@@ -71,10 +71,8 @@ def show(token: str, name: str) -> None:
         ) from error
 
 
-def known(user: Row | None, name: str) -> Row:
-    if user is None:
-        raise click.ClickException(f"There is no user {name}.")
-    return user
+def no_user(name: str) -> click.ClickException:
+    return click.ClickException(f"There is no user {name}.")
 
 
 @users_group.command()
@@ -99,14 +97,16 @@ def list_all() -> None:
 @name_argument
 def deactivate(name: str) -> None:
     """Let a user in no longer, within ACCESS_CACHE_SECONDS; the token is kept."""
-    known(run(queries.set_active, name, False), name)
+    if run(queries.set_active, name, False) is None:
+        raise no_user(name)
 
 
 @users_group.command()
 @name_argument
 def activate(name: str) -> None:
     """Let a user in again, with the token from before."""
-    known(run(queries.set_active, name, True), name)
+    if run(queries.set_active, name, True) is None:
+        raise no_user(name)
 
 
 @users_group.command()
@@ -114,7 +114,8 @@ def activate(name: str) -> None:
 def rotate(name: str) -> None:
     """Give a user another token, print it, and let the old one in no longer."""
     token = queries.new_token()
-    known(run(queries.set_token, name, token), name)
+    if run(queries.set_token, name, token) is None:
+        raise no_user(name)
     show(token, name)
 
 
@@ -122,7 +123,8 @@ def rotate(name: str) -> None:
 @name_argument
 def remove(name: str) -> None:
     """Remove a user for good, within ACCESS_CACHE_SECONDS; the notes stay."""
-    known(run(queries.remove_user, name), name)
+    if not run(queries.remove_user, name):
+        raise no_user(name)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,15 @@ from starlette.responses import Response
 
 from service import metrics, settings
 from service.database.coalescing import coalesce
+from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
-from service.database.statements import fetch, prepare
+from service.database.statements import fetch
 from service.web.errors import RETRY, error_response
 from service.web.requests import bearer_token
 from service.web.responses import JSONBytes
 
 HEAD = ScriptDirectory(str(Path(__file__).parent.parent / "alembic")).get_current_head()
-_VERSION = prepare(select(column("version_num")).select_from(table("alembic_version")))
+_VERSION = dialect.prepare(select(column("version_num")).select_from(table("alembic_version")))
 
 
 async def _read_versions(callers: list[None]) -> list[list[str]]:

@@ -47,7 +47,9 @@ def _page_request(query_string: bytes, lines: bool) -> tuple[PageRequest, bool]:
     query = load(listing_query.load, dict(QueryParams(query_string)), "query")
     selection = Selection(query["order"] == "desc", query["completed"], query["q"])
     limit = query["limit"]
-    return PageRequest(selection, query["after"], limit or queries.PAGE, lines), limit is not None
+    return PageRequest(
+        selection, query["after"], limit or queries.PAGE_LENGTH, lines
+    ), limit is not None
 
 
 async def read_notes(request: Request) -> Response:

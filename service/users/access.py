@@ -1,4 +1,4 @@
-"""Who may come in where ACCESS is token: whoever has the token of an active user (RFC 6750)."""
+"""Access for users alone, where ACCESS is token: requests need a user's token (RFC 6750)."""
 
 import asyncio
 import logging
@@ -19,14 +19,42 @@ from service.web.requests import bearer_token
 
 logger = logging.getLogger("service")
 
-# As many tokens are remembered.
-MOST = 10_000
+CAPACITY = 10_000
 
-# The active user of each digest of a token, and until when that is taken for true without asking
-# again. Lookups are by digests alone, whose bytes nobody can choose, so the time that they take
-# tells nothing.
-_known: dict[str, tuple[Row, float]] = {}
-_UNKNOWN = (None, 0.0)
+
+class TokenMemory:
+    """The active users of tokens; at most `capacity` of them, for some seconds each.
+
+    Lookups are by digests alone, whose bytes nobody can choose, so the time that they take tells
+    nothing.
+    """
+
+    def __init__(self, seconds: float, capacity: int) -> None:
+        self._seconds = seconds
+        self._capacity = capacity
+        # By digest: the user, and until when it is remembered.
+        self._users: dict[str, tuple[Row, float]] = {}
+        self._ask = coalesce(self._ask_all, most=1_000, observe=metrics.batch("get_active"))
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    async def find(self, digest: str) -> Row | None:
+        """The active user, with `id` and `username`, whose token has this digest."""
+        user, until = self._users.get(digest, (None, 0.0))
+        return user if until > time.monotonic() else await self._ask(digest)
+
+    async def _ask_all(self, digests: list[str]) -> list[Row | None]:
+        # The time starts before the query, so a token that is revoked meanwhile gains none.
+        until = time.monotonic() + self._seconds
+        active = await queries.get_active(set(digests))
+        if len(self._users) + len(active) > self._capacity:
+            self._users.clear()
+        self._users.update({digest: (user, until) for digest, user in active.items()})
+        return [active.get(digest) for digest in digests]
+
+
+memory = TokenMemory(ACCESS_CACHE_SECONDS, CAPACITY)
 
 
 class Guard:
@@ -36,34 +64,13 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        user = await find_user(scope)
+        token = bearer_token(scope)
+        digest = None if token is None else queries.digest(token)
+        user = None if digest is None else await memory.find(digest)
         if user is None:
             raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
         scope["user"] = user
         await self.app(scope, receive, send)
-
-
-async def find_user(scope: Scope) -> Row | None:
-    """The active user, with `id` and `username`, whose token the request has."""
-    token = bearer_token(scope)
-    digest = None if token is None else queries.digest(token)
-    if digest is None:
-        return None
-    user, until = _known.get(digest, _UNKNOWN)
-    return user if until > time.monotonic() else await _find_active(digest)
-
-
-async def _check(digests: list[str]) -> list[Row | None]:
-    # What is remembered may be as old as the question, not as the answer.
-    until = time.monotonic() + ACCESS_CACHE_SECONDS
-    active = await queries.get_active(set(digests))
-    if len(_known) + len(active) > MOST:
-        _known.clear()
-    _known.update({digest: (user, until) for digest, user in active.items()})
-    return [active.get(digest) for digest in digests]
-
-
-_find_active = coalesce(_check, most=1_000, observe=metrics.batch("get_active"))
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What can be done with users: one statement each, no HTTP in sight."""
+"""What can be done with users: one operation each, no HTTP in sight."""
 
 import hashlib
 import re
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import BigInteger, Boolean, String, bindparam, select
 
-from service.database.statements import fetch, insert, is_one_of, listed, prepare
+from service.database.dialect import dialect
+from service.database.statements import fetch
 from service.tables import Row, users
 from service.users.schemas import MAX_USERNAME
 
@@ -22,36 +23,29 @@ _is_username = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_USERNAME}}}").fullmatch
 
 _NAMED = users.c.username == bindparam("name", type_=String)
 
-_BY_NAME = prepare(select(*COLUMNS).where(_NAMED))
-_ALL = prepare(select(*COLUMNS).order_by(users.c.username))
-_ANY = prepare(select(users.c.id).limit(1))
-_INSERT = prepare(
-    insert(users)
-    .values(
-        username=bindparam("name", type_=String),
-        is_active=True,
-        created_at=bindparam("now", type_=BigInteger),
-        token_sha256=bindparam("digest", type_=String),
-    )
-    .on_conflict_do_nothing(index_elements=[users.c.username])
-    .returning(*COLUMNS)
+_BY_NAME = dialect.prepare(select(*COLUMNS).where(_NAMED))
+_ALL = dialect.prepare(select(*COLUMNS).order_by(users.c.username))
+_ANY = dialect.prepare(select(users.c.id).limit(1))
+_DIGEST = bindparam("digest", type_=String)
+_INSERT = dialect.insert_or_replace(
+    users,
+    {
+        "username": bindparam("name", type_=String),
+        "is_active": True,
+        "created_at": bindparam("now", type_=BigInteger),
+        "token_sha256": _DIGEST,
+    },
+    users.c.username,
+    COLUMNS,
 )
-_SET_ACTIVE = prepare(
-    users.update()
-    .values(is_active=bindparam("active", type_=Boolean))
-    .where(_NAMED)
-    .returning(*COLUMNS)
+_SET_ACTIVE = dialect.update(
+    users, {"is_active": bindparam("active", type_=Boolean)}, _NAMED, COLUMNS
 )
-_SET_TOKEN = prepare(
-    users.update()
-    .values(token_sha256=bindparam("digest", type_=String))
-    .where(_NAMED)
-    .returning(*COLUMNS)
-)
-_DELETE = prepare(users.delete().where(_NAMED).returning(*COLUMNS))
-_ACTIVE = prepare(
+_SET_TOKEN = dialect.update(users, {"token_sha256": _DIGEST}, _NAMED, COLUMNS)
+_DELETE = dialect.delete(users, _NAMED)
+_ACTIVE = dialect.prepare(
     select(users.c.id, users.c.username, users.c.token_sha256).where(
-        users.c.is_active, is_one_of(users.c.token_sha256, "digests")
+        users.c.is_active, dialect.is_one_of(users.c.token_sha256, "digests")
     )
 )
 
@@ -107,13 +101,12 @@ async def set_token(username: str, token: str) -> Row | None:
     return rows[0] if rows else None
 
 
-async def remove_user(username: str) -> Row | None:
-    """Removes a user for good and gives what was stored; None if there is no such user."""
-    rows = await fetch(_DELETE, name=normalize(username))
-    return rows[0] if rows else None
+async def remove_user(username: str) -> bool:
+    """Removes a user for good; gives whether there was such a user."""
+    return bool(await fetch(_DELETE, name=normalize(username)))
 
 
 async def get_active(digests: Iterable[str]) -> dict[str, Row]:
     """The active users of tokens with these digests, by digest; `id` and `username` of each."""
-    rows = await fetch(_ACTIVE, digests=listed(digests))
+    rows = await fetch(_ACTIVE, digests=list(digests))
     return {row["token_sha256"]: row for row in rows}

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from sqlalchemy import BigInteger, bindparam, select
 from starlette.requests import Request
 
-from service.database.statements import Run, insert, prepare, transact
+from service.database.dialect import dialect
+from service.database.statements import Run, transact
 from service.schemas.validation import InvalidInput, describe
 from service.tables import idempotency_keys as keys
 from service.web.requests import media_type
@@ -25,25 +26,29 @@ _expired = keys.c.created_at <= bindparam("expired", type_=BigInteger)
 
 # Takes the key, if it is new or expired. A request with the same key that is under way makes this
 # wait for its end.
-_insert = insert(keys)
-_TAKE = prepare(
-    _insert.values(
-        key=bindparam("key"), fingerprint=bindparam("fingerprint"), response=None, created_at=_now
-    )
-    .on_conflict_do_update(
-        index_elements=[keys.c.key],
-        set_={name: _insert.excluded[name] for name in ("fingerprint", "response", "created_at")},
-        where=_expired,
-    )
-    .returning(keys.c.key)
+_TAKE = dialect.insert_or_replace(
+    keys,
+    {
+        "key": bindparam("key"),
+        "fingerprint": bindparam("fingerprint"),
+        "response": None,
+        "created_at": _now,
+    },
+    keys.c.key,
+    [keys.c.key],
+    replaceable=_expired,
 )
-_FIND = prepare(select(keys.c.fingerprint, keys.c.response).where(keys.c.key == bindparam("key")))
-_KEEP = prepare(
+_FIND = dialect.prepare(
+    select(keys.c.fingerprint, keys.c.response).where(keys.c.key == bindparam("key"))
+)
+_KEEP = dialect.prepare(
     keys.update().where(keys.c.key == bindparam("the_key")).values(response=bindparam("answer"))
 )
 _old = select(keys.c.key).where(_expired).order_by(keys.c.created_at).limit(SWEPT)
 # Two requests that sweep at once don't wait for each other; SQLite has one writer at a time.
-_SWEEP = prepare(keys.delete().where(keys.c.key.in_(_old.with_for_update(skip_locked=True))))
+_SWEEP = dialect.prepare(
+    keys.delete().where(keys.c.key.in_(_old.with_for_update(skip_locked=True)))
+)
 
 
 def _fingerprint(*parts: bytes) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from service.notes.queries import FEW, HEAVY, PAGE
+from service.notes.queries import MAX_PAGE_BYTES, PAGE_LENGTH, SHORT_PAGE_LENGTH
 from tests.conftest import Server
 from tests.support import databases
 from tests.support.raw import connect, send
@@ -47,7 +47,19 @@ def request_listing(url: str, query: str = "", accept: str = "*/*") -> socket.so
 
 
 @pytest.mark.parametrize(
-    "count", [0, 1, FEW - 1, FEW, FEW + 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 5000]
+    "count",
+    [
+        0,
+        1,
+        SHORT_PAGE_LENGTH - 1,
+        SHORT_PAGE_LENGTH,
+        SHORT_PAGE_LENGTH + 1,
+        PAGE_LENGTH - 1,
+        PAGE_LENGTH,
+        PAGE_LENGTH + 1,
+        2 * PAGE_LENGTH,
+        5000,
+    ],
 )
 def test_a_listing_is_whole(server: Server, service: httpx2.Client, count: int) -> None:
     """Every note is listed once, in order, with a length where one page holds them all."""
@@ -57,7 +69,7 @@ def test_a_listing_is_whole(server: Server, service: httpx2.Client, count: int) 
         {"id": number, "text": "note", "completed": number % 2 == 1}
         for number in range(1, count + 1)
     ]
-    assert ("content-length" in answer.headers) == (count <= PAGE)
+    assert ("content-length" in answer.headers) == (count <= PAGE_LENGTH)
     assert service.head("/notes/").headers.get("content-length") == answer.headers.get(
         "content-length"
     )
@@ -65,7 +77,7 @@ def test_a_listing_is_whole(server: Server, service: httpx2.Client, count: int) 
 
 def test_large_notes_come_in_small_pages(database_url: str, tmp_path: Path) -> None:
     """A listing of many megabytes takes the service little memory."""
-    fill(database_url, 150, "x" * (HEAVY // 2))
+    fill(database_url, 150, "x" * (MAX_PAGE_BYTES // 2))
     port = free_port()
     with process(uvicorn(port), port, tmp_path / "log", {"DATABASE_URL": database_url}) as server:
         length = 0
@@ -76,7 +88,7 @@ def test_large_notes_come_in_small_pages(database_url: str, tmp_path: Path) -> N
         if status.exists():
             peak = next(line for line in status.read_text().splitlines() if "VmHWM" in line)
             assert int(peak.split()[1]) < 250_000
-    assert length > 150 * HEAVY // 2
+    assert length > 150 * MAX_PAGE_BYTES // 2
 
 
 def test_a_slow_client_holds_no_connection(database_url: str, tmp_path: Path) -> None:
@@ -152,17 +164,17 @@ def test_a_listing_whose_tail_is_deleted_is_whole(
     server: Server, service: httpx2.Client, order: str, accept: str
 ) -> None:
     """A listing whose last notes go while it is sent ends with the others, and is well-formed."""
-    count = 3 * PAGE
-    fill(server.database_url, count, "x" * (HEAVY * 3 // 4 // PAGE))
+    count = 3 * PAGE_LENGTH
+    fill(server.database_url, count, "x" * (MAX_PAGE_BYTES * 3 // 4 // PAGE_LENGTH))
     # The client takes so little of the first page that the next one is not read before.
     with request_listing(str(service.base_url), f"order={order}", accept) as client:
         answer = http.client.HTTPResponse(client)
         answer.begin()
         assert "content-length" not in answer.headers
         if order == "asc":
-            tail, left = f"id > {PAGE}", range(1, PAGE + 1)
+            tail, left = f"id > {PAGE_LENGTH}", range(1, PAGE_LENGTH + 1)
         else:
-            tail, left = f"id <= {count - PAGE}", range(count, count - PAGE, -1)
+            tail, left = f"id <= {count - PAGE_LENGTH}", range(count, count - PAGE_LENGTH, -1)
         databases.execute(server.database_url, f"DELETE FROM notes WHERE {tail}")
         body = answer.read()
     if accept == "application/json":
@@ -175,7 +187,7 @@ def test_a_listing_whose_tail_is_deleted_is_whole(
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
 def test_head_costs_one_page(server: Server, service: httpx2.Client, accept: str) -> None:
     """`HEAD` of a long listing reads one page of it, where `GET` reads them all."""
-    fill(server.database_url, 4 * PAGE + 1)
+    fill(server.database_url, 4 * PAGE_LENGTH + 1)
     with connect(str(service.base_url)) as connection:
 
         def pages(method: str) -> float:

@@ -1,11 +1,11 @@
 """Users: what can be done with them apart from the web, and the one route."""
 
 import asyncio
-import importlib
+import multiprocessing
 import re
-import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import httpx2
@@ -13,46 +13,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.database import connected
+from service.users import queries as users
+from service.users.access import TokenMemory
 from service.users.queries import normalize
 from tests.conftest import Server
 from tests.support.operating import operate
 
-Run = Callable[[Callable[[Any], Coroutine[Any, Any, Any]]], Any]
+Run = Callable[..., Any]
 
 
-def imported() -> list[str]:
-    """The service's modules, but for the metrics, of which a process can have but one."""
-    names = [name for name in sys.modules if name.partition(".")[0] == "service"]
-    return [name for name in names if name != "service.metrics"]
+def run_connected(action: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    async def run() -> Any:
+        async with connected():
+            return await action(*arguments)
+
+    return asyncio.run(run())
 
 
 @pytest.fixture
 def run(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs a function of `service.users`, imported for a fresh database of each kind in turn."""
+    """Runs a function with the database open, in a process that was started for its kind."""
     monkeypatch.setenv("DATABASE_URL", database_url)
-    for name in imported():
-        monkeypatch.delitem(sys.modules, name)
-    users = importlib.import_module("service.users.queries")
-    database = importlib.import_module("service.database")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
+        yield lambda *call: process.submit(run_connected, *call).result(60)
 
-    async def run_connected(action: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
-        async with database.connected():
-            return await action(users)
 
-    yield lambda action: asyncio.run(run_connected(action))
-    for name in imported():
-        del sys.modules[name]
+async def find_in_two_cases() -> list[Any]:
+    await users.add_user("Bob.1", users.new_token())
+    found: list[Any] = [await users.get_user(name) for name in ("bob.1", "BOB.1")]
+    return [dict(user) for user in found]
 
 
 def test_a_user_is_found_by_name(run: Run) -> None:
     """`get_user` gives the user, in whatever case the name is asked for, and no secret."""
-
-    async def use(users: Any) -> Any:
-        await users.add_user("Bob.1", users.new_token())
-        return [dict(await users.get_user(name)) for name in ("bob.1", "BOB.1")]
-
     before = int(time.time())
-    first, second = run(use)
+    first, second = run(find_in_two_cases)
     assert first == second
     assert before <= first.pop("created_at") <= time.time()
     assert {**first, "is_active": bool(first["is_active"])} == {
@@ -62,89 +59,90 @@ def test_a_user_is_found_by_name(run: Run) -> None:
     }
 
 
+async def use_name_of_nobody(name: str) -> list[Any]:
+    await users.add_user("bob", users.new_token())
+    await users.add_user("k", users.new_token())
+    return [
+        await users.get_user(name),
+        await users.set_active(name, False),
+        await users.set_token(name, users.new_token()),
+        await users.remove_user(name),
+        [bool(user["is_active"]) for user in await users.list_users()],
+    ]
+
+
 @pytest.mark.parametrize("name", ["", "carol", "bob ", "b%b", "bo_", "\0", "\u212a", "b" * 5000])
 def test_no_such_user(run: Run, name: str) -> None:
     """A name that nobody has, or nobody can have, finds and changes nobody."""
+    assert run(use_name_of_nobody, name) == [None, None, None, False, [True, True]]
 
-    async def use(users: Any) -> Any:
-        await users.add_user("bob", users.new_token())
-        await users.add_user("k", users.new_token())
-        return [
-            await users.get_user(name),
-            await users.set_active(name, False),
-            await users.set_token(name, users.new_token()),
-            await users.remove_user(name),
-            [bool(user["is_active"]) for user in await users.list_users()],
-        ]
 
-    assert run(use) == [None, None, None, None, [True, True]]
+async def remove_and_add_again() -> tuple[list[bool], Any, int, list[bool]]:
+    tokens = [users.new_token() for _ in range(3)]
+    digests = [str(users.digest(token)) for token in tokens]
+    for name, token in zip(("alice", "bob"), tokens, strict=False):
+        await users.add_user(name, token)
+    removed = [await users.remove_user(name) for name in ("Bob", "bob")]
+    gone = await users.get_user("bob")
+    again = await users.add_user("bob", tokens[2])
+    assert again is not None
+    active = await users.get_active(digests)
+    return removed, gone, again["id"], [digest in active for digest in digests]
 
 
 def test_a_removed_user_is_gone(run: Run) -> None:
     """Nobody has a removed user's name, token or id; another user may be given the name."""
+    assert run(remove_and_add_again) == ([True, False], None, 3, [True, False, True])
 
-    async def use(users: Any) -> Any:
-        tokens = [users.new_token() for _ in range(3)]
-        for name, token in zip(("alice", "bob"), tokens, strict=False):
-            await users.add_user(name, token)
-        assert (await users.remove_user("Bob"))["username"] == "bob"
-        assert await users.get_user("bob") is None
-        assert await users.remove_user("bob") is None
-        again = await users.add_user("bob", tokens[2])
-        known = await users.get_active([users.digest(token) for token in tokens])
-        return again["id"], [users.digest(token) in known for token in tokens]
 
-    assert run(use) == (3, [True, False, True])
+async def add_twice() -> tuple[list[bool], int]:
+    stored = [await users.add_user(name, users.new_token()) for name in ("bob", "BOB")]
+    with pytest.raises(ValueError, match="no username"):
+        await users.add_user("", users.new_token())
+    return [bool(user) for user in stored], len(await users.list_users())
 
 
 def test_names_are_unique(run: Run) -> None:
     """A name is given once, in whatever case, and nobody is stored under what is no name."""
+    assert run(add_twice) == ([True, False], 1)
 
-    async def use(users: Any) -> Any:
-        stored = [await users.add_user(name, users.new_token()) for name in ("bob", "BOB")]
-        with pytest.raises(ValueError, match="no username"):
-            await users.add_user("", users.new_token())
-        return [bool(user) for user in stored], len(await users.list_users())
 
-    assert run(use) == ([True, False], 1)
+async def ask_for_tokens() -> list[int]:
+    tokens = [users.new_token() for _ in range(4)]
+    digests = [str(users.digest(token)) for token in tokens]
+    for name, token in zip("abc", tokens, strict=False):
+        await users.add_user(name, token)
+    await users.set_active("b", False)
+    await users.set_token("c", tokens[3])
+    assert await users.has_users()
+    return sorted(digests.index(digest) for digest in await users.get_active(digests))
 
 
 def test_tokens_of_active_users_are_known(run: Run) -> None:
     """The digest of a token is known while its user is active and has no other."""
-
-    async def use(users: Any) -> Any:
-        tokens = [users.new_token() for _ in range(4)]
-        digests = [users.digest(token) for token in tokens]
-        for name, token in zip("abc", tokens, strict=False):
-            await users.add_user(name, token)
-        await users.set_active("b", False)
-        await users.set_token("c", tokens[3])
-        known = await users.get_active(digests)
-        assert await users.has_users()
-        return [digests.index(digest) for digest in known]
-
-    assert sorted(run(use)) == [0, 3]
+    assert run(ask_for_tokens) == [0, 3]
 
 
-def test_remembered_tokens_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def ask_in_turns() -> tuple[list[Any], int]:
+    memory = TokenMemory(seconds=60, capacity=3)
+    digests = []
+    for number in range(7):
+        token = users.new_token()
+        await users.add_user(f"user-{number}", token)
+        digests.append(str(users.digest(token)))
+    names: list[Any] = []
+    most = 0
+    for digest in digests * 2 + digests[:1] * 2:
+        user = await memory.find(digest)
+        names.append(user and user["username"])
+        most = max(most, len(memory))
+    return names, most
+
+
+def test_remembered_tokens_are_bounded(run: Run) -> None:
     """However many users come, so many tokens at most are remembered, each for its own user."""
-
-    async def use(users: Any) -> tuple[list[str], int]:
-        access = importlib.import_module("service.users.access")
-        monkeypatch.setattr(access, "MOST", 3)
-        headers = []
-        for number in range(7):
-            token = users.new_token()
-            await users.add_user(f"user-{number}", token)
-            headers.append([(b"authorization", f"Bearer {token}".encode())])
-        names, most = [], 0
-        for one in headers * 2 + headers[:1] * 2:
-            names.append((await access.find_user({"headers": one}))["username"])
-            most = max(most, len(access._known))
-        return names, most
-
     names = [f"user-{number}" for number in range(7)]
-    assert run(use) == (names * 2 + names[:1] * 2, 3)
+    assert run(ask_in_turns) == (names * 2 + names[:1] * 2, 3)
 
 
 @given(st.text(max_size=70))

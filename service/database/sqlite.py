@@ -1,0 +1,265 @@
+"""SQLite, through encode/databases and aiosqlite."""
+
+import asyncio
+import sqlite3
+import threading
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from traceback import clear_frames
+from typing import Any, cast, get_args
+
+import aiosqlite
+import databases.backends.sqlite  # noqa: F401 - now, and not when files have run out
+import orjson
+from databases import Database, DatabaseURL
+from sqlalchemy import (
+    Boolean,
+    ClauseElement,
+    Column,
+    ColumnElement,
+    LargeBinary,
+    String,
+    Table,
+    TypeDecorator,
+    bindparam,
+    func,
+    select,
+)
+from sqlalchemy import cast as as_type
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.types import TypeEngine
+
+from service import settings
+from service.database import returning
+from service.database.compiling import compile_statement
+from service.database.operations import Lane, Operation, Result
+from service.tables import Row
+
+UNAVAILABLE: tuple[type[Exception], ...] = (OSError, sqlite3.OperationalError)
+CONNECTION_LOST: tuple[type[Exception], ...] = ()
+OUT_OF_DATE: tuple[type[Exception], ...] = ()
+BEGIN = "BEGIN IMMEDIATE"
+
+THREAD_SECONDS = 5
+
+_DIALECT = SQLiteDialect_aiosqlite()
+
+
+def is_not_migrated(error: BaseException | None) -> bool:
+    return "no such" in str(error)
+
+
+def file() -> Path | None:
+    return Path(DatabaseURL(settings.DATABASE_URL).database)
+
+
+def decode(stored: bytes | None) -> str | None:
+    """A text as it is shown, with U+FFFD where another program has stored what is no UTF-8."""
+    return None if stored is None else stored.decode("utf-8", "replace")
+
+
+class Connections:
+    """A connection for each lane, so that nobody reads behind a writer that waits, or a search.
+
+    encode/databases would open a file and start a thread for each statement.
+    """
+
+    def __init__(self) -> None:
+        # `timeout` is in seconds, for which a statement waits for another writer.
+        self._database = Database(
+            settings.DATABASE_URL, timeout=settings.DATABASE_STATEMENT_TIMEOUT
+        )
+        # A connection serves one at a time. In the queue of its thread a statement that waited too
+        # long would be carried out, after its caller was told that it failed.
+        self.turns: dict[Lane, list[asyncio.Semaphore]] = {
+            lane: [asyncio.Semaphore(1)] for lane in get_args(Lane)
+        }
+        self._connections: dict[Lane, aiosqlite.Connection] = {}
+
+    async def open(self) -> None:
+        """Raises sqlite3.DatabaseError for a file that can't be used."""
+        await self._database.connect()
+        for lane in get_args(Lane):
+            # encode/databases has one connection for each task.
+            opened = await asyncio.create_task(self._open())
+            self._connections[lane] = opened
+            opened.row_factory = sqlite3.Row
+            if lane == "write":
+                # A write can't be run again to decode its rows otherwise.
+                opened.text_factory = decode
+                await opened.create_function("decode", 1, decode)
+            await _check(opened)
+
+    async def _open(self) -> aiosqlite.Connection:
+        others = threading.enumerate()
+        try:
+            connection = await self._database.connection().__aenter__()
+        except sqlite3.Error:
+            # aiosqlite ends its thread, which needs the event loop, but doesn't wait for that.
+            for thread in set(threading.enumerate()).difference(others):
+                thread.join(THREAD_SECONDS)
+            raise
+        return cast("aiosqlite.Connection", connection.raw_connection)
+
+    async def close(self) -> None:
+        for connection in self._connections.values():
+            await connection.interrupt()
+            await connection.close()
+        await self._database.disconnect()
+
+    async def use(self, lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        return await work(self._connections[lane])
+
+
+def connections() -> Connections:
+    return Connections()
+
+
+async def _check(raw: aiosqlite.Connection) -> None:
+    """Reads from a file for the first time, which opening it doesn't."""
+    try:
+        await raw.execute_fetchall("PRAGMA schema_version")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+
+
+async def roll_back(raw: Any, error: BaseException) -> None:
+    with suppress(*UNAVAILABLE):
+        await raw.execute("ROLLBACK")
+
+
+def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
+    compiled = compile_statement(statement, _DIALECT)
+    sql, names, constants, lane = compiled[:4]
+    # SQLite has no dates, for example.
+    to_database = {
+        name: use for name, kind in compiled.parameters.items() if (use := _writer(kind))
+    }
+    from_database = {name: use for name, kind in compiled.columns.items() if (use := _reader(kind))}
+
+    async def run(raw: aiosqlite.Connection, values: Mapping[str, Any]) -> Sequence[Row]:
+        given = {**constants, **values}
+        for name, convert in to_database.items():
+            given[name] = convert(given[name])
+        rows = await _run_in_thread(raw, sql, [given[name] for name in names])
+        if from_database:
+            return [_convert(row, from_database) for row in rows]
+        return rows
+
+    return Operation("search" if searches else lane, run)
+
+
+def _writer(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    """How SQLite keeps a value; None where the driver knows."""
+    if isinstance(kind, Boolean):
+        return None
+    return kind.dialect_impl(_DIALECT).bind_processor(_DIALECT)
+
+
+def _reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    # Booleans are left to the schemas, which are asked for every value anyway.
+    if isinstance(kind, Boolean):
+        return None
+    return kind.dialect_impl(_DIALECT).result_processor(_DIALECT, None)
+
+
+def _convert(row: Any, conversions: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    return dict(row) | {name: convert(row[name]) for name, convert in conversions.items()}
+
+
+async def _run_in_thread(
+    raw: aiosqlite.Connection, sql: str, arguments: list[Any]
+) -> Sequence[Any]:
+    """Runs a statement; one that has no more time is interrupted and waited for."""
+    running = asyncio.ensure_future(raw.execute_fetchall(sql, arguments))
+    try:
+        async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT):
+            return cast("Sequence[Any]", await asyncio.shield(running))
+    except sqlite3.OperationalError as error:
+        # Python's own decoding is faster, so that another is used only where it has failed.
+        if raw.text_factory is decode or "decode to UTF-8" not in str(error):
+            raise
+        # Its frames hold the cursor, which would keep the connection's view of the database.
+        clear_frames(error.__traceback__)
+    except sqlite3.IntegrityError as error:
+        # The trigger `notes_last_id` says so.
+        if "no ids are left" in str(error):
+            raise sqlite3.OperationalError(str(error)) from None
+        raise
+    except (TimeoutError, CancelledError):
+        await raw.interrupt()
+        await asyncio.wait([running])
+        if interrupted := running.exception():
+            # aiosqlite's frames hold the future.
+            interrupted.with_traceback(None)
+        raise
+    raw.text_factory = decode
+    return await _run_in_thread(raw, sql, arguments)
+
+
+def insert_many(
+    table: Table, names: Sequence[str], columns: Sequence[ColumnElement[Any]]
+) -> Operation:
+    writers = {name: use for name in names if (use := _writer(table.c[name].type))}
+    new = func.json_each(bindparam("rows")).table_valued("key", "value", name="new")
+    values = [func.json_extract(new.c.value, f"$.{name}") for name in names]
+    insert_json = prepare(
+        table.insert()
+        .from_select(list(names), select(*values).order_by(new.c.key))
+        .returning(*columns)
+    )
+
+    async def run(raw: aiosqlite.Connection, values: Mapping[str, Any]) -> Sequence[Row]:
+        rows = values["rows"]
+        if writers:
+            rows = [
+                {**row, **{name: write(row[name]) for name, write in writers.items()}}
+                for row in rows
+            ]
+        return await insert_json.run(raw, {"rows": orjson.dumps(rows).decode()})
+
+    return Operation("write", run)
+
+
+insert_or_replace = partial(returning.insert_or_replace, prepare, insert)
+update = partial(returning.update, prepare)
+delete = partial(returning.delete, prepare)
+page = partial(returning.page, prepare, func.length)
+
+
+class _List(TypeDecorator[list[Any]]):
+    """A list, as the JSON that json_each reads."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: list[Any] | None, dialect: Any) -> str:
+        return orjson.dumps(value).decode()
+
+
+def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:
+    values = func.json_each(bindparam(name, type_=_List())).table_valued("value")
+    return column.in_(select(values.c.value))
+
+
+def contains(text: Column[Any], folded: Column[Any], name: str) -> ColumnElement[bool]:
+    return func.instr(func.coalesce(folded, func.lower(text)), bindparam(name)) > 0
+
+
+def shown(column: Column[Any]) -> ColumnElement[Any]:
+    """As a text where another program has stored bytes."""
+    if isinstance(column.type, String):
+        return as_type(column, String).label(column.name)
+    return column
+
+
+def compared(column: Column[Any]) -> ColumnElement[Any]:
+    """A text may be bytes of another program, which no text of a client equals."""
+    if isinstance(column.type, String):
+        return func.decode(as_type(column, LargeBinary), type_=String)
+    return column
