@@ -51,10 +51,10 @@ routes = [
     for path in resource.paths
 ]
 document = make_document(RESOURCES, by_token=bool(guard))
-pages = [
+documentation = [
     Route("/", Methods(GET=docs.home)),
     Route("/openapi.json", Methods(GET=openapi_json)),
-    Route("/docs", Methods(GET=docs.page), name="docs"),
+    Route("/docs", Methods(GET=docs.swagger_ui), name="docs"),
     Route("/docs/start.js", Methods(GET=docs.start)),
     Mount("/docs/assets", StaticFiles(packages=[("swagger_ui", "static")])),
 ]
@@ -79,7 +79,7 @@ class Service(Starlette):
 
 
 app = Service(
-    routes=[*routes, *pages, *health_checks],
+    routes=[*routes, *documentation, *health_checks],
     middleware=[Middleware(CORS)] if settings.CORS_ORIGINS else [],
     lifespan=lifespan,
 )

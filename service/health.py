@@ -29,7 +29,7 @@ async def _read_versions(callers: list[None]) -> list[list[str]]:
 
 
 # Whoever asks, and however often, it is one query at a time.
-read_versions = coalesce(_read_versions, most=10_000)
+read_versions = coalesce(_read_versions, max_batch=10_000)
 
 
 async def live(request: Request) -> Response:

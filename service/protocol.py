@@ -23,10 +23,10 @@ LAST_CALL = 1.0
 shutdown.install()
 
 # More than this is not held back: writing it shows uvicorn that the client reads too slowly.
-MOST = 65_536
+MAX_HELD_BYTES = 65_536
 
 # Fields of a head: each takes many times the memory of its bytes.
-MOST_FIELDS = 200
+MAX_FIELDS = 200
 
 # A head ends so. Some thirty of the shortest requests fit into this many bytes.
 HEAD_END = b"\r\n\r\n"
@@ -51,7 +51,7 @@ class Corked:
             self.call_soon(self.flush)
         self.held.append(data)
         self.size += len(data)
-        if self.size > MOST:
+        if self.size > MAX_HELD_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -102,7 +102,7 @@ class Protocol(HttpToolsProtocol):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
                 # The kernel asks for more when it has this much left to send, not when a third of
                 # some megabytes is free, which a slow client can't take within its time.
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_HELD_BYTES)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -150,7 +150,7 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse()
         if (self.in_head or self.in_tail) and (
-            self.head_size > MOST or len(self.headers) > MOST_FIELDS
+            self.head_size > MAX_HELD_BYTES or len(self.headers) > MAX_FIELDS
         ):
             self.held.clear()
             self.transport.close()
@@ -223,7 +223,7 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"] = self.extensions
 
     def on_headers_complete(self) -> None:
-        if len(self.headers) > MOST_FIELDS:
+        if len(self.headers) > MAX_FIELDS:
             raise ValueError("too many fields")
         self.in_head = False
         if self.head_timer is not None:

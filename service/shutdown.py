@@ -20,9 +20,9 @@ from uvicorn.server import Server
 if sys.platform == "linux":
     import fcntl
 
-# Seconds for handshakes that have begun, and the most for emptying the queue.
-HANDSHAKE = 0.01
-MOST = 1.0
+# Seconds for handshakes that have begun, and for emptying the queue at the most.
+HANDSHAKE_SECONDS = 0.01
+MAX_DRAIN_SECONDS = 1.0
 
 # Linux's socket options that Python doesn't name, and a filter (classic BPF) for the TCP header:
 # a packet with the flag SYN, which opens a connection, is dropped, any other passes.
@@ -61,7 +61,7 @@ async def main_loop(server: Server) -> None:
         state = server.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         last = [one for one in listeners if _is_last(one, server.config)]
-        await _take_what_waits(last)
+        await _accept_queued(last)
         for one in last:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -107,13 +107,13 @@ def _is_last(listener: socket.socket, config: Config) -> bool:
     return False
 
 
-async def _take_what_waits(listeners: list[socket.socket]) -> None:
+async def _accept_queued(listeners: list[socket.socket]) -> None:
     """Returns when the event loop has accepted all connections in the queues."""
     for one in listeners:
         _filter(one, SO_ATTACH_FILTER)
-    await asyncio.sleep(HANDSHAKE)
+    await asyncio.sleep(HANDSHAKE_SECONDS)
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + MOST
+    deadline = loop.time() + MAX_DRAIN_SECONDS
     while select.select(listeners, [], [], 0)[0] and loop.time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0)
 

@@ -17,14 +17,14 @@ Result = TypeVar("Result")
 
 def coalesce(
     serve: Callable[[list[Argument]], Awaitable[Sequence[Result]]],
-    most: int,
+    max_batch: int,
     key: Callable[[Argument], Hashable] = lambda argument: None,
     observe: Callable[[int], object] = lambda size: None,
 ) -> Callable[[Argument], Awaitable[Result]]:
     """Makes a function for one caller out of one that serves many.
 
-    `serve` takes the arguments of at most `most` callers, all of the same key, and gives as many
-    results in their order; one call of it is under way for a key at a time. What it raises reaches
+    `serve` takes the arguments of at most `max_batch` callers, all of the same key. It gives as
+    many results in their order. One call of it is under way for a key at a time. Its error reaches
     every caller of that call and no other. A caller that is cancelled disturbs nobody; one that
     was still waiting is left out. `observe` is told the size of each batch.
     """
@@ -36,7 +36,7 @@ def coalesce(
         try:
             while queue:
                 batch: list[tuple[Argument, asyncio.Future[Result]]] = []
-                while queue and len(batch) < most:
+                while queue and len(batch) < max_batch:
                     argument, future = queue.popleft()
                     if not future.done():
                         batch.append((argument, future))

@@ -40,31 +40,31 @@ async def use(lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
     a connection of an exhausted pool.
     """
     connections = _connections
-    turns = connections.turns[lane]
-    if any(map(asyncio.Semaphore.locked, turns)):
+    slots = connections.slots[lane]
+    if any(map(asyncio.Semaphore.locked, slots)):
         with metrics.waiting.track_inprogress():
             async with asyncio.timeout(settings.DATABASE_POOL_TIMEOUT):
-                await _acquire(turns)
+                await _acquire(slots)
     else:
-        await _acquire(turns)
+        await _acquire(slots)
     metrics.in_use.inc()
     try:
         return await connections.use(lane, work)
     finally:
         metrics.in_use.dec()
-        _release(turns)
+        _release(slots)
 
 
-async def _acquire(turns: Sequence[asyncio.Semaphore]) -> None:
-    """Takes all turns, one after the other, or none."""
-    for place, turn in enumerate(turns):
+async def _acquire(slots: Sequence[asyncio.Semaphore]) -> None:
+    """Takes all slots, one after the other, or none."""
+    for place, slot in enumerate(slots):
         try:
-            await turn.acquire()
+            await slot.acquire()
         except BaseException:
-            _release(turns[:place])
+            _release(slots[:place])
             raise
 
 
-def _release(turns: Sequence[asyncio.Semaphore]) -> None:
-    for turn in turns:
-        turn.release()
+def _release(slots: Sequence[asyncio.Semaphore]) -> None:
+    for slot in slots:
+        slot.release()

@@ -69,11 +69,11 @@ def fill(connection: Connection, name: str, value: Any) -> int:
     """Puts a value where a column of notes is NULL, some notes at a time; gives how many."""
     notes = table("notes", column("id", BigInteger), column(name))
     behind = notes.c.id > bindparam("after", type_=BigInteger)
-    page = select(notes.c.id).where(behind).order_by(notes.c.id).limit(BATCH).cte("page")
+    batch = select(notes.c.id).where(behind).order_by(notes.c.id).limit(BATCH).cte("batch")
     change = notes.update().values({name: value}).returning(notes.c.id)
-    changed = change.where(notes.c.id == page.c.id, notes.c[name].is_(None)).cte("changed")
+    changed = change.where(notes.c.id == batch.c.id, notes.c[name].is_(None)).cte("changed")
     statement = select(
-        select(func.max(page.c.id)).scalar_subquery(),
+        select(func.max(batch.c.id)).scalar_subquery(),
         select(func.count()).select_from(changed).scalar_subquery(),
     )
     count, after = 0, -(2**63)

@@ -28,8 +28,8 @@ class Connections(Protocol):
     """The connections of one process, and all of their state."""
 
     @property
-    def turns(self) -> Mapping[Lane, Sequence[asyncio.Semaphore]]:
-        """A lane's turns; all of them are taken before a connection, one after the other."""
+    def slots(self) -> Mapping[Lane, Sequence[asyncio.Semaphore]]:
+        """A lane's slots; all of them are taken before a connection, one after the other."""
 
     async def open(self) -> None:
         """Opens what has to be open from the start."""

@@ -119,12 +119,12 @@ class Pool:
 
     def __init__(self) -> None:
         self._database = Database(settings.DATABASE_URL, **_options())
-        all_turns = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
+        all_slots = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
         searches = asyncio.Semaphore(max(1, settings.DATABASE_POOL_MAX // 2))
-        self.turns: dict[Lane, list[asyncio.Semaphore]] = {
-            "read": [all_turns],
-            "write": [all_turns],
-            "search": [searches, all_turns],
+        self.slots: dict[Lane, list[asyncio.Semaphore]] = {
+            "read": [all_slots],
+            "write": [all_slots],
+            "search": [searches, all_slots],
         }
         self._idle: list[Connection] = []
         # Connections that were taken out in another generation are not used any more.

@@ -75,7 +75,7 @@ class Connections:
         )
         # A connection serves one at a time. In the queue of its thread a statement that waited too
         # long would be carried out, after its caller was told that it failed.
-        self.turns: dict[Lane, list[asyncio.Semaphore]] = {
+        self.slots: dict[Lane, list[asyncio.Semaphore]] = {
             lane: [asyncio.Semaphore(1)] for lane in get_args(Lane)
         }
         self._connections: dict[Lane, aiosqlite.Connection] = {}

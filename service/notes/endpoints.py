@@ -21,8 +21,8 @@ from service.schemas.compiled import compile_load
 from service.schemas.validation import load, load_all
 from service.tables import Row
 from service.web import conditions, idempotency, preferences
-from service.web.requests import media_type, parse, parse_lines, path_id, read_body
-from service.web.responses import NDJSON, JSONBytes, Stream, lines_of, next_link, written
+from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body
+from service.web.responses import NDJSON, JSONBytes, Stream, encode_ndjson, next_link, written
 from service.web.routing import Path, Resource
 
 VARY = (b"vary", b"Accept")
@@ -35,30 +35,30 @@ async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
     return [found.get(note_id) for note_id in note_ids]
 
 
-get_note = coalesce(_get_notes, most=1_000, observe=metrics.batch("get_notes"))
+get_note = coalesce(_get_notes, max_batch=1_000, observe=metrics.batch("get_notes"))
 # The bodies of a hundred creates, each as large as MAX_BODY_BYTES, still fit into one statement.
-insert_note = coalesce(queries.insert_notes, most=100, observe=metrics.batch("insert_notes"))
+insert_note = coalesce(queries.insert_notes, max_batch=100, observe=metrics.batch("insert_notes"))
 
 
 # Checking a query takes half as long as all the rest of a listing, and few are asked for often.
 @lru_cache(1000)
-def _page_request(query_string: bytes, lines: bool) -> tuple[PageRequest, bool]:
+def _page_request(query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
     """What the query of a listing asks for, and whether that is a page of limited length."""
     query = load(listing_query.load, dict(QueryParams(query_string)), "query")
     selection = Selection(query["order"] == "desc", query["completed"], query["q"])
     limit = query["limit"]
     return PageRequest(
-        selection, query["after"], limit or queries.PAGE_LENGTH, lines
+        selection, query["after"], limit or queries.PAGE_LENGTH, ndjson
     ), limit is not None
 
 
 async def read_notes(request: Request) -> Response:
-    lines = preferences.wants_lines(request)
+    ndjson = preferences.wants_ndjson(request)
     query_string = request.scope["query_string"]
     # Long ones would fill the memory.
     read = _page_request if len(query_string) < 200 else _page_request.__wrapped__
-    page_request, is_limited = read(query_string, lines)
-    kind = NDJSON if lines else "application/json"
+    page_request, is_limited = read(query_string, ndjson)
+    kind = NDJSON if ndjson else "application/json"
     page = await read_page(page_request)
     if is_limited or page.after is None:
         link = [] if page.after is None else [next_link(request, page.after)]
@@ -101,7 +101,7 @@ async def create_notes(request: Request) -> Response:
     body = await read_body(request)
     content_type = request.headers.get("content-type", "")
     if body and media_type(content_type) == NDJSON:
-        values = await parse_lines(body, MAX_BATCH)
+        values = await parse_ndjson(body, MAX_BATCH)
     else:
         values = parse(body, content_type)
     new = await load_all(load_note, values, MAX_BATCH, "body")
@@ -114,8 +114,8 @@ async def create_notes(request: Request) -> Response:
     else:
         stored = await store()
     minimal = preferences.wants_minimal(request)
-    if preferences.wants_lines(request):
-        return written(minimal, lines_of(orjson.loads(stored)), media_type=NDJSON)
+    if preferences.wants_ndjson(request):
+        return written(minimal, encode_ndjson(orjson.loads(stored)), media_type=NDJSON)
     return written(minimal, stored)
 
 

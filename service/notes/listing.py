@@ -11,18 +11,18 @@ from service.notes import queries
 from service.notes.queries import Selection
 from service.notes.schemas import note_out
 from service.schemas.compiled import compile_dump
-from service.web.responses import lines_of
+from service.web.responses import encode_ndjson
 
 dump = compile_dump(note_out)
 
 
 class PageRequest(NamedTuple):
-    """What a page of a listing depends on; `lines` is for NDJSON."""
+    """What a page of a listing depends on; `ndjson` is for NDJSON."""
 
     selection: Selection
     after: int | None
-    most: int
-    lines: bool
+    limit: int
+    ndjson: bool
 
 
 class Page(NamedTuple):
@@ -33,27 +33,28 @@ class Page(NamedTuple):
 
 
 async def _read_page(requests: list[PageRequest]) -> list[Page]:
-    selection, after, most, lines = requests[0]
-    rows, more = await queries.list_notes(selection, after, most)
+    selection, after, limit, ndjson = requests[0]
+    rows, more = await queries.list_notes(selection, after, limit)
     found = dump(rows)
-    page = Page(lines_of(found) if lines else orjson.dumps(found), rows[-1]["id"] if more else None)
+    body = encode_ndjson(found) if ndjson else orjson.dumps(found)
+    page = Page(body, rows[-1]["id"] if more else None)
     return [page] * len(requests)
 
 
 read_page = coalesce(
-    _read_page, most=10_000, key=lambda request: request, observe=metrics.batch("list_notes")
+    _read_page, max_batch=10_000, key=lambda request: request, observe=metrics.batch("list_notes")
 )
 
 
 async def stream(request: PageRequest, page: Page) -> AsyncGenerator[bytes | memoryview, None]:
     """All notes of a listing, from its first page on; views of bodies, as copies may be large."""
-    yield page.body if request.lines else memoryview(page.body)[:-1]
+    yield page.body if request.ndjson else memoryview(page.body)[:-1]
     while page.after is not None:
         page = await read_page(request._replace(after=page.after))
-        if request.lines:
+        if request.ndjson:
             yield page.body
         elif page.body != b"[]":
             yield b","
             yield memoryview(page.body)[1:-1]
-    if not request.lines:
+    if not request.ndjson:
         yield b"]"

@@ -84,19 +84,19 @@ _DELETE = {
 async def list_notes(
     selection: Selection = Selection(),  # noqa: B008 - it is immutable
     after: int | None = None,
-    most: int = PAGE_LENGTH,
+    limit: int = PAGE_LENGTH,
 ) -> tuple[Sequence[Row], bool]:
     """The selection's notes behind an id, and whether there are others behind these.
 
-    They are as many as `most` unless there are fewer or they are very large.
+    They are as many as `limit` unless there are fewer or they are very large.
     """
     if after is None:
         after = MAX_ID + 1 if selection.descending else 0
     statement = _page(selection.descending, selection.completed is not None, bool(selection.q))
     chosen = {"completed": selection.completed, "q": selection.q.casefold()}
-    rows = await fetch(statement, after=after, limit=most + 1, **chosen)
-    if len(rows) > most:
-        return rows[:most], True
+    rows = await fetch(statement, after=after, limit=limit + 1, **chosen)
+    if len(rows) > limit:
+        return rows[:limit], True
     if len(rows) == SHORT_PAGE_LENGTH:
         # Either there are no more, or they would have been too large.
         after = rows[-1]["id"]

@@ -39,7 +39,7 @@ async def home(request: Request) -> Response:
     return RedirectResponse(request.url_for("docs"))
 
 
-async def page(request: Request) -> Response:
+async def swagger_ui(request: Request) -> Response:
     return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
 
 

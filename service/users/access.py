@@ -34,7 +34,7 @@ class TokenMemory:
         self._capacity = capacity
         # By digest: the user, and until when it is remembered.
         self._users: dict[str, tuple[Row, float]] = {}
-        self._ask = coalesce(self._ask_all, most=1_000, observe=metrics.batch("get_active"))
+        self._ask = coalesce(self._ask_all, max_batch=1_000, observe=metrics.batch("get_active"))
 
     def __len__(self) -> int:
         return len(self._users)

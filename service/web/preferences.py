@@ -17,7 +17,7 @@ def wants_minimal(request: Request) -> bool:
     return next((name for name in names if name.startswith("return=")), "") == "return=minimal"
 
 
-def wants_lines(request: Request) -> bool:
+def wants_ndjson(request: Request) -> bool:
     """Whether `Accept` names NDJSON, and JSON not as much."""
     values = [value for name, value in request.scope["headers"] if name == b"accept"]
     accept = b",".join(values).decode("latin-1").lower()

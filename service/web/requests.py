@@ -55,7 +55,7 @@ def parse(body: bytes, content_type: str) -> Any:
     return _decode(body, ("body",), _is_json(content_type))
 
 
-async def parse_lines(body: bytes, most: int) -> list[Any]:
+async def parse_ndjson(body: bytes, most: int) -> list[Any]:
     """The values of newline-delimited JSON, blank lines left out; raises as `parse` does.
 
     Of more lines than `most` only one more is read.

@@ -75,7 +75,7 @@ async def _leaves(receive: Receive) -> None:
         pass
 
 
-def lines_of(values: Sequence[object]) -> bytes:
+def encode_ndjson(values: Sequence[object]) -> bytes:
     """Newline-delimited JSON."""
     return b"".join(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE) for value in values)
 

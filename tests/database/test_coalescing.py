@@ -23,7 +23,7 @@ Coalesce = Callable[..., Callable[[Any], Awaitable[Any]]]
 
 def joining(
     serve: Callable[[list[Any]], Awaitable[Sequence[Any]]],
-    most: int,
+    max_batch: int,
     key: Callable[[Any], Hashable] = lambda argument: None,
 ) -> Callable[[Any], Awaitable[Any]]:
     """The broken way: a caller takes the answer of whatever query is in flight."""
@@ -75,8 +75,8 @@ class World:
     callers: list[Caller] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.read = self.coalesce(self.serve_reads, most=MOST, key=lambda page: page)
-        self.write = coalesce(self.serve_writes, most=MOST)
+        self.read = self.coalesce(self.serve_reads, max_batch=MOST, key=lambda page: page)
+        self.write = coalesce(self.serve_writes, max_batch=MOST)
 
     async def fly(self, arguments: list[Any]) -> Query:
         assert 1 <= len(arguments) <= MOST
@@ -269,7 +269,7 @@ def test_a_failure_holds_no_argument() -> None:
         raise Lost("gone")
 
     async def main() -> None:
-        call = coalesce(fail, most=MOST)
+        call = coalesce(fail, max_batch=MOST)
         arguments = [Argument() for _ in range(2 * MOST)]
         references = [weakref.ref(argument) for argument in arguments]
         tasks = [asyncio.ensure_future(call(argument)) for argument in arguments]
