@@ -1,14 +1,20 @@
 """The OpenAPI document: valid, whole, and the example's where clients are generated from it."""
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
+from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from benchmarks.fastapi_twin import app as twin
 from service.app import RESOURCES, document
-from tests.conftest import Pair
+from tests.conftest import Pair, Server
+from tests.support import databases
 from tests.support.raw import send
+from tests.support.servers import free_port, running
 
 
 def holds(value: Any, other: Any) -> bool:
@@ -74,3 +80,184 @@ def test_the_length_of_a_search_is_the_documents(service: httpx2.Client) -> None
     (q,) = (each["schema"] for each in parameters if each["name"] == "q")
     for length, status in ((q["maxLength"], 200), (q["maxLength"] + 1, 422)):
         assert service.get("/notes/", params={"q": "\u0390" * length}).status_code == status
+
+
+# The document is held against the service.
+
+NOTE = {"text": "a", "completed": True}
+
+
+def operations(client: httpx2.Client) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The method, path and description of each operation of the document that is served."""
+    for path, item in client.get("/openapi.json").json()["paths"].items():
+        for method, operation in item.items():
+            yield method.upper(), path, operation
+
+
+def ask(client: httpx2.Client, method: str, path: str, **options: Any) -> httpx2.Response:
+    """Sends a request that is good but for the options."""
+    if method in ("POST", "PUT", "PATCH") and "content" not in options:
+        options.setdefault("json", [NOTE] if path == "/notes/batch" else NOTE)
+    path = path.replace("{note_id}", "1").replace("{username}", "bob")
+    return client.request(method, path, **options)
+
+
+def store(database_url: str, values: Iterable[Any] = ()) -> None:
+    """Stores two notes and bob, and also a note or a user with each value that may be its key."""
+    ids = {2**40, *(value for value in values if isinstance(value, int) and 0 < value < 2**53)}
+    names = {"bob", *(value.lower() for value in values if isinstance(value, str))}
+    notes = [f"({note_id}, 'a', true)" for note_id in ids - {1, 2}]
+    users = [f"('{name}', true, 0, '{name}')" for name in names if len(name) <= 64]
+    databases.clear(database_url)
+    databases.execute(
+        database_url,
+        "INSERT INTO notes (text, completed) VALUES ('a', true), ('b', false)",
+        f"INSERT INTO notes (id, text, completed) VALUES {', '.join(notes)}",
+        "INSERT INTO users (username, is_active, created_at, token_sha256)"
+        f" VALUES {', '.join(users)}",
+    )
+
+
+def fits(schema: dict[str, Any], value: object) -> bool:
+    return bool(OAS31Validator({**schema, "components": document["components"]}).is_valid(value))
+
+
+LIMITS = ("minimum", "maximum", "minLength", "maxLength")
+
+
+def values_about(schema: dict[str, Any]) -> list[Any]:
+    """Values at the limits that the schema has, or may have lost, and about them."""
+    if schema["type"] == "boolean":
+        return [True, False, "", "maybe", 2]
+    limits = {1, 64, 200, 255, 1000, *(schema[key] for key in LIMITS if key in schema)}
+    if schema["type"] == "integer":
+        around = {limit + step for limit in {*limits, 2**53} for step in (-1, 0, 1)}
+        return [*around, "", "x", "1.5"]
+    texts = {"a" * (limit + step) for limit in limits for step in (-1, 0, 1)}
+    return [*texts, "asc", "desc", "ASC", "a.b_c-9", "a@b", *schema.get("enum", ())]
+
+
+def is_taken(
+    client: httpx2.Client, method: str, path: str, parameter: dict[str, Any], value: object
+) -> bool:
+    """Whether the service takes a parameter's value; any key in a path that it takes is stored."""
+    name, place = parameter["name"], parameter["in"]
+    if place == "path":
+        path = path.replace(f"{{{name}}}", quote(str(value), safe=""))
+        options = {}
+    else:
+        options = {"params" if place == "query" else "headers": {name: str(value)}}
+    status = ask(client, method, path, **options).status_code
+    assert status in (200, 204, 304, 404, 412, 422)
+    return status != (404 if place == "path" else 422)
+
+
+def test_parameters_are_those_of_the_document(server: Server) -> None:
+    """A parameter's value is taken if it fits the document's schema, and else refused."""
+    for method, path, operation in operations(server.client):
+        for parameter in operation["parameters"]:
+            schema, place = parameter["schema"], parameter["in"]
+            assert parameter["required"] == (place == "path")
+            values = values_about(schema)
+            store(server.database_url, values)
+            for value in values:
+                # Without its last part, a path is another one.
+                if value != "" or place != "path":
+                    taken = is_taken(server.client, method, path, parameter, value)
+                    assert taken == fits(schema, value), (method, path, parameter, value)
+
+
+def test_defaults_are_those_of_the_document(server: Server) -> None:
+    """A parameter that is left out counts as its default."""
+    store(server.database_url)
+    parameters = document["paths"]["/notes/"]["get"]["parameters"]
+    defaults = {
+        each["name"]: each["schema"]["default"]
+        for each in parameters
+        if "default" in each["schema"]
+    }
+    assert set(defaults) == {"order"}
+    plain = server.client.get("/notes/")
+    assert server.client.get("/notes/", params=defaults).content == plain.content
+
+
+# Without what pydantic takes for a boolean though the document has booleans only: 1, "yes".
+BOOLEANS: list[Any] = [True, False, None, [], {}, 2, "maybe"]
+TEXTS: list[Any] = ["a", "", 1, None, []]
+BODIES: list[Any] = [
+    *({}, [], "a", 1, None, {**NOTE, "x": 1}),
+    *({"text": text} for text in TEXTS),
+    *({"completed": completed} for completed in BOOLEANS),
+    *({"text": text, "completed": completed} for text in TEXTS for completed in BOOLEANS),
+]
+
+
+def test_bodies_are_those_of_the_document(server: Server) -> None:
+    """A body is taken if it fits the document's schema, and else refused."""
+    store(server.database_url)
+    batches = [*([body] for body in BODIES), *([NOTE] * count for count in (2, 999, 1000, 1001))]
+    for method, path, operation in operations(server.client):
+        if "requestBody" in operation:
+            assert operation["requestBody"]["required"] is True
+            assert ask(server.client, method, path, content=b"").status_code == 422
+            schema = operation["requestBody"]["content"]["application/json"]["schema"]
+            for body in (*BODIES, *batches):
+                status = ask(server.client, method, path, json=body).status_code
+                assert status == (200 if fits(schema, body) else 422), (method, path, body)
+
+
+# How an answer of each status is had from any operation that has it.
+PROVOKED: dict[str, dict[str, Any]] = {
+    "200": {"params": {"limit": 1}},
+    "204": {"headers": {"prefer": "return=minimal"}},
+    "304": {"headers": {"if-none-match": "*"}},
+    "400": {"content": b"\xff", "headers": {"content-type": "application/json"}},
+    "412": {"headers": {"if-match": '"other"'}},
+    "413": {"content": b" " * 1_048_577},
+    "422": {"json": [], "params": {"limit": 0}},
+}
+# What any answer may have; all other headers are an operation's own.
+ANYWHERE = {
+    *("connection", "content-length", "content-type", "date", "server", "transfer-encoding"),
+    *("vary", "x-content-type-options", "x-request-id"),
+}
+
+
+def assert_described(answer: httpx2.Response, described: dict[str, Any]) -> None:
+    """AssertionError unless the answer has the body and the headers that are described."""
+    headers = {name.lower(): header for name, header in described.get("headers", {}).items()}
+    assert set(answer.headers) - ANYWHERE == set(headers), answer.request
+    for name, header in headers.items():
+        kind = "integer" if answer.headers[name].isdecimal() else "string"
+        assert header["schema"]["type"] == kind
+    if "content" in described:
+        assert fits(described["content"]["application/json"]["schema"], answer.json())
+    else:
+        assert answer.content == b""
+
+
+def test_answers_are_those_of_the_document(server: Server) -> None:
+    """An operation has the statuses of the document, and each answer its headers and body."""
+    for method, path, operation in operations(server.client):
+        had = {"503"}
+        missing = path.replace("{note_id}", "9").replace("{username}", "nobody")
+        for status, options in (*PROVOKED.items(), ("404", {})):
+            store(server.database_url)
+            answer = ask(server.client, method, missing if status == "404" else path, **options)
+            if str(answer.status_code) == status:
+                had.add(status)
+                assert_described(answer, operation["responses"][status])
+        assert set(operation["responses"]) == had
+
+
+def test_trouble_is_that_of_the_document(tmp_path: Path) -> None:
+    """Where the database is away, the answer of each operation is the one of the document."""
+    away = f"postgresql://nobody@127.0.0.1:{free_port()}/notes"
+    with (
+        running(away, tmp_path / "log") as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        for method, path, operation in operations(client):
+            answer = ask(client, method, path)
+            assert answer.status_code == 503
+            assert_described(answer, operation["responses"]["503"])
