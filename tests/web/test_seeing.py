@@ -63,10 +63,12 @@ class Seen(NamedTuple):
 
 
 @contextmanager
-def seen(database_url: str, folder: Path, *options: str, **variables: str) -> Iterator[Seen]:
+def seen(
+    database_url: str, folder: Path, app: str = "service.app:app", **variables: str
+) -> Iterator[Seen]:
     port = free_port()
     stderr = folder / "stderr"
-    command = ["sh", "-c", 'exec "$@" 2>"$0"', str(stderr), *uvicorn(port, *QUIET, *options)]
+    command = ["sh", "-c", 'exec "$@" 2>"$0"', str(stderr), *uvicorn(port, *QUIET, app=app)]
     variables["DATABASE_URL"] = database_url
     with process(command, port, folder / "stdout", variables):
         yield Seen(f"http://127.0.0.1:{port}", folder / "stdout", stderr)
@@ -270,6 +272,32 @@ def test_a_stream_that_breaks_off_has_its_line(
         assert (line["method"], line["path"]) == ("GET", "/notes/")
         assert 0 < int(line["bytes"]) < 4_000_000
         assert "Exception in ASGI application" not in service.stderr.read_text()
+
+
+def test_late_requests_are_seen(new_database: databases.NewDatabase, tmp_path: Path) -> None:
+    """A deadline ends a request before its answer or within it: both are logged and counted."""
+    database_url = new_database("postgresql")
+    # Several times what a kernel takes.
+    fill(database_url, 10_000, "a" * 2000)
+    app = "tests.support.portable:app"
+    with (
+        seen(database_url, tmp_path, app=app, REQUEST_TIMEOUT="3") as service,
+        request_listing(service.url),
+        connect(service.url) as client,
+    ):
+        client.putrequest("POST", "/notes/")
+        client.putheader("content-length", "9")
+        client.endheaders()
+        assert client.getresponse().status == 408
+        lines = service.wait_for_lines(2)
+        assert {(one["method"], one["path"], one["status"]) for one in lines} == {
+            ("POST", "/notes/", "408"),
+            ("GET", "/notes/", "200"),
+        }
+        assert counts(service.url) == {
+            ("/notes/", "POST", "408"): 1,
+            ("/notes/", "GET", "200"): 1,
+        }
 
 
 def test_an_error_is_logged_once(new_database: databases.NewDatabase, tmp_path: Path) -> None:
