@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import databases
 from tests.support.raw import connect
-from tests.support.servers import running
+from tests.support.servers import running, serving
 
 KINDS = ("sqlite", "postgresql")
 
@@ -74,6 +74,12 @@ def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], s
     return new_database(request.param)
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def shared_database_url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
+    """A database of each kind in turn, which the tests of a module share."""
+    return new_database(request.param)
+
+
 class Server(NamedTuple):
     """The service on a database that the tests of a module share."""
 
@@ -82,20 +88,12 @@ class Server(NamedTuple):
     log: Path
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def server(
-    request: pytest.FixtureRequest,
-    new_database: Callable[[str], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def server(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The service on a database of each kind in turn."""
-    database_url = new_database(request.param)
     log = tmp_path_factory.mktemp("server") / "service.log"
-    with (
-        running(database_url, log, "--timeout-keep-alive=600") as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
-    ):
-        yield Server(database_url, client, log)
+    with serving(shared_database_url, log, "--timeout-keep-alive=600") as client:
+        yield Server(shared_database_url, client, log)
 
 
 @pytest.fixture
@@ -105,20 +103,17 @@ def service(server: Server) -> httpx2.Client:
     return server.client
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module")
 def processes(
-    request: pytest.FixtureRequest,
-    new_database: Callable[[str], str],
-    tmp_path_factory: pytest.TempPathFactory,
+    shared_database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[str]]:
     """The URLs of two processes on one database, of each kind in turn."""
-    database_url = new_database(request.param)
     logs = tmp_path_factory.mktemp("processes")
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(running(database_url, logs / f"{number}.log"))
-            for number in range(2)
-        ]
+    with (
+        running(shared_database_url, logs / "1.log") as one,
+        running(shared_database_url, logs / "2.log") as two,
+    ):
+        yield [one, two]
 
 
 class Pair(NamedTuple):

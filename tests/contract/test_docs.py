@@ -18,7 +18,7 @@ from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.support.operating import add_user
-from tests.support.servers import running
+from tests.support.servers import running, serving
 
 CHROMIUM = shutil.which("chromium")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -32,10 +32,7 @@ def service(
     new_database: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx2.Client]:
     log = tmp_path_factory.mktemp("docs") / "service.log"
-    with (
-        running(new_database("sqlite"), log) as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
-    ):
+    with serving(new_database("sqlite"), log) as client:
         yield client
 
 

@@ -14,7 +14,7 @@ from service.app import RESOURCES, document
 from tests.conftest import Pair, Server
 from tests.support import databases
 from tests.support.raw import send
-from tests.support.servers import free_port, running
+from tests.support.servers import nowhere, serving
 
 
 def holds(value: Any, other: Any) -> bool:
@@ -252,11 +252,7 @@ def test_answers_are_those_of_the_document(server: Server) -> None:
 
 def test_trouble_is_that_of_the_document(tmp_path: Path) -> None:
     """Where the database is away, the answer of each operation is the one of the document."""
-    away = f"postgresql://nobody@127.0.0.1:{free_port()}/notes"
-    with (
-        running(away, tmp_path / "log") as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
-    ):
+    with serving(nowhere(), tmp_path / "log") as client:
         for method, path, operation in operations(client):
             answer = ask(client, method, path)
             assert answer.status_code == 503

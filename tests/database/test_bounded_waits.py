@@ -1,7 +1,6 @@
 """Every wait for the database ends, each by its own setting, and so does the service."""
 
 import itertools
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +12,12 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests.notes.test_listing import fill
-from tests.support.clusters import connections, locked, poll
-from tests.support.databases import NewDatabase, execute
+from tests.support.clusters import connections
+from tests.support.databases import NewDatabase, execute, fill, locked
+from tests.support.metrics import metric
 from tests.support.proxies import Proxy
-from tests.support.servers import free_port, process, uvicorn
+from tests.support.servers import started
+from tests.support.waiting import poll
 
 # A client has no more of it, where the setting that is tested is half a second; it is far more than
 # what comes on top of it, and far less than what all the other settings allow.
@@ -53,19 +53,18 @@ class Service(NamedTuple):
 
 @contextmanager
 def serving(url: str, folder: Path, *options: str, **variables: str) -> Iterator[Service]:
-    port = free_port()
-    variables = LONG | {"DATABASE_URL": url} | variables
+    log = folder / "log"
     with (
-        process(uvicorn(port, *options), port, folder / "log", variables) as server,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
+        started(url, log, *options, **LONG | variables) as (address, server),
+        httpx2.Client(base_url=address, timeout=PATIENCE) as client,
     ):
         yield Service(client, server)
-    assert "Traceback" not in (folder / "log").read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def in_use(service: Service) -> bool:
     """Whether one connection is at work."""
-    return "database_connections_in_use 1.0" in service.client.get("/metrics").text
+    return metric(service.client, "database_connections_in_use") == 1
 
 
 @pytest.fixture
@@ -120,16 +119,6 @@ def test_the_wait_for_the_pool(new_database: NewDatabase, tmp_path: Path) -> Non
         assert service.write() == 200
 
 
-@contextmanager
-def writing(url: str) -> Iterator[None]:
-    """Another process writes to the file until the block ends."""
-    file = url.removeprefix("sqlite:///")
-    with closing(sqlite3.connect(file, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
-        other.execute("COMMIT")
-
-
 def test_the_wait_for_other_writes_to_a_file(new_database: NewDatabase, tmp_path: Path) -> None:
     """A write to SQLite behind one that waits is 503 at DATABASE_POOL_TIMEOUT, and not stored."""
     url = new_database("sqlite")
@@ -137,7 +126,7 @@ def test_the_wait_for_other_writes_to_a_file(new_database: NewDatabase, tmp_path
         serving(url, tmp_path, DATABASE_POOL_TIMEOUT="0.5") as service,
         ThreadPoolExecutor() as threads,
     ):
-        with writing(url):
+        with locked(url):
             first = threads.submit(service.client.post, "/notes/batch", json=[NOTE], timeout=60)
             poll(lambda: in_use(service))
             for ask in (service.write, service.write_once):
@@ -153,7 +142,7 @@ def test_the_wait_for_another_programs_write(new_database: NewDatabase, tmp_path
     url = new_database("sqlite")
     with serving(url, tmp_path, DATABASE_STATEMENT_TIMEOUT="0.5") as service:
         for ask in (service.write, service.write_once):
-            with writing(url):
+            with locked(url):
                 assert ask() == 503
             assert ask() == 200
 

@@ -19,18 +19,12 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from tests.support.clusters import (
-    PASSWORD,
-    ROLE,
-    Server,
-    connections,
-    locked,
-    poll,
-    running_server,
-)
-from tests.support.databases import execute
+from tests.support import servers
+from tests.support.clusters import PASSWORD, ROLE, Server, connections, running_server
+from tests.support.databases import execute, locked
+from tests.support.metrics import metric
 from tests.support.proxies import Proxy
-from tests.support.servers import free_port, process, running, uvicorn
+from tests.support.waiting import poll
 
 POOL = 2
 SMALL = {
@@ -95,10 +89,8 @@ def lasting(service: Service) -> Iterator[Service]:
 @contextmanager
 def serving(database_url: str, log: Path, **variables: str) -> Iterator[httpx2.Client]:
     """A client, who doesn't wait for ever, of a service whose timeouts are small."""
-    with (
-        running(database_url, log, **SMALL | variables) as url,
-        httpx2.Client(base_url=url, timeout=15) as client,
-    ):
+    with servers.serving(database_url, log, **SMALL | variables) as client:
+        client.timeout = 15
         yield client
 
 
@@ -123,9 +115,7 @@ def check_unavailable(client: httpx2.Client, first: Callable[[httpx2.Client], An
 def in_use(client: httpx2.Client) -> float:
     """The gauge; not a number where a service with the smallest deadline gave no answer."""
     with suppress(httpx2.NetworkError, httpx2.RemoteProtocolError):
-        found = re.search("^database_connections_in_use (.+)$", client.get("/metrics").text, re.M)
-        if found is not None:
-            return float(found[1])
+        return metric(client, "database_connections_in_use")
     return math.nan
 
 
@@ -306,7 +296,6 @@ def test_a_restart_that_nobody_tells_of(server: Server, tmp_path: Path) -> None:
             assert [request(client).status_code for _ in statuses] == statuses
             after = execute(url, "SELECT count(*) FROM notes")
             assert after - before == (request is not read)
-    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_a_crash_loses_no_acknowledged_note(server: Server, tmp_path: Path) -> None:
@@ -352,7 +341,6 @@ def test_a_crash_loses_no_acknowledged_note(server: Server, tmp_path: Path) -> N
     assert Counter(acknowledged) <= Counter(stored.items())
     others = Counter(stored.values()) - Counter(text for _, text in acknowledged)
     assert others <= Counter(refused)
-    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def bytes_of(chance: random.Random, number: int) -> bytes:
@@ -423,7 +411,6 @@ def test_deadlines_at_any_moment(server: Server, tmp_path: Path) -> None:
         poll(lambda: in_use(client) == 0)
         poll(lambda: server.backends(url) <= POOL, server.activity)
         check_slots(client, server, url)
-    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def check_slots(client: httpx2.Client, server: Server, database_url: str) -> None:
@@ -472,12 +459,10 @@ def test_a_database_that_hangs_within_a_statement(
 def test_termination_while_the_database_hangs(server: Server, tmp_path: Path) -> None:
     """SIGTERM ends a service whose database hangs, and its requests are answered with 503."""
     url = server.new_database()
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
     with (
         ThreadPoolExecutor() as threads,
+        servers.started(url, tmp_path / "log", **SMALL) as (address, service),
         httpx2.Client(base_url=address, timeout=15) as client,
-        process(uvicorn(port), port, tmp_path / "log", SMALL | {"DATABASE_URL": url}) as service,
     ):
         check_whole(client, server, url)
         with server.hanging():

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests.support.clusters import Server, locked, poll, running_server
-from tests.support.databases import execute
+from tests.support.clusters import Server, running_server
+from tests.support.databases import execute, locked
 from tests.support.debian import Cluster
 from tests.support.proxies import Proxy
-from tests.support.servers import running
+from tests.support.servers import serving
+from tests.support.waiting import poll
 
 POOL = 3
 NOTE = {"text": "new", "completed": True}
@@ -87,10 +88,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failover]:
     with ExitStack() as stack:
         servers = [stack.enter_context(running_server()) for _ in range(2)]
         switch = stack.enter_context(closing(Proxy(servers[0].url("template"))))
-        address = stack.enter_context(running(switch.url, log, DATABASE_POOL_MAX=str(POOL)))
-        client = stack.enter_context(httpx2.Client(base_url=address, timeout=30))
+        client = stack.enter_context(serving(switch.url, log, DATABASE_POOL_MAX=str(POOL)))
         yield Failover(client, servers, switch)
-    assert "Traceback" not in log.read_text()
 
 
 @pytest.fixture
@@ -205,9 +204,9 @@ def test_a_primary_that_is_demoted(tmp_path: Path) -> None:
     """After a restart as a standby, then a switch to the new primary, writes work within 3 s."""
     with running_server() as server, ExitStack() as stack:
         switch = stack.enter_context(closing(Proxy(server.url("template"))))
-        log = tmp_path / "log"
-        address = stack.enter_context(running(switch.url, log, DATABASE_POOL_MAX=str(POOL)))
-        client = stack.enter_context(httpx2.Client(base_url=address, timeout=30))
+        client = stack.enter_context(
+            serving(switch.url, tmp_path / "log", DATABASE_POOL_MAX=str(POOL))
+        )
         assert create(client).status_code == 200
         server.cluster.end(signal.SIGINT)
         promoted = stack.enter_context(running_copy(server.cluster))
@@ -222,7 +221,6 @@ def test_a_primary_that_is_demoted(tmp_path: Path) -> None:
         assert until_served(client, create_once).status_code == 200
         poll(lambda: server.backends() == 0, server.activity)
         assert [note["text"] for note in client.get("/notes/").json()] == ["new"] * 2
-    assert "Traceback" not in log.read_text()
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import httpx2
 
-from tests.support.clusters import connections, poll
+from tests.support.clusters import connections
 from tests.support.databases import NewDatabase
 from tests.support.servers import running
+from tests.support.waiting import poll
 
 COUNT = """
     SELECT count(*) FROM pg_stat_activity

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import NamedTuple
 
 import httpx2
 import pytest
 
-from tests.support.clusters import connections, locked, poll
-from tests.support.databases import NewDatabase, clear, execute
+from tests.support.clusters import connections
+from tests.support.databases import NewDatabase, clear, execute, fill, locked
 from tests.support.proxies import Proxy
-from tests.support.servers import running
+from tests.support.servers import serving
+from tests.support.waiting import poll
 
 
 class Service(NamedTuple):
@@ -33,22 +34,18 @@ def shared(
 ) -> Iterator[Service]:
     url = new_database("postgresql")
     log = tmp_path_factory.mktemp("service") / "log"
-    with ExitStack() as stack:
-        proxy = stack.enter_context(closing(Proxy(url)))
-        address = stack.enter_context(running(proxy.url, log, DATABASE_POOL_MAX="1"))
-        client = stack.enter_context(httpx2.Client(base_url=address, timeout=20))
+    with (
+        closing(Proxy(url)) as proxy,
+        serving(proxy.url, log, DATABASE_POOL_MAX="1") as client,
+    ):
         yield Service(client, proxy, url)
-    assert "Traceback" not in log.read_text()
 
 
 @pytest.fixture
 def service(shared: Service) -> Service:
     """The service, with two notes."""
     clear(shared.database_url)
-    execute(
-        shared.database_url,
-        "INSERT INTO notes (text, completed) VALUES ('old', true), ('old', true)",
-    )
+    fill(shared.database_url, 2, "old")
     return shared
 
 

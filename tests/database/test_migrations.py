@@ -10,12 +10,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
-import httpx2
 import pytest
 
 from tests.conftest import KINDS
 from tests.support import databases
-from tests.support.servers import free_port, running
+from tests.support.servers import free_port, serving
 
 
 @pytest.fixture(params=KINDS)
@@ -112,10 +111,7 @@ def test_the_example_s_database_is_taken_over(empty_database: str, tmp_path: Pat
         with pytest.raises((sqlite3.IntegrityError, asyncpg.NotNullViolationError)):
             databases.execute(empty_database, f"UPDATE notes SET {column} = NULL")
     notes = [{"id": n, "text": t, "completed": c} for n, (t, c) in enumerate(MENDED, 1)]
-    with (
-        running(empty_database, tmp_path / "log") as url,
-        httpx2.Client(base_url=url, timeout=30) as http,
-    ):
+    with serving(empty_database, tmp_path / "log") as http:
         assert http.get("/notes/").json() == notes
         for completed in (False, True):
             listed = http.get("/notes/", params={"completed": completed}).json()
@@ -143,10 +139,7 @@ def test_notes_from_before_searches_are_found(empty_database: str, tmp_path: Pat
     )
     assert databases.alembic(empty_database, "stamp", "0001").returncode == 0
     databases.migrate(empty_database)
-    with (
-        running(empty_database, tmp_path / "log") as url,
-        httpx2.Client(base_url=url, timeout=30) as http,
-    ):
+    with serving(empty_database, tmp_path / "log") as http:
         for text in ("Ä first", *TEXTS):
             for q in (text, text.upper(), text.casefold()):
                 found = http.get("/notes/", params={"q": q}).json()
@@ -164,14 +157,7 @@ def test_a_migrated_database_is_not_made_anew(database_url: str) -> None:
 
 def assert_one_line(database_url: str, reason: str, **variables: str) -> None:
     """AssertionError unless Alembic says in a line, without the password, why it can't migrate."""
-    result = subprocess.run(
-        [sys.executable, "-m", "alembic", "upgrade", "head"],
-        cwd=databases.ROOT,
-        env=databases.environment(DATABASE_URL=database_url, **variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    result = databases.alembic(database_url, "upgrade", "head", **variables)
     assert result.returncode != 0
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert reason in result.stderr

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ import httpx2
 import pytest
 
 from tests.support import databases
-from tests.support.clusters import poll
 from tests.support.databases import holding
-from tests.support.servers import running
+from tests.support.migrating import MIGRATES, WAITS, backends, migrating
+from tests.support.servers import running, serving
+from tests.support.waiting import poll
 
 COUNT = 5_000
 CLIENTS = 4
@@ -39,24 +39,6 @@ def database(postgresql: str) -> Iterator[str]:
     )
     yield url
     databases.drop_postgresql(postgresql, url)
-
-
-@contextmanager
-def migrating(url: str, *command: str) -> Iterator[subprocess.Popen[str]]:
-    """Runs Alembic's command beside the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "alembic", *(command or ("upgrade", "head"))],
-        cwd=databases.ROOT,
-        env=databases.environment(DATABASE_URL=url),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def assert_done(process: subprocess.Popen[str]) -> str:
@@ -165,22 +147,6 @@ def test_notes_of_a_table_in_use_get_larger_ids(database: str, tmp_path: Path) -
             assert id_type(database) == kind
 
 
-def backends(url: str, condition: str) -> int:
-    """How many of the migration's connections meet a condition on `pg_stat_activity`."""
-    return int(
-        databases.execute(
-            url,
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            f" AND pid != pg_backend_pid() AND {condition}",
-        )
-    )
-
-
-# Only who migrates holds an advisory lock.
-MIGRATES = "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')"
-WAITS = f"{MIGRATES} AND wait_event_type = 'Lock'"
-
-
 def test_a_migration_that_was_killed_goes_on(database: str, tmp_path: Path) -> None:
     """However often it is killed, whatever it is at, another run brings it to its end."""
     choice = random.Random(1)
@@ -207,8 +173,7 @@ def test_a_migration_that_was_killed_goes_on(database: str, tmp_path: Path) -> N
 def test_nobody_waits_behind_a_migration_that_waits(database: str, tmp_path: Path) -> None:
     """While somebody reads the table for long, the migration waits, and all others don't."""
     with (
-        running(database, tmp_path / "log") as service,
-        httpx2.Client(base_url=service, timeout=30) as http,
+        serving(database, tmp_path / "log") as http,
         holding(database, "LOCK TABLE notes IN ACCESS SHARE MODE"),
         migrating(database) as process,
     ):
@@ -239,8 +204,7 @@ def unfolded(postgresql: str) -> Iterator[str]:
 def test_folding_keeps_changes_and_nobody_waiting(unfolded: str, tmp_path: Path) -> None:
     """While notes are folded for searches they can be changed at once, and stay changed."""
     with (
-        running(unfolded, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="2") as service,
-        httpx2.Client(base_url=service, timeout=30) as http,
+        serving(unfolded, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="2") as http,
         ExitStack() as held,
     ):
         held.enter_context(holding(unfolded, "SELECT FROM notes WHERE id = 1500 FOR UPDATE"))

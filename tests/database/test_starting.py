@@ -2,15 +2,12 @@
 
 import itertools
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
 
-import httpx2
-
-from tests.support.databases import ROOT, NewDatabase, environment
-from tests.support.servers import free_port, running, uvicorn
+from tests.support.databases import NewDatabase, run
+from tests.support.servers import free_port, serving, uvicorn
 
 # Leaves so many files that may still be opened to what opens the database.
 LIMITED = """
@@ -40,19 +37,6 @@ service.__main__.main(["users", "list"], prog_name="python -m service")
 """
 
 
-def run(code: str, database_url: str) -> subprocess.CompletedProcess[str]:
-    """Ends with TimeoutExpired if the process doesn't end."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment(DATABASE_URL=database_url),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-
-
 def errors(stderr: str) -> list[str]:
     """What uvicorn says beside its steps."""
     return [line for line in stderr.splitlines() if not line.startswith("INFO:")]
@@ -63,7 +47,8 @@ def test_a_service_that_can_not_open_its_file(new_database: NewDatabase) -> None
     url = new_database("sqlite")
     for spare in itertools.count():
         limited = "import service.app\n" + LIMITED.format(module="service.app", spare=spare)
-        result = run(limited + SERVE.format(port=free_port()), url)
+        code = limited + SERVE.format(port=free_port())
+        result = run(sys.executable, "-c", code, DATABASE_URL=url)
         if "Application startup complete." in result.stderr:
             break
         assert result.returncode == 3
@@ -81,7 +66,7 @@ def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None
     for spare in itertools.count():
         module = "service.__main__"
         limited = f"import {module}\n" + LIMITED.format(module=module, spare=spare)
-        result = run(limited + OPERATE, url)
+        result = run(sys.executable, "-c", limited + OPERATE, DATABASE_URL=url)
         if result.returncode == 0:
             break
         assert result.returncode == 1
@@ -94,15 +79,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     content = b"no database" * 100
     file.write_bytes(content)
-    result = subprocess.run(
-        uvicorn(free_port()),
-        cwd=ROOT,
-        env=environment(DATABASE_URL=f"sqlite:///{file}"),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    result = run(*uvicorn(free_port()), DATABASE_URL=f"sqlite:///{file}")
     assert result.returncode == 3
     assert errors(result.stderr) == [
         "ERROR:    The database can't be used: file is not a database",
@@ -118,7 +95,7 @@ def test_a_file_that_is_locked(new_database: NewDatabase, tmp_path: Path) -> Non
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("DELETE FROM notes")
-        with running(url, tmp_path / "log", **timeout) as service:
-            assert httpx2.get(f"{service}/notes/").status_code == 503
+        with serving(url, tmp_path / "log", **timeout) as client:
+            assert client.get("/notes/").status_code == 503
             other.close()
-            assert httpx2.get(f"{service}/notes/").json() == []
+            assert client.get("/notes/").json() == []

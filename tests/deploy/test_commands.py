@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.databases import ROOT, NewDatabase, environment, execute
 from tests.support.operating import operate
-from tests.support.servers import free_port
+from tests.support.servers import nowhere
 
 TOKEN = re.compile(r"notes_[A-Za-z0-9_-]{43}\n")
 
@@ -79,7 +79,7 @@ def test_help_suffices() -> None:
 def test_a_database_in_trouble(new_database: NewDatabase, command: str) -> None:
     """A database that is away or not migrated is one line that says so."""
     arguments = [command, "bob"][: 1 + (command == "add")]
-    away = users(f"postgresql://nobody@127.0.0.1:{free_port()}/notes", *arguments)
+    away = users(nowhere(), *arguments)
     assert away.returncode == 1
     assert re.fullmatch(r"Error: The database is unavailable: \w+\n", away.stderr)
     empty = new_database("postgresql")

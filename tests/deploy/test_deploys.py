@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,15 +14,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.support.clusters import connections, is_gone, locked, poll
-from tests.support.databases import ROOT, NewDatabase, environment, execute
+from tests.support.clusters import connections, is_gone
+from tests.support.databases import ROOT, NewDatabase, environment, execute, locked
+from tests.support.flags import web_command
 from tests.support.servers import free_port, wait_until_listening
+from tests.support.sockets import head, json_request, read_answer, unread
+from tests.support.waiting import poll
 
 GRACE = 20
 POOL = 2
@@ -77,11 +79,9 @@ def web(
     grace: int = GRACE,
 ) -> Iterator[Web]:
     """Serves by the Procfile with so many processes; ends them by force if they are left over."""
-    (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
-    command = command.replace("--loop uvloop", f"--loop {loop}")
+    command = web_command().replace("--loop uvloop", f"--loop {loop}")
     command = command.replace(f"-graceful-shutdown {GRACE}", f"-graceful-shutdown {grace}")
     variables = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PORT": str(port or free_port()),
         "WEB_CONCURRENCY": str(count),
         "DATABASE_URL": database_url,
@@ -112,13 +112,6 @@ def web(
 STARTED = "Application startup complete"
 
 
-def request_bytes(method: str, path: str, body: str = "", *headers: str) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: test", *headers]
-    if body:
-        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
-    return "\r\n".join([*lines, "", body]).encode()
-
-
 class Received(NamedTuple):
     """A complete answer."""
 
@@ -129,18 +122,8 @@ class Received(NamedTuple):
 
 def receive(connection: socket.socket) -> Received:
     """http.client's exceptions where there is no answer, or only a part of one."""
-    response = HTTPResponse(connection)
-    response.begin()
-    return Received(response.status, response.getheader("connection") == "close", response.read())
-
-
-def unread(port: int) -> int:
-    """Connections to the port whose server's side has not read all that has come."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(
-        row[1].endswith(f":{port:04X}") and row[3] != "0A" and not row[4].endswith(":00000000")
-        for row in rows
-    )
+    response, body = read_answer(connection)
+    return Received(response.status, response.getheader("connection") == "close", body)
 
 
 @pytest.mark.parametrize("count", PROCESSES)
@@ -153,17 +136,17 @@ def test_requests_under_way_are_answered(
     with web(url, tmp_path / "log", count) as server, ExitStack() as stack:
         opened = [stack.enter_context(server.connect()) for _ in range(40)]
         for connection in opened:
-            connection.sendall(request_bytes("GET", "/notes/1"))
+            connection.sendall(head("GET", "/notes/1"))
             assert receive(connection).status == 200
         with locked(url):
             for number, connection in enumerate(opened):
-                note = f'{{"text":"{number}","completed":true}}'
+                note = b'{"text":"%d","completed":true}' % number
                 connection.sendall(
                     (
-                        request_bytes("GET", f"/notes/?limit={number + 1}"),
-                        request_bytes("POST", "/notes/", note),
-                        request_bytes("POST", "/notes/", note, f"Idempotency-Key: {number}"),
-                        request_bytes("PUT", "/notes/1", note),
+                        head("GET", f"/notes/?limit={number + 1}"),
+                        json_request("POST", "/notes/", note),
+                        json_request("POST", "/notes/", note, f"Idempotency-Key: {number}"),
+                        json_request("PUT", "/notes/1", note),
                     )[number % 4]
                 )
             poll(lambda: not unread(server.port))
@@ -186,7 +169,7 @@ def test_requests_that_take_longer_end_with_the_grace(
     """A request that is under way for longer than the grace is refused, and all processes end."""
     log = tmp_path / "log"
     with web(new_database("sqlite"), log, count, grace=1) as server, server.connect() as client:
-        client.sendall(request_bytes("POST", "/notes/", "", "Content-Length: 9"))
+        client.sendall(head("POST", "/notes/", "Content-Length: 9"))
         poll(lambda: not unread(server.port))
         began = time.monotonic()
         server.terminate()
@@ -211,11 +194,11 @@ def keep_asking(server: Web, name: str, tally: Tally, over: threading.Event) -> 
     connection = server.connect()
     for number in itertools.count():
         text = f"{name}-{number}"
-        body = f'{{"text":"{text}","completed":true}}'
+        body = b'{"text":"%b","completed":true}' % text.encode()
         request = (
-            request_bytes("POST", "/notes/", body),
-            request_bytes("GET", f"/notes/?limit={number % 50 + 1}"),
-            request_bytes("POST", "/notes/", body, f"Idempotency-Key: {text}"),
+            json_request("POST", "/notes/", body),
+            head("GET", f"/notes/?limit={number % 50 + 1}"),
+            json_request("POST", "/notes/", body, f"Idempotency-Key: {text}"),
         )[number % 3]
         try:
             connection.sendall(request)
@@ -290,7 +273,7 @@ def connect_each_time(server: Web, outcomes: Counter[str]) -> None:
             return
         with connection:
             try:
-                connection.sendall(request_bytes("GET", "/notes/?limit=5"))
+                connection.sendall(head("GET", "/notes/?limit=5"))
                 outcomes[str(receive(connection).status)] += 1
             except (HTTPException, ConnectionError):
                 outcomes["lost"] += 1
@@ -335,7 +318,7 @@ def test_the_queue_is_served(
         waiting = [stack.enter_context(server.connect()) for _ in range(40)]
         early, late = waiting[:30], waiting[30:]
         for connection in early:
-            connection.sendall(request_bytes("GET", "/notes/"))
+            connection.sendall(head("GET", "/notes/"))
         server.terminate()
         os.killpg(server.command.pid, signal.SIGCONT)
         for connection in early:
@@ -343,7 +326,7 @@ def test_the_queue_is_served(
             assert connection.recv(1) == b""
         poll(lambda: (tmp_path / "log").read_text().count("Shutting down") == count)
         for connection in late[:5]:
-            connection.sendall(request_bytes("GET", "/notes/"))
+            connection.sendall(head("GET", "/notes/"))
         for connection in late[:5]:
             assert receive(connection)[:2] == (200, True)
         with pytest.raises(ConnectionRefusedError):
@@ -365,7 +348,7 @@ def test_one_process_less_takes_no_connection_from_the_other(
 
         def ask() -> bool:
             with server.connect() as connection:
-                connection.sendall(request_bytes("GET", "/notes/"))
+                connection.sendall(head("GET", "/notes/"))
                 assert receive(connection).status == 200
             return log.read_text().count(STARTED) == 3
 

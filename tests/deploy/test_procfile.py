@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,11 @@ import pytest
 from honcho.environ import parse_procfile
 from uvicorn.main import main
 
-from tests.support.databases import ROOT, create_postgresql, drop_postgresql, environment
+from tests.support.databases import ROOT, create_postgresql, drop_postgresql, run
 from tests.support.flags import flags, web_command
 from tests.support.raw import connect, send
 from tests.support.servers import free_port, process
-
-# The platform puts the commands of the requirements on PATH.
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+from tests.support.waiting import poll
 
 NOTE = {"text": "Deployed", "completed": False}
 
@@ -35,20 +32,13 @@ def database_url(postgresql: str) -> Iterator[str]:
     drop_postgresql(postgresql, url)
 
 
-def honcho(name: str) -> list[str]:
+def honcho(name: str, env_file: str = "/dev/null") -> list[str]:
     """The command for a process of the Procfile; a developer's .env stays out of it."""
-    return [sys.executable, "-m", "honcho", "start", "-e", "/dev/null", name]
+    return [sys.executable, "-m", "honcho", "start", "-e", env_file, name]
 
 
 def release(database_url: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        honcho("release"),
-        cwd=ROOT,
-        env=environment(DATABASE_URL=database_url, PATH=PATH),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run(*honcho("release"), DATABASE_URL=database_url)
 
 
 @contextmanager
@@ -57,18 +47,15 @@ def web(
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Serves by the Procfile and yields honcho's process and the service's URL."""
     port = free_port()
-    variables |= {"DATABASE_URL": database_url, "PATH": PATH, "PORT": str(port)}
+    variables |= {"DATABASE_URL": database_url, "PORT": str(port)}
     with process(honcho("web"), port, log, variables) as running:
         yield running, f"http://127.0.0.1:{port}"
 
 
 def wait_for_servers(log: Path, count: int) -> None:
     """Returns when so many server processes have started; AssertionError if they never do."""
-    for _ in range(600):
-        if log.read_text().count("Application startup complete") == count:
-            return
-        time.sleep(0.05)
-    raise AssertionError(log.read_text())
+    started = "Application startup complete"
+    poll(lambda: log.read_text().count(started) == count, log.read_text)
 
 
 def group_exists(group: int) -> bool:
@@ -106,14 +93,8 @@ def test_env_file_wins_with_honcho(tmp_path: Path) -> None:
     """honcho puts .env above the environment, as .env.example says."""
     env_file = tmp_path / ".env"
     env_file.write_text(f"DATABASE_URL=sqlite:///{tmp_path}/right.db\n")
-    result = subprocess.run(
-        [sys.executable, "-m", "honcho", "start", "-e", str(env_file), "release"],
-        cwd=ROOT,
-        env=environment(DATABASE_URL=f"sqlite:///{tmp_path}/wrong.db", PATH=PATH),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = honcho("release", str(env_file))
+    result = run(*command, DATABASE_URL=f"sqlite:///{tmp_path}/wrong.db")
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "right.db").exists()
     assert not (tmp_path / "wrong.db").exists()
@@ -141,11 +122,7 @@ def test_termination_ends_all_processes(database_url: str, tmp_path: Path, count
     assert running.returncode == 143
     assert log.read_text().count("Application shutdown complete") == count
     # An orphan is there until the system's first process takes note of its end.
-    for _ in range(100):
-        if not group_exists(group):
-            return
-        time.sleep(0.05)
-    raise AssertionError(log.read_text())
+    poll(lambda: not group_exists(group), log.read_text)
 
 
 @pytest.mark.parametrize("command", [web_command(), "scripts/run"], ids=["Procfile", "scripts"])
@@ -194,7 +171,7 @@ def test_idle_connections_end_after_the_keep_alive(database_url: str, tmp_path: 
     """A connection takes one request after the other, and is closed when it has been idle."""
     port = free_port()
     command = web_command().replace("--timeout-keep-alive 95", "--timeout-keep-alive 1")
-    variables = {"DATABASE_URL": database_url, "PATH": PATH, "PORT": str(port)}
+    variables = {"DATABASE_URL": database_url, "PORT": str(port)}
     with (
         process(["sh", "-c", command], port, tmp_path / "log", variables),
         connect(f"http://127.0.0.1:{port}") as connection,

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from tests.support.databases import ROOT
-from tests.support.servers import free_port, wait_until_listening
+from tests.support.servers import end, free_port, wait_until_listening
 
 # What a machine may need to reach its package index, besides PIP_* and *_PROXY.
 NEEDED = ("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
@@ -79,13 +79,18 @@ def scripts_run(folder: Path, log: Path, port: int, **variables: str) -> Iterato
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             yield client
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+        end(process)
+
+
+def run_to_the_end(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs scripts/run where it has to give up."""
+    return subprocess.run(
+        [folder / "scripts/run"],
+        env=bare_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +149,7 @@ def test_changed_requirements_are_installed(newcomer: Newcomer) -> None:
     original = requirements.read_text()
     requirements.write_text(original + "# changed\n")
     try:
-        result = subprocess.run(
-            [newcomer.folder / "scripts/run"],
-            env=bare_environment(),
-            capture_output=True,
-            timeout=60,
-        )
+        result = run_to_the_end(newcomer.folder)
     finally:
         requirements.write_text(original)
         failed = not installed.exists()
@@ -218,13 +218,8 @@ def test_env_example_is_the_defaults(newcomer: Newcomer, env_file: Path, tmp_pat
 def test_nonsense_is_refused(newcomer: Newcomer, tmp_path: Path, name: str, value: str) -> None:
     """A value that can't be used ends the run with one line, before anything is migrated."""
     database = tmp_path / "notes.db"
-    result = subprocess.run(
-        [newcomer.folder / "scripts/run"],
-        env=bare_environment(DATABASE_URL=f"sqlite:///{database}", **{name: value}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    variables = {"DATABASE_URL": f"sqlite:///{database}", name: value}
+    result = run_to_the_end(newcomer.folder, **variables)
 
     assert result.returncode != 0
     assert re.fullmatch(f"Configuration: .*{name}.*\n", result.stderr)
@@ -244,13 +239,7 @@ def test_empty_variables_are_defaults(newcomer: Newcomer, env_file: Path, tmp_pa
 def test_a_database_that_is_away_ends_the_run(newcomer: Newcomer) -> None:
     """With the database away, the script ends with one line, without the password."""
     url = f"postgresql://bob:s3cr3t@127.0.0.1:{free_port()}/notes"
-    result = subprocess.run(
-        [newcomer.folder / "scripts/run"],
-        env=bare_environment(DATABASE_URL=url),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    result = run_to_the_end(newcomer.folder, DATABASE_URL=url)
 
     assert result.returncode != 0
     assert result.stdout == ""
@@ -263,13 +252,7 @@ def test_old_python_is_refused(tmp_path: Path) -> None:
     folder = copy_repository(tmp_path / "clone")
     python = fake_python(tmp_path / "python3.10", (3, 10, 19))
 
-    result = subprocess.run(
-        [folder / "scripts/run"],
-        env=bare_environment(PYTHON=str(python)),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    result = run_to_the_end(folder, PYTHON=str(python))
 
     assert result.returncode == 1
     assert result.stdout == ""

@@ -1,6 +1,5 @@
 """Settings: refused where they make no sense, documented where people look."""
 
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from service import settings
 from service.settings.database_url import DatabaseURL, parse_database_url
 from service.settings.tls import TLS
-from tests.support.databases import ROOT, alembic, environment
+from tests.support.databases import ROOT, alembic, run
 from tests.support.flags import flags, web_command
 from tests.support.operating import operate
 from tests.support.servers import free_port, uvicorn
@@ -24,22 +23,8 @@ NAMES = OTHERS | {name for name in vars(settings) if len(name) > 1 and name.isup
 POSTGRESQL = "postgresql://user:secret@host/notes"
 
 
-def start(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs what is expected to end at once."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(PATH=path, **variables),
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-
-
 def procfile(**variables: str) -> subprocess.CompletedProcess[str]:
-    (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
-    return start(["sh", "-c", command], **{"PORT": str(free_port())} | variables)
+    return run("sh", "-c", web_command(), **{"PORT": str(free_port())} | variables)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +113,7 @@ def test_nonsense_stops_everything(variable: str, value: str) -> None:
     url = variables.pop("DATABASE_URL", "sqlite:///notes.db")
     for ended in (
         procfile(WEB_CONCURRENCY="2", DATABASE_URL=url, **variables),
-        start(uvicorn(free_port()), DATABASE_URL=url, **variables),
+        run(*uvicorn(free_port()), DATABASE_URL=url, **variables),
         alembic(url, "upgrade", "head", **variables),
         operate(url, "users", "list", **variables),
     ):
@@ -139,7 +124,7 @@ def test_nonsense_stops_everything(variable: str, value: str) -> None:
 
 def test_nonsense_ends_workers_for_good() -> None:
     """uvicorn by hand starts no workers anew that can't be configured."""
-    server = start(uvicorn(free_port(), "--workers=2"), DATABASE_URL="mysql://user:secret@host")
+    server = run(*uvicorn(free_port(), "--workers=2"), DATABASE_URL="mysql://user:secret@host")
     assert "Stopping parent process" in server.stderr
     assert 1 <= server.stderr.count("Configuration: DATABASE_URL must start with") <= 2
     assert "Traceback" not in server.stderr
@@ -148,7 +133,7 @@ def test_nonsense_ends_workers_for_good() -> None:
 def read(name: str, **variables: str) -> Any:
     """A setting's value in a process with these variables."""
     code = f"from service import settings; print(repr(settings.{name}))"
-    ended = start([sys.executable, "-c", code], **variables)
+    ended = run(sys.executable, "-c", code, **variables)
     assert ended.returncode == 0, ended.stderr
     return eval(ended.stdout)
 
@@ -334,7 +319,7 @@ def settings_with(variables: dict[str, str]) -> dict[str, Any]:
     """All settings in a process with these variables."""
     values = ", ".join(f"{name!r}: settings.{name}" for name in sorted(NAMES - OTHERS))
     code = f"from service import settings; print({{{values}}})"
-    ended = start([sys.executable, "-c", code], **variables)
+    ended = run(sys.executable, "-c", code, **variables)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = eval(ended.stdout)
     return found

@@ -1,33 +1,20 @@
 """The metrics of a server with several processes, some of which are killed."""
 
+import json
 import os
 import re
 import signal
-import socket
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-import httpx2
-
 from tests.support.clusters import is_gone
-from tests.support.servers import free_port, process, uvicorn
-from tests.web.test_overload import POST, locked, wait_until
-from tests.web.test_seeing import NOTE, counts, scrape
+from tests.support.databases import locked
+from tests.support.metrics import counts, metric
+from tests.support.servers import serving
+from tests.support.sockets import connect, json_request
+from tests.support.waiting import poll
 
-
-@contextmanager
-def kept_from_writing(database_url: str) -> Iterator[None]:
-    """Lets nobody else store a note."""
-    if not database_url.startswith("sqlite"):
-        with locked(database_url):
-            yield
-        return
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
-        file.execute("BEGIN IMMEDIATE")
-        yield
+NOTE = {"text": "a", "completed": True}
 
 
 def pids(folder: Path) -> set[str]:
@@ -39,43 +26,41 @@ def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: 
     """After a process was killed the gauges are right, no file is left, and no count has fallen."""
     log = tmp_path / "log"
     variables = {
-        "DATABASE_URL": database_url,
         "WEB_CONCURRENCY": "2",
         "TMPDIR": str(tmp_path),
         "DATABASE_STATEMENT_TIMEOUT": "60",
         "DATABASE_POOL_TIMEOUT": "60",
         "REQUEST_TIMEOUT": "200",
     }
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
 
     def in_use() -> float:
-        (value,) = scrape(url)["database_connections_in_use"].values()
-        return value
+        return metric(client, "database_connections_in_use")
 
     def started() -> int:
         return log.read_text().count("Application startup complete")
 
     def created() -> float:
-        return counts(url).get(("/notes/", "POST", "200"), 0)
+        return counts(client).get(("/notes/", "POST", "200"), 0)
 
     def replaced(number: int) -> bool:
         assert created() == 20
         return started() == 3 + number
 
-    with process(uvicorn(port), port, log, variables):
-        wait_until(lambda: started() == 2)
+    with serving(database_url, log, **variables) as client:
+        # Each request may come to another process.
+        client.headers["connection"] = "close"
+        poll(lambda: started() == 2)
         (folder,) = tmp_path.glob("notes-metrics-*")
         for _ in range(20):
-            assert httpx2.post(f"{url}/notes/", json=NOTE).status_code == 200
-        with kept_from_writing(database_url), closing(socket.socket()) as client:
-            client.connect(("127.0.0.1", port))
-            client.sendall(POST)
-            wait_until(lambda: in_use() == 1)
+            assert client.post("/notes/", json=NOTE).status_code == 200
+        with locked(database_url), connect(str(client.base_url)) as writer:
+            body = json.dumps(NOTE).encode()
+            writer.sendall(json_request("POST", "/notes/", body))
+            poll(lambda: in_use() == 1)
             for number, pid in enumerate(pids(folder)):
                 os.kill(int(pid), signal.SIGKILL)
-                wait_until(partial(is_gone, int(pid)))
-                wait_until(partial(replaced, number))
+                poll(partial(is_gone, int(pid)))
+                poll(partial(replaced, number))
             assert in_use() == 0
         assert len(os.listdir(folder)) == 4
         assert len(pids(folder)) == 2

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from starlette.testclient import TestClient
 
-from tests.conftest import KINDS
-from tests.support import databases
-from tests.support.servers import running
+from tests.conftest import Server
+from tests.support.notes import last_id, plain_text, values
 
 JSON = {"content-type": "application/json"}
 
@@ -44,25 +43,10 @@ def twin() -> Iterator[TestClient]:
         yield client
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def service(
-    request: pytest.FixtureRequest,
-    new_database: databases.NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[httpx2.Client]:
-    """A client of the service, on a database of each kind in turn."""
-    log = tmp_path_factory.mktemp("batches") / "service.log"
-    with (
-        running(new_database(request.param), log) as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
-    ):
-        yield client
-
-
-def last_id(service: httpx2.Client) -> int:
-    """The greatest id that there is; 0 where there is none."""
-    notes = service.get("/notes/?order=desc&limit=1").json()
-    return int(notes[0]["id"]) if notes else 0
+@pytest.fixture(scope="module")
+def service(server: Server) -> httpx2.Client:
+    """A client of the service, which other tests of the module have stored notes with."""
+    return server.client
 
 
 def note(number: int) -> dict[str, Any]:
@@ -203,22 +187,6 @@ def test_no_batch_is_torn(service: httpx2.Client) -> None:
         seen.update(ids)
 
 
-# Surrogates, NUL and NaN are answered better than by FastAPI, and tested above.
-plain_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.integers(-2, 2)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | plain_text
-    | st.sampled_from(["true", "OFF", "y", "maybe", " 1", 1.0, 0.0, 2**63, 1e308])
-)
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=2),
-    max_leaves=4,
-)
 valid = st.fixed_dictionaries({"text": plain_text, "completed": st.booleans()})
 nearly = st.fixed_dictionaries(
     {}, optional={"text": plain_text | values, "completed": st.booleans() | values, "x": values}

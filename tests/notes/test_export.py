@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import KINDS
 from tests.support import databases
-from tests.support.servers import running
+from tests.support.notes import last_id
+from tests.support.servers import serving
 
 LINES = "application/x-ndjson"
 GOOD = {"text": "a", "completed": True}
@@ -34,8 +35,8 @@ def clients(
     with ExitStack() as stack:
         made = {}
         for kind in KINDS:
-            url = stack.enter_context(running(new_database(kind), logs / f"{kind}.log"))
-            made[kind] = stack.enter_context(httpx2.Client(base_url=url, timeout=60))
+            log = logs / f"{kind}.log"
+            made[kind] = stack.enter_context(serving(new_database(kind), log))
         yield made
 
 
@@ -50,12 +51,6 @@ def both(request: pytest.FixtureRequest, clients: dict[str, httpx2.Client]) -> B
 def service(both: Both) -> httpx2.Client:
     """A client of the service on each kind in turn."""
     return both.source
-
-
-def last_id(client: httpx2.Client) -> int:
-    """The greatest id that there is; 0 where there is none."""
-    notes = client.get("/notes/?order=desc&limit=1").json()
-    return int(notes[0]["id"]) if notes else 0
 
 
 def export(client: httpx2.Client, query: str = "") -> list[bytes]:

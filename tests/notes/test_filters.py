@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import Server
 from tests.support import databases
+from tests.support.notes import follow
 
 Note = dict[str, Any]
 
@@ -25,17 +26,8 @@ def create(service: httpx2.Client, *texts: str, completed: bool = False) -> list
 
 def find(service: httpx2.Client, **parameters: str) -> list[Note]:
     """The notes of a listing, of all its pages where it has a limit."""
-    url: str | None = f"/notes/?{urlencode(parameters)}"
-    notes: list[Note] = []
-    visited = set()
-    while url:
-        assert url not in visited, "a walk in circles"
-        visited.add(url)
-        answer = service.get(url)
-        assert answer.status_code == 200
-        notes += answer.json()
-        url = answer.links["next"]["url"] if "link" in answer.headers else None
-    return notes
+    answers = follow(service, f"/notes/?{urlencode(parameters)}")
+    return [note for answer in answers for note in answer.json()]
 
 
 def texts_of(notes: list[Note]) -> list[str]:

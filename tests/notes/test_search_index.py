@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -17,11 +17,11 @@ import httpx2
 import pytest
 
 from tests.conftest import KINDS
-from tests.database.test_migrations_in_use import WAITS, backends, migrating
 from tests.support import databases
-from tests.support.clusters import poll
 from tests.support.debian import Cluster, find, running_cluster
-from tests.support.servers import running
+from tests.support.migrating import WAITS, backends, migrating
+from tests.support.servers import serving
+from tests.support.waiting import poll
 
 COUNT = 1_000_000
 # How many rows any step of a plan may touch, and how many blocks of 8 kB all of it. The table and
@@ -71,15 +71,6 @@ def upgrade(database_url: str) -> str:
     result = databases.alembic(database_url, "upgrade", "head")
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr
-
-
-@contextmanager
-def client(database_url: str, log: Path, **variables: str) -> Iterator[httpx2.Client]:
-    with (
-        running(database_url, log, **variables) as url,
-        httpx2.Client(base_url=url, timeout=30) as http,
-    ):
-        yield http
 
 
 # Plans
@@ -137,7 +128,7 @@ def million(debian: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )
     log = tmp_path_factory.mktemp("million") / "service.log"
     # All statements go through one connection, so that PostgreSQL may reuse plans as it likes.
-    with client(url, log, DATABASE_POOL_MAX="1") as http:
+    with serving(url, log, DATABASE_POOL_MAX="1") as http:
         yield Million(http, url, debian.log)
 
 
@@ -299,7 +290,7 @@ def search_by_role(debian: Cluster, log: Path, *preparations: str) -> tuple[str,
     parts = urlsplit(url)
     url = parts._replace(netloc=parts.netloc.replace("postgres@", f"{role}@")).geturl()
     printed = upgrade(url)
-    with client(url, log) as http:
+    with serving(url, log) as http:
         assert_found(http)
     return printed, set(indexes(url))
 
@@ -332,7 +323,7 @@ def test_a_server_without_the_extension_migrates(postgresql: str, tmp_path: Path
     available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'"
     printed = upgrade(url)
     assert ("pg_trgm is missing" in printed) == (not databases.execute(url, available))
-    with client(url, tmp_path / "log") as http:
+    with serving(url, tmp_path / "log") as http:
         assert_found(http)
     databases.drop_postgresql(postgresql, url)
 
@@ -381,7 +372,7 @@ def test_an_index_is_made_while_others_write(debian: Cluster, tmp_path: Path, na
         *(f"CREATE INDEX {other} ON {INDEXES[other]}" for other in INDEXES if other != name),
     )
     with (
-        client(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="2") as http,
+        serving(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="2") as http,
         databases.holding(url, "LOCK TABLE notes IN ROW EXCLUSIVE MODE"),
         migrating(url, "upgrade", "0003"),
     ):
@@ -473,7 +464,7 @@ def test_case_is_none_of_the_locales_business(
     name = urlsplit(url).path[1:]
     # So few notes would not be searched by the index.
     databases.execute(url, f"ALTER DATABASE {name} SET enable_seqscan = off")
-    with client(url, tmp_path / "log") as http:
+    with serving(url, tmp_path / "log") as http:
         assert_folded(http)
     scans = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'notes_search'"
     for _ in range(100):
@@ -489,7 +480,7 @@ def test_case_is_the_same_without_the_index(
     new_database: databases.NewDatabase, tmp_path: Path, kind: str
 ) -> None:
     """Searches that read every note take case as Unicode has it, on either database."""
-    with client(new_database(kind), tmp_path / "log") as http:
+    with serving(new_database(kind), tmp_path / "log") as http:
         assert_folded(http)
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
@@ -15,7 +14,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
+from tests.support.notes import plain_text, values
 from tests.support.raw import connect, send
+from tests.support.servers import async_clients
 
 JSON = {"content-type": "application/json"}
 NOTE = {"text": "note", "completed": False}
@@ -206,22 +207,6 @@ def test_what_no_database_holds_is_refused(service: httpx2.Client, method: str) 
     assert service.get(path).json() == note
 
 
-# Surrogates, NUL and NaN are answered better than by FastAPI, and tested above.
-plain_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.integers(-2, 2)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | plain_text
-    | st.sampled_from(["true", "OFF", "y", "maybe", " 1", 1.0, 0.0, 2**63, 1e308])
-)
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=2),
-    max_leaves=4,
-)
 bodies = (
     st.fixed_dictionaries({"text": plain_text, "completed": st.booleans()})
     | st.fixed_dictionaries({}, optional={"text": plain_text, "completed": st.booleans()})
@@ -252,11 +237,7 @@ def test_changes_of_different_fields_both_hold(processes: list[str]) -> None:
     """Of clients that change different fields of a note at once, none undoes the other."""
 
     async def change() -> None:
-        async with AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=60))
-                for url in processes
-            ]
+        async with async_clients(processes) as clients:
             created = await clients[0].post("/notes/", json=NOTE)
             path = f"/notes/{created.json()['id']}"
             for number in range(40):
@@ -277,11 +258,7 @@ def test_concurrent_writers_get_their_own_answers(processes: list[str]) -> None:
     """Each of many writers is answered with what it wrote; the last one stays; one deletes."""
 
     async def write() -> None:
-        async with AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=60))
-                for url in processes
-            ] * 4
+        async with async_clients(processes * 4) as clients:
             for _ in range(10):
                 created = await clients[0].post("/notes/", json=NOTE)
                 path = f"/notes/{created.json()['id']}"

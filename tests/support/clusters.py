@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -20,19 +19,11 @@ import pytest
 
 from tests.support.databases import execute, migrate
 from tests.support.debian import SUPERUSER, Cluster, running_cluster, unprivileged
-from tests.support.servers import free_port
+from tests.support.servers import end, free_port
+from tests.support.waiting import poll
 
 ROLE = "notes"
 PASSWORD = "right"
-
-
-def poll(condition: Callable[[], bool], otherwise: Callable[[], object] = str) -> None:
-    """Returns as soon as the condition holds; AssertionError if it doesn't within 20 s."""
-    for _ in range(400):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError(otherwise())
 
 
 def is_gone(pid: int) -> bool:
@@ -65,16 +56,6 @@ def connections(url: str, most: int = 1) -> Iterator[list[Callable[[str], Any]]]
             for connection in opened:
                 with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                     loop.run_until_complete(connection.close(timeout=5))
-
-
-@contextmanager
-def locked(url: str, tables: str = "notes") -> Iterator[None]:
-    """Keeps the tables from everybody else until the block ends."""
-    with connections(url) as (run,):
-        run("BEGIN")
-        run(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
-        yield
-        run("ROLLBACK")
 
 
 class Server:
@@ -266,12 +247,7 @@ def running_pgbouncer(server: Server, connections: int) -> Iterator[int]:
             poll(lambda: is_serving(server.url("template", port=port)), (folder / "log").read_text)
             yield port
         finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, signal.SIGINT)
 
 
 def is_serving(url: str) -> bool:

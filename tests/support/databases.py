@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,22 +23,33 @@ SETTINGS = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(),
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The process's environment without the service's settings, and with these variables."""
-    return {key: os.environ[key] for key in os.environ if key not in SETTINGS} | variables
+    """The process's environment without the service's settings, and with these variables.
+
+    The commands of the requirements are on PATH, as a platform puts them there.
+    """
+    kept = {key: os.environ[key] for key in os.environ if key not in SETTINGS}
+    return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | variables
+
+
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, from the project's root."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def alembic(
     database_url: str, *arguments: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Alembic's command on the database, from the project's root."""
-    return subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=ROOT,
-        env=environment(DATABASE_URL=database_url, **variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    """Runs Alembic's command on the database."""
+    command = (sys.executable, "-m", "alembic", *arguments)
+    return run(*command, DATABASE_URL=database_url, **variables)
 
 
 def migrate(database_url: str) -> None:
@@ -65,16 +76,45 @@ def execute(database_url: str, *statements: str) -> Any:
 
 
 @contextmanager
-def holding(url: str, statement: str) -> Iterator[None]:
-    """Keeps a transaction open beside the block, in which a statement was run."""
-    with asyncio.Runner() as runner:
-        connection = runner.run(asyncpg.connect(url))
-        runner.run(connection.execute("BEGIN"))
-        runner.run(connection.execute(statement))
-        try:
+def holding(database_url: str, *statements: str) -> Iterator[None]:
+    """Runs statements in a transaction that is open until the block ends, and then committed.
+
+    Nobody else can write to SQLite's file meanwhile.
+    """
+    if database_url.startswith("sqlite"):
+        path = database_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, isolation_level=None)) as file:
+            for statement in ("BEGIN IMMEDIATE", *statements):
+                file.execute(statement)
             yield
+            file.execute("COMMIT")
+        return
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(database_url))
+        try:
+            for statement in ("BEGIN", *statements):
+                runner.run(connection.execute(statement))
+            yield
+            runner.run(connection.execute("COMMIT"))
         finally:
             runner.run(connection.close())
+
+
+def locked(database_url: str, tables: str = "notes") -> AbstractContextManager[None]:
+    """Keeps the tables from everybody else until the block ends; on SQLite, from all writers."""
+    if database_url.startswith("sqlite"):
+        return holding(database_url)
+    return holding(database_url, f"LOCK TABLE {tables}")
+
+
+def fill(database_url: str, count: int, text: str = "note") -> None:
+    """Stores notes with the ids 1 to count; those with odd ids are completed."""
+    numbers = f"SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count}"
+    execute(
+        database_url,
+        f"INSERT INTO notes (text, completed) WITH RECURSIVE numbers(n) AS ({numbers})"
+        f" SELECT '{text}', n % 2 = 1 FROM numbers WHERE n > 0",
+    )
 
 
 def clear(database_url: str) -> None:

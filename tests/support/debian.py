@@ -8,14 +8,14 @@ import pwd
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.servers import free_port
+from tests.support.servers import end, free_port
+from tests.support.waiting import poll
 
 SUPERUSER = "postgres"
 
@@ -37,14 +37,14 @@ class Cluster:
 
     def start(self) -> None:
         """Returns when the server takes connections, also on a folder that a crash has left."""
-        for _ in range(600):
+
+        def is_ready() -> bool:
             # It gives up while processes of a server that was killed are still there.
             if self.process is None or self.process.poll() is not None:
                 self._spawn()
-            if self._is_ready():
-                return
-            time.sleep(0.05)
-        raise AssertionError(self.log.read_text())
+            return self._is_ready()
+
+        poll(is_ready, self.log.read_text)
 
     def _spawn(self) -> None:
         options = {
@@ -74,13 +74,7 @@ class Cluster:
     def end(self, how: signal.Signals) -> None:
         """Ends the server: SIGINT politely, SIGQUIT immediately, SIGKILL as a crash does."""
         if self.process is not None:
-            self.process.send_signal(how)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-                raise
+            end(self.process, how)
             self.process = None
 
 

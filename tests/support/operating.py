@@ -3,21 +3,15 @@
 import subprocess
 import sys
 
-from tests.support.databases import ROOT, environment
+from tests.support.databases import run
 
 
 def operate(
     database_url: str, *arguments: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command on the database, from the project's root."""
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=ROOT,
-        env=environment(DATABASE_URL=database_url, **variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    """Runs a command on the database."""
+    command = (sys.executable, "-m", "service", *arguments)
+    return run(*command, DATABASE_URL=database_url, **variables)
 
 
 def add_user(database_url: str, name: str) -> str:

@@ -1,14 +1,18 @@
 """Real servers: uvicorn in a process of its own, on a free port of the loopback interface."""
 
+import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
+
+import httpx2
 
 from tests.support.databases import ROOT, environment
+from tests.support.waiting import poll
 
 
 def free_port() -> int:
@@ -18,15 +22,31 @@ def free_port() -> int:
         return port
 
 
+def nowhere() -> str:
+    """The URL of a PostgreSQL that isn't there."""
+    return f"postgresql://nobody@127.0.0.1:{free_port()}/notes"
+
+
 def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Returns when the port takes connections; AssertionError with the log if it never does."""
-    for _ in range(600):
+
+    def is_listening() -> bool:
         assert process.poll() is None, log.read_text()
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"no answer on port {port}: {log.read_text()}")
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    poll(is_listening, log.read_text)
+
+
+def end(process: subprocess.Popen[Any], how: signal.Signals = signal.SIGTERM) -> None:
+    """Asks a process to end; kills one that doesn't, with subprocess.TimeoutExpired."""
+    process.send_signal(how)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
 
 
 def fitting(variables: dict[str, str]) -> dict[str, str]:
@@ -56,13 +76,7 @@ def process(
         wait_until_listening(server, port, log)
         yield server
     finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-            raise
+        end(server)
 
 
 def uvicorn(port: int, *options: str, app: str = "service.app:app") -> list[str]:
@@ -72,11 +86,43 @@ def uvicorn(port: int, *options: str, app: str = "service.app:app") -> list[str]
 
 
 @contextmanager
+def started(
+    database_url: str, log: Path, *options: str, app: str = "service.app:app", **variables: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serves an app on the database and yields its URL, without a slash at the end, and process."""
+    port = free_port()
+    variables["DATABASE_URL"] = database_url
+    with process(uvicorn(port, *options, app=app), port, log, variables) as server:
+        yield f"http://127.0.0.1:{port}", server
+
+
+@contextmanager
 def running(
     database_url: str, log: Path, *options: str, app: str = "service.app:app", **variables: str
 ) -> Iterator[str]:
     """Serves an app on the database and yields its URL, without a slash at the end."""
-    port = free_port()
-    variables["DATABASE_URL"] = database_url
-    with process(uvicorn(port, *options, app=app), port, log, variables):
-        yield f"http://127.0.0.1:{port}"
+    with started(database_url, log, *options, app=app, **variables) as (url, _):
+        yield url
+
+
+@contextmanager
+def serving(
+    database_url: str, log: Path, *options: str, **variables: str
+) -> Iterator[httpx2.Client]:
+    """Serves on the database and yields a client; AssertionError for a traceback in the log."""
+    with (
+        running(database_url, log, *options, **variables) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        yield client
+    assert "Traceback" not in log.read_text()
+
+
+@asynccontextmanager
+async def async_clients(urls: list[str]) -> AsyncIterator[list[httpx2.AsyncClient]]:
+    """A client of each service."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=60))
+            for url in urls
+        ]

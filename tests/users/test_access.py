@@ -2,7 +2,6 @@
 
 import base64
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -20,14 +18,13 @@ from starlette.routing import Mount, Route
 
 from service.app import app
 from service.web.routing import Methods
-from tests.conftest import KINDS
-from tests.deploy.test_deploys import unread
-from tests.support import databases
-from tests.support.clusters import locked
+from tests.support import databases, sockets
+from tests.support.metrics import metric
 from tests.support.operating import add_user, operate
 from tests.support.raw import Answer, connect, send
-from tests.support.servers import free_port, process, running, uvicorn
-from tests.web.test_overload import wait_until
+from tests.support.servers import nowhere, running, serving
+from tests.support.sockets import head, unread
+from tests.support.waiting import poll
 
 # The routes that everybody may use; each other one is closed.
 OPEN = {
@@ -53,20 +50,15 @@ class House(NamedTuple):
     token: str
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def house(
-    request: pytest.FixtureRequest,
-    new_database: databases.NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[House]:
-    database_url = new_database(request.param)
+@pytest.fixture(scope="module")
+def house(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     log = tmp_path_factory.mktemp("access") / "log"
-    token = add_user(database_url, "bob")
+    token = add_user(shared_database_url, "bob")
     variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": str(CACHE_SECONDS)}
     # Commands take seconds on a busy machine, while a connection is idle.
     options = ("--no-access-log", "--timeout-keep-alive", "95")
-    with running(database_url, log, *options, **variables) as url:
-        yield House(url, database_url, log, token)
+    with running(shared_database_url, log, *options, **variables) as url:
+        yield House(url, shared_database_url, log, token)
 
 
 @pytest.fixture
@@ -239,13 +231,10 @@ def test_no_trick_comes_in(
 
 def test_a_trailer_is_no_header(house: House) -> None:
     """What follows a chunked body is not taken for a header (RFC 9110, section 6.5.1)."""
-    host = urlsplit(house.url)
-    with socket.create_connection((host.hostname, host.port), timeout=30) as client:
-        client.sendall(
-            b"POST /notes/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
-            b"Connection: close\r\n\r\n0\r\n"
-            b"Authorization: Bearer " + house.token.encode() + b"\r\n\r\n"
-        )
+    request = head("POST", "/notes/", "Transfer-Encoding: chunked", "Connection: close")
+    trailer = f"Authorization: Bearer {house.token}\r\n\r\n"
+    with sockets.connect(house.url) as client:
+        client.sendall(request + b"0\r\n" + trailer.encode())
         assert client.recv(1000).startswith(b"HTTP/1.1 401 ")
 
 
@@ -289,10 +278,10 @@ def test_without_memory_a_token_ends_at_once(
     database_url = new_database("sqlite")
     token = add_user(database_url, "bob")
     variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": "0"}
-    with running(database_url, tmp_path / "log", **variables) as url:
-        assert httpx2.get(f"{url}/notes/", headers=bearer(token)).status_code == 200
+    with serving(database_url, tmp_path / "log", **variables) as client:
+        assert client.get("/notes/", headers=bearer(token)).status_code == 200
         operate(database_url, "users", "deactivate", "bob")
-        assert httpx2.get(f"{url}/notes/", headers=bearer(token)).status_code == 401
+        assert client.get("/notes/", headers=bearer(token)).status_code == 401
 
 
 def test_checks_share_queries(new_database: databases.NewDatabase, tmp_path: Path) -> None:
@@ -303,17 +292,19 @@ def test_checks_share_queries(new_database: databases.NewDatabase, tmp_path: Pat
     variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": "0"}
     with running(database_url, tmp_path / "log", **variables) as url, ExitStack() as stack:
         connections = [stack.enter_context(connect(url)) for _ in range(30)]
-        with locked(database_url, "users"):
+        with databases.locked(database_url, "users"):
             for number, connection in enumerate(connections):
                 connection.request("GET", "/notes/", headers=bearer(tokens[number % 3]))
-            wait_until(lambda: not unread(connections[0].port))
+            poll(lambda: not unread(connections[0].port))
         statuses = [connection.getresponse().status for connection in connections]
         assert statuses == [200, 200, 401] * 10
-        metrics = httpx2.get(f"{url}/metrics").text
-        batch = r'^coalesced_batch_size_(\w+)\{query="get_active"\} (.*)$'
-        batches = dict(re.findall(batch, metrics, re.MULTILINE))
+        with httpx2.Client(base_url=url) as client:
+            batches, callers = (
+                metric(client, f"coalesced_batch_size_{name}", query="get_active")
+                for name in ("count", "sum")
+            )
         # One for the first request, which the lock kept waiting, and one for all others.
-        assert (float(batches["count"]), float(batches["sum"])) == (2, 30)
+        assert (batches, callers) == (2, 30)
 
 
 # Lets a query of the users go on to its end only when nobody holds the lock; what it gives is as
@@ -335,17 +326,17 @@ def test_a_slow_check_is_not_remembered_for_longer(
     databases.execute(database_url, *SLOW_USERS)
     variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": str(CACHE_SECONDS)}
     with (
-        running(database_url, tmp_path / "log", **variables) as url,
-        httpx2.Client(base_url=url, headers=bearer(token), timeout=30) as client,
+        serving(database_url, tmp_path / "log", **variables) as client,
         ThreadPoolExecutor(1) as threads,
     ):
+        client.headers |= bearer(token)
         with databases.holding(database_url, "SELECT pg_advisory_lock(1)"):
             answer = threads.submit(client.get, "/notes/")
             waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            wait_until(lambda: bool(databases.execute(database_url, waits)))
+            poll(lambda: bool(databases.execute(database_url, waits)))
             databases.execute(database_url, "UPDATE stored_users SET is_active = false")
             ended = time.monotonic() + CACHE_SECONDS
-            wait_until(lambda: time.monotonic() > ended)
+            poll(lambda: time.monotonic() > ended)
         # It was checked while the user was active.
         assert answer.result().status_code == 200
         assert client.get("/notes/").status_code == 401
@@ -362,7 +353,7 @@ def test_nothing_secret_is_logged(house: House) -> None:
         ["sha256sum"], input=house.token.encode(), capture_output=True, check=True
     )
     digest = digest_of.stdout.split()[0].decode()
-    wait_until(lambda: request_id in house.log.read_text())
+    poll(lambda: request_id in house.log.read_text())
     for text in (house.log.read_text(), user.body.decode()):
         assert "bob" in text
         assert house.token not in text
@@ -372,7 +363,7 @@ def test_nothing_secret_is_logged(house: House) -> None:
 def logged_users(log: Path, count: int) -> list[tuple[str, str, str]]:
     """Method, status and user of each request in the log, once there are so many."""
     pattern = re.compile(r"^method=(\S+) .* status=(\S+) .* fwd=\S* user=(\S*)$", re.M)
-    wait_until(lambda: log.read_text().count("method=") >= count)
+    poll(lambda: log.read_text().count("method=") >= count)
     return pattern.findall(log.read_text())
 
 
@@ -435,21 +426,20 @@ def test_the_log_names_users_whose_requests_end_early(
         for name, value in {**bearer(token), "content-length": "9"}.items():
             late.putheader(name, value)
         late.endheaders()
-        wait_until(lambda: send(surplus, "GET", "/notes/", None, bearer(token)).status == 503)
+        poll(lambda: send(surplus, "GET", "/notes/", None, bearer(token)).status == 503)
         assert late.getresponse().status == 408
         lines = logged_users(log, 2)
-        wait_until(lambda: ("POST", "408", "bob") in logged_users(log, 2))
+        poll(lambda: ("POST", "408", "bob") in logged_users(log, 2))
         assert ("GET", "503", "") in lines
 
 
 def test_a_database_that_is_away_opens_nothing(tmp_path: Path) -> None:
     """While nobody can be checked, the answer is 503, and what is open stays so."""
-    away = f"postgresql://nobody@127.0.0.1:{free_port()}/notes"
-    with running(away, tmp_path / "log", ACCESS="token") as url:
-        answer = httpx2.get(f"{url}/notes/", headers=bearer("notes_" + "A" * 43))
+    with serving(nowhere(), tmp_path / "log", ACCESS="token") as client:
+        answer = client.get("/notes/", headers=bearer("notes_" + "A" * 43))
         assert answer.status_code == 503
-        assert httpx2.get(f"{url}/notes/").status_code == 401
-        assert httpx2.get(f"{url}/health/live").status_code == 200
+        assert client.get("/notes/").status_code == 401
+        assert client.get("/health/live").status_code == 200
 
 
 def test_a_start_without_users_says_how_to_add_one(
@@ -458,15 +448,13 @@ def test_a_start_without_users_says_how_to_add_one(
     """With ACCESS=token the log says how to add a user as long as there is none."""
     database_url = new_database("sqlite")
     log = tmp_path / "log"
-    port = free_port()
-    variables = {"DATABASE_URL": database_url, "ACCESS": "token"}
     hint = "python -m service users add NAME"
-    with process(uvicorn(port), port, log, variables):
-        wait_until(lambda: hint in log.read_text())
+    with running(database_url, log, ACCESS="token"):
+        poll(lambda: hint in log.read_text())
     add_user(database_url, "bob")
-    with process(uvicorn(port), port, log, variables):
+    with serving(database_url, log, ACCESS="token") as client:
         # Its query comes after the one that looks for users, on the same connection.
-        httpx2.get(f"http://127.0.0.1:{port}/health/ready").raise_for_status()
+        client.get("/health/ready").raise_for_status()
     assert hint not in log.read_text()
 
 

@@ -1,7 +1,6 @@
 """Safe retries where ACCESS is token: a key is its user's own."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +8,10 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests.conftest import KINDS
 from tests.support import databases
 from tests.support.operating import add_user, operate
-from tests.support.servers import running
-from tests.web.test_idempotency import at_once
+from tests.support.servers import serving
+from tests.support.waiting import at_once
 
 NOTE = {"text": "a", "completed": True}
 OTHER = {"text": "b", "completed": False}
@@ -36,22 +34,19 @@ class House(NamedTuple):
     alice: str
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module")
 def shared_house(
-    request: pytest.FixtureRequest,
-    new_database: databases.NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
+    shared_database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[House]:
-    database_url = new_database(request.param)
-    bob, alice = (add_user(database_url, name) for name in ("bob", "alice"))
+    url = shared_database_url
+    bob, alice = (add_user(url, name) for name in ("bob", "alice"))
     logs = tmp_path_factory.mktemp("keys")
-    with ExitStack() as stack:
-        clients = []
-        for number in range(2):
-            variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": "0"}
-            url = stack.enter_context(running(database_url, logs / f"{number}", **variables))
-            clients.append(stack.enter_context(httpx2.Client(base_url=url, timeout=30)))
-        yield House(database_url, clients, bob, alice)
+    variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": "0"}
+    with (
+        serving(url, logs / "1", **variables) as one,
+        serving(url, logs / "2", **variables) as two,
+    ):
+        yield House(url, [one, two], bob, alice)
 
 
 @pytest.fixture
@@ -138,10 +133,7 @@ def test_users_at_once(house: House, path: str, body: object, other: object, cou
 def test_keys_of_open_times_are_nobodys(house: House, tmp_path: Path) -> None:
     """No key that was used while the service was open is a user's, however it is written."""
     forged = ["k", "1k", "1:k", '"1 k"', "1\\k", "1/k", "bob:k", '"bob k"', "'1'k", '"None k"']
-    with (
-        running(house.database_url, tmp_path / "log") as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
-    ):
+    with serving(house.database_url, tmp_path / "log") as client:
         opened = {key: stored(post(client, None, key)) for key in forged}
         for key in ('1"k', '"1"k"', '"1\\"k"'):
             assert post(client, None, key).status_code == 422

@@ -1,22 +1,21 @@
 """Conditional requests (RFC 9110): entity tags, and two clients that don't undo each other."""
 
 import asyncio
-import re
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, closing, contextmanager
 from typing import Any
 
-import asyncpg
 import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Server
-from tests.web.test_overload import wait_until
+from tests.support.databases import holding
+from tests.support.metrics import metric
+from tests.support.servers import async_clients
+from tests.support.waiting import poll
 
 NOTE = {"text": "note", "completed": False}
 FAILED = (412, {"detail": "Precondition Failed"})
@@ -304,11 +303,7 @@ def test_one_of_many_writers_wins(processes: list[str], mix: str) -> None:
     methods = MIXES[mix]
 
     async def compete() -> None:
-        async with AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=60))
-                for url in processes
-            ] * (writers // 2)
+        async with async_clients(processes * (writers // 2)) as clients:
             for number in range(20):
                 created = await clients[0].post("/notes/", json=NOTE)
                 path = f"/notes/{created.json()['id']}"
@@ -358,11 +353,7 @@ def test_no_update_is_lost(processes: list[str]) -> None:
             assert status == 200
 
     async def count() -> None:
-        async with AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=60))
-                for url in processes
-            ]
+        async with async_clients(processes) as clients:
             created = await clients[0].post("/notes/", json={"text": "0", "completed": False})
             path = f"/notes/{created.json()['id']}"
             await asyncio.gather(*(increment(client, path, 15) for client in clients * 2))
@@ -371,32 +362,9 @@ def test_no_update_is_lost(processes: list[str]) -> None:
     asyncio.run(count())
 
 
-@contextmanager
-def changing(database_url: str, statement: str) -> Iterator[None]:
-    """Runs a statement in a transaction that is committed at the end; writers wait until then."""
-    if database_url.startswith("sqlite"):
-        path = database_url.removeprefix("sqlite:///")
-        with closing(sqlite3.connect(path, isolation_level=None)) as file:
-            file.execute("BEGIN IMMEDIATE")
-            file.execute(statement)
-            yield
-            file.execute("COMMIT")
-        return
-    with asyncio.Runner() as runner:
-        connection = runner.run(asyncpg.connect(database_url))
-        try:
-            runner.run(connection.execute(f"BEGIN; {statement}"))
-            yield
-            runner.run(connection.execute("COMMIT"))
-        finally:
-            runner.run(connection.close())
-
-
 def count_reads(service: httpx2.Client) -> float:
     """How many queries for single notes have begun."""
-    metrics = service.get("/metrics").text
-    (count,) = re.findall(r'^coalesced_batch_size_count\{query="get_notes"\} (.*)$', metrics, re.M)
-    return float(count)
+    return metric(service, "coalesced_batch_size_count", query="get_notes")
 
 
 @pytest.mark.parametrize(("method", "body"), WRITES)
@@ -414,9 +382,9 @@ def test_a_change_behind_the_condition_is_seen(
     ((name, value),) = change.items()
     statement = f"UPDATE notes SET {name} = {value!r} WHERE id = {path.removeprefix('/notes/')}"
     with ThreadPoolExecutor(1) as threads:
-        with changing(server.database_url, statement):
+        with holding(server.database_url, statement):
             writing = threads.submit(ask, service, method, path, "if-match", tag, body=body)
-            wait_until(lambda: count_reads(service) > before)
+            poll(lambda: count_reads(service) > before)
             # Queries for single notes follow one another, so the write's own has ended with this.
             assert service.get(path).headers["etag"] == tag
             assert not writing.done()

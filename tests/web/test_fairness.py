@@ -1,7 +1,6 @@
 """Nobody's work holds up another's, however much of it there is."""
 
 import asyncio
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +11,10 @@ import pytest
 from service.app import app
 from service.schemas import slices
 from tests.support import databases
-from tests.support.clusters import locked, poll
-from tests.support.servers import running
+from tests.support.databases import locked
+from tests.support.metrics import metric
+from tests.support.servers import serving
+from tests.support.waiting import poll
 
 JSON = {"content-type": "application/json"}
 NOTE = {"text": "a", "completed": False}
@@ -40,8 +41,7 @@ def searches_in_postgresql(database_url: str) -> int:
 def test_the_longest_search_can_be_ended(database_url: str, tmp_path: Path) -> None:
     """The longest text against the largest notes is given up in time, by the database too."""
     with (
-        running(database_url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="1") as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
+        serving(database_url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="1") as client,
     ):
         q = store_worst(client, 5)
         assert client.get("/notes/", params={"q": "b" + q}).status_code == 422
@@ -53,12 +53,6 @@ def test_the_longest_search_can_be_ended(database_url: str, tmp_path: Path) -> N
             poll(lambda: not searches_in_postgresql(database_url))
 
 
-def waiting(client: httpx2.Client) -> float:
-    """How many statements wait for a connection."""
-    found = re.findall(r"^database_connections_waited_for (.*)$", client.get("/metrics").text, re.M)
-    return float(found[0])
-
-
 def test_searches_leave_connections_to_others(database_url: str, tmp_path: Path) -> None:
     """While searches that read every note take all that they may have, other requests go on."""
     limits = {
@@ -67,18 +61,18 @@ def test_searches_leave_connections_to_others(database_url: str, tmp_path: Path)
         "DATABASE_STATEMENT_TIMEOUT": "3",
     }
     with (
-        running(database_url, tmp_path / "log", **limits) as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
+        serving(database_url, tmp_path / "log", **limits) as client,
         ThreadPoolExecutor(40) as threads,
     ):
         q = store_worst(client, 5)
 
         def search(number: int) -> int:
             parameters = {"q": f"{q[len(str(number)) :]}{number}"}
-            return httpx2.get(f"{url}/notes/", params=parameters, timeout=30).status_code
+            url = client.base_url.join("/notes/")
+            return httpx2.get(url, params=parameters, timeout=30).status_code
 
         searches = [threads.submit(search, number) for number in range(40)]
-        poll(lambda: waiting(client) > 0)
+        poll(lambda: metric(client, "database_connections_waited_for") > 0)
         for _ in range(3):
             note = client.post("/notes/", json=NOTE)
             path = f"/notes/{note.json()['id']}"
@@ -104,15 +98,14 @@ def test_a_search_that_gave_up_leaves_its_turn(
     database_url = new_database("postgresql")
     limits = {"DATABASE_POOL_MAX": "2", "DATABASE_POOL_TIMEOUT": "0.5"}
     with (
-        running(database_url, tmp_path / "log", **limits) as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
+        serving(database_url, tmp_path / "log", **limits) as client,
         ThreadPoolExecutor(2) as threads,
     ):
-        paths = [f"{url}/notes/{client.post('/notes/', json=NOTE).json()['id']}" for _ in range(2)]
+        paths = [f"/notes/{client.post('/notes/', json=NOTE).json()['id']}" for _ in range(2)]
         with locked(database_url):
             for path in paths:
-                threads.submit(httpx2.delete, path, timeout=30)
-            poll(lambda: "connections_in_use 2.0" in client.get("/metrics").text)
+                threads.submit(client.delete, path)
+            poll(lambda: metric(client, "database_connections_in_use") == 2)
             for _ in range(2):
                 assert client.get("/notes/?q=a").status_code == 503
         poll(lambda: client.get("/notes/?q=a").status_code == 200)

@@ -9,19 +9,26 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import httpx2
-import psutil
 import pytest
 
-from tests.notes.test_listing import fill
 from tests.support import databases
-from tests.support.servers import free_port, process, running, uvicorn
-from tests.web.test_overload import locked, wait_until
+from tests.support.databases import fill, locked
+from tests.support.servers import nowhere, running, serving
+from tests.support.sockets import (
+    connect,
+    head,
+    is_closed,
+    json_request,
+    read_all,
+    read_answer,
+    read_slowly,
+)
+from tests.support.waiting import poll
+from tests.support.watched import Service, watching
 
 NOTE = {"text": "a", "completed": True}
 MAX_BODY = 100_000
@@ -30,38 +37,11 @@ BUFFERED = 32_000_000
 CHUNK = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
 
 
-class Service(NamedTuple):
-    """A service with one connection to PostgreSQL and little patience."""
-
-    url: str
-    process: psutil.Process
-    database_url: str
-
-    def connect(self, receive_buffer: int = 0) -> socket.socket:
-        return connect(self.url, receive_buffer)
-
-    def connections(self) -> int:
-        """How many clients it is connected to."""
-        port = urlsplit(self.url).port
-        return sum(
-            one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED
-            for one in self.process.net_connections("tcp")
-        )
-
-
-@contextmanager
-def serving(database_url: str, log: Path, *options: str, **variables: str) -> Iterator[Service]:
-    port = free_port()
-    variables["DATABASE_URL"] = database_url
-    with process(uvicorn(port, *options), port, log, variables) as server:
-        yield Service(f"http://127.0.0.1:{port}", psutil.Process(server.pid), database_url)
-
-
 @pytest.fixture(scope="module")
 def service(
     new_database: databases.NewDatabase, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    with serving(
+    with watching(
         new_database("postgresql"),
         tmp_path_factory.mktemp("hostile") / "log",
         "--timeout-keep-alive=3",
@@ -70,35 +50,6 @@ def service(
         DATABASE_POOL_MAX="1",
     ) as service:
         yield service
-
-
-def connect(url: str, receive_buffer: int = 0) -> socket.socket:
-    client = socket.socket()
-    if receive_buffer:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    client.settimeout(20)
-    client.connect((urlsplit(url).hostname, urlsplit(url).port))
-    return client
-
-
-def head(method: str, path: str, *fields: str) -> bytes:
-    lines = (f"{method} {path} HTTP/1.1", "Host: localhost", *fields, "", "")
-    return "\r\n".join(lines).encode("latin-1")
-
-
-def read_answer(client: socket.socket, method: str = "GET") -> tuple[http.client.HTTPResponse, str]:
-    """An answer and its body as text."""
-    answer = http.client.HTTPResponse(client, method=method)
-    answer.begin()
-    return answer, answer.read().decode()
-
-
-def is_closed(client: socket.socket) -> bool:
-    """Whether the server ends the connection, and says nothing; TimeoutError if it waits on."""
-    try:
-        return client.recv(1) == b""
-    except ConnectionError:
-        return True
 
 
 def send_for_ever(
@@ -168,14 +119,14 @@ def test_a_large_body_that_is_sent_gets_its_413(service: Service) -> None:
 
 def test_an_endless_stream_gets_413(service: Service) -> None:
     """A client that streams for ever gets a 413 and is cut off after bounded bytes."""
-    before = service.process.memory_info().rss
+    before = service.memory()
     with service.connect() as client:
         client.sendall(head("POST", "/notes/", "Transfer-Encoding: chunked"))
         sent, received = send_for_ever(client, CHUNK, 4 * BUFFERED)
     assert received.startswith(b"HTTP/1.1 413 ")
     assert received.endswith(b'{"detail":"Content Too Large"}')
     assert sent < BUFFERED
-    assert service.process.memory_info().rss - before < 10_000_000
+    assert service.memory() - before < 10_000_000
 
 
 @pytest.mark.parametrize(
@@ -272,13 +223,13 @@ def test_an_endless_head_takes_little_memory(
     """A client whose request head never ends is cut off, whatever it is made of."""
     if start == b"GET /" and piece[1:2] == b":":
         piece = b"?a" * 40_000
-    with serving(new_database("sqlite"), tmp_path / "log") as service:
-        before = service.process.memory_info().rss
+    with watching(new_database("sqlite"), tmp_path / "log") as service:
+        before = service.memory()
         with service.connect() as client:
             client.sendall(start)
             sent, _ = send_for_ever(client, piece, 2 * BUFFERED)
         assert sent < BUFFERED
-        assert service.process.memory_info().rss - before < 20_000_000
+        assert service.memory() - before < 20_000_000
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n"], ids=["open", "whole"])
@@ -288,7 +239,7 @@ def test_a_head_of_many_small_fields_is_refused(service: Service, end: bytes) ->
         client.sendall(head("GET", "/health/live", *["a:"] * 199))
         assert read_answer(client)[0].status == 200
         client.sendall(head("GET", "/health/live", *["a:"] * 201).removesuffix(b"\r\n") + end)
-        answer = b"".join(iter(lambda: client.recv(10_000), b""))
+        answer = read_all(client)
         assert answer.startswith(b"HTTP/1.1 400 ") if end else answer == b""
 
 
@@ -298,13 +249,13 @@ def test_endless_trailers_take_little_memory(
     new_database: databases.NewDatabase, tmp_path: Path, start: bytes, piece: bytes
 ) -> None:
     """A client that has no end of headers behind its body is cut off as in front of it."""
-    with serving(new_database("sqlite"), tmp_path / "log") as service:
-        before = service.process.memory_info().rss
+    with watching(new_database("sqlite"), tmp_path / "log") as service:
+        before = service.memory()
         with service.connect() as client:
             client.sendall(head("POST", "/notes/", "Transfer-Encoding: chunked") + start)
             sent, _ = send_for_ever(client, piece, 2 * BUFFERED)
         assert sent < BUFFERED
-        assert service.process.memory_info().rss - before < 20_000_000
+        assert service.memory() - before < 20_000_000
 
 
 def test_trailers_of_a_body_are_left_out(service: Service) -> None:
@@ -323,20 +274,19 @@ def test_endless_pipelining_takes_little_memory(
     new_database: databases.NewDatabase, tmp_path: Path
 ) -> None:
     """A client that sends requests faster than they are answered is slowed down."""
-    with serving(new_database("sqlite"), tmp_path / "log", ACCESS_LOG="0") as service:
-        before = service.process.memory_info().rss
+    with watching(new_database("sqlite"), tmp_path / "log", ACCESS_LOG="0") as service:
+        before = service.memory()
         with service.connect() as client:
             send_for_ever(client, head("GET", "/health/live") * 1000, BUFFERED, seconds=4)
-            grown = service.process.memory_info().rss - before
+            grown = service.memory() - before
         assert grown < 100_000_000
 
 
 def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
     """Requests that are sent without waiting for answers are all answered."""
-    body = json.dumps(NOTE)
-    note = head("POST", "/notes/", "Content-Type: application/json", f"Content-Length: {len(body)}")
+    note = json_request("POST", "/notes/", json.dumps(NOTE).encode())
     with service.connect() as client:
-        requests = [head("GET", "/nowhere"), note + body.encode(), head("GET", "/health/live")]
+        requests = [head("GET", "/nowhere"), note, head("GET", "/health/live")]
         client.sendall(b"".join(requests * 500))
         received = b""
         while received.count(b"HTTP/1.1 ") < 1500 or not received.endswith(b'"live"}'):
@@ -354,17 +304,17 @@ def test_a_client_that_never_reads_is_dropped(
     fill(database_url, 300_000)
     variables = {"REQUEST_TIMEOUT": "1.5", "DATABASE_POOL_MAX": "1"}
     with (
-        serving(database_url, tmp_path / "log", **variables) as service,
+        watching(database_url, tmp_path / "log", **variables) as service,
         service.connect(receive_buffer=4096) as slow,
     ):
-        before = service.process.memory_info().rss
+        before = service.memory()
         slow.sendall(head("GET", "/notes/"))
         assert slow.recv(1) == b"H"
         assert service.connections() == 1
         note = httpx2.post(f"{service.url}/notes/", json=NOTE).json()
         assert httpx2.get(f"{service.url}/notes/{note['id']}").json() == note
-        wait_until(lambda: service.connections() == 0)
-        assert service.process.memory_info().rss - before < 50_000_000
+        poll(lambda: service.connections() == 0)
+        assert service.memory() - before < 50_000_000
 
 
 def test_a_client_that_reads_slowly_gets_everything(
@@ -375,17 +325,12 @@ def test_a_client_that_reads_slowly_gets_everything(
     # Three times what a kernel takes of it, in pages that are no large bodies.
     fill(database_url, 250_000, "a longer note")
     with (
-        serving(database_url, tmp_path / "log", REQUEST_TIMEOUT="1") as service,
+        watching(database_url, tmp_path / "log", REQUEST_TIMEOUT="1") as service,
         service.connect(receive_buffer=100_000) as client,
     ):
         began = time.monotonic()
         client.sendall(head("GET", "/notes/"))
-        answer = http.client.HTTPResponse(client)
-        answer.begin()
-        body = b""
-        while piece := answer.read(1_000_000):
-            body += piece
-            time.sleep(0.2)  # it is what is tested
+        body = read_slowly(client, 1_000_000, pause=0.2)
         assert time.monotonic() - began > 2
         assert len(body) > 12_000_000
         assert len(json.loads(body)) == 250_000
@@ -399,18 +344,18 @@ def test_idle_connections_cost_little(new_database: databases.NewDatabase, tmp_p
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(count + 500, hard), hard))
     try:
         with (
-            serving(
+            watching(
                 new_database("postgresql"), tmp_path / "log", "--timeout-keep-alive=95"
             ) as service,
             ExitStack() as clients,
         ):
-            before = service.process.memory_info().rss
+            before = service.memory()
             for _ in range(count):
                 client = clients.enter_context(service.connect())
                 client.sendall(head("GET", "/health/live"))
                 assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
             assert service.connections() == count
-            assert service.process.memory_info().rss - before < 150_000_000
+            assert service.memory() - before < 150_000_000
             assert httpx2.post(f"{service.url}/notes/", json=NOTE).status_code == 200
             client.sendall(head("GET", "/health/live"))
             assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
@@ -434,7 +379,7 @@ def test_a_request_that_gets_stuck_is_503(service: Service) -> None:
             assert answer.json() == {"detail": "Service Unavailable"}
             assert int(answer.headers["retry-after"]) > 0
             assert answer.headers["x-content-type-options"] == "nosniff"
-    wait_until(lambda: httpx2.get(f"{service.url}/notes/").status_code == 200)
+    poll(lambda: httpx2.get(f"{service.url}/notes/").status_code == 200)
     assert httpx2.post(f"{service.url}/notes/", json=NOTE).status_code == 200
 
 
@@ -569,12 +514,8 @@ def test_pages_may_read_headers(guarded: str, tmp_path: Path) -> None:
     created = httpx2.post(f"{guarded}/notes/", json=NOTE, headers=minimal)
     httpx2.post(f"{guarded}/notes/", json=NOTE, headers=minimal)
     page = httpx2.get(f"{guarded}/notes/?limit=1", headers=ORIGIN)
-    with running(
-        f"postgresql://nobody@127.0.0.1:{free_port()}/notes",
-        tmp_path / "log",
-        CORS_ORIGINS=ORIGIN["origin"],
-    ) as url:
-        away = httpx2.get(f"{url}/notes/", headers=ORIGIN)
+    with serving(nowhere(), tmp_path / "log", CORS_ORIGINS=ORIGIN["origin"]) as client:
+        away = client.get("/notes/", headers=ORIGIN)
     for answer, status, names in (
         (created, 204, {"ETag", "Location", "Preference-Applied", "X-Request-ID"}),
         (page, 200, {"Link", "X-Request-ID"}),

@@ -1,21 +1,16 @@
 """Safe retries: a write with an `Idempotency-Key` is carried out once, whatever happens."""
 
 import json
-import sqlite3
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from threading import Barrier
-from typing import Any
 
 import httpx2
 import pytest
 
-from tests.conftest import KINDS
-from tests.support import databases
-from tests.support.servers import running
+from tests.support.databases import execute
+from tests.support.servers import serving
+from tests.support.waiting import at_once
 
 NOTE = {"text": "é \u2028", "completed": False}
 OTHER = {"text": "other", "completed": True}
@@ -43,21 +38,8 @@ def texts(client: httpx2.Client) -> list[str]:
     return [note["text"] for note in client.get("/notes/").json()]
 
 
-def sql(database_url: str, *statements: str) -> Any:
-    """Runs statements outside the service; gives the first value of the last."""
-    if not database_url.startswith("sqlite"):
-        return databases.execute(database_url, *statements)
-    with (
-        closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection,
-        connection,
-    ):
-        for statement in statements:
-            row = connection.execute(statement).fetchone()
-        return row and row[0]
-
-
 def make_older(database_url: str, seconds: int) -> None:
-    sql(database_url, f"UPDATE idempotency_keys SET created_at = created_at - {seconds}")
+    execute(database_url, f"UPDATE idempotency_keys SET created_at = created_at - {seconds}")
 
 
 def assert_reused(answer: httpx2.Response) -> None:
@@ -73,26 +55,22 @@ def assert_same(answer: httpx2.Response, first: httpx2.Response) -> None:
     assert answer.headers["content-type"] == first.headers["content-type"]
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def database_url(request: pytest.FixtureRequest, new_database: databases.NewDatabase) -> str:
-    """A database of each kind in turn, which the tests of this module share."""
-    return new_database(request.param)
+@pytest.fixture(scope="module")
+def database_url(shared_database_url: str) -> str:
+    """The database of both services, which all tests of this module share."""
+    return shared_database_url
 
 
 @pytest.fixture(autouse=True)
 def nothing_stored(database_url: str) -> None:
-    sql(database_url, "DELETE FROM notes", "DELETE FROM idempotency_keys")
+    execute(database_url, "DELETE FROM notes", "DELETE FROM idempotency_keys")
 
 
 @pytest.fixture(scope="module")
-def services(
-    database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[httpx2.Client]]:
+def services(processes: list[str]) -> Iterator[list[httpx2.Client]]:
     """Clients of two services on the same database."""
-    logs = tmp_path_factory.mktemp("idempotency")
+    one, two = processes
     with (
-        running(database_url, logs / "1.log") as one,
-        running(database_url, logs / "2.log") as two,
         httpx2.Client(base_url=one, timeout=30) as first,
         httpx2.Client(base_url=two, timeout=30) as second,
     ):
@@ -102,18 +80,6 @@ def services(
 @pytest.fixture
 def service(services: list[httpx2.Client]) -> httpx2.Client:
     return services[0]
-
-
-def at_once(actions: list[Callable[[], httpx2.Response]]) -> list[httpx2.Response]:
-    """Carries out all actions at the same time, each in a thread of its own."""
-    barrier = Barrier(len(actions))
-
-    def act(action: Callable[[], httpx2.Response]) -> httpx2.Response:
-        barrier.wait(30)
-        return action()
-
-    with ThreadPoolExecutor(len(actions)) as threads:
-        return list(threads.map(act, actions))
 
 
 @PATHS
@@ -184,10 +150,7 @@ def test_the_first_answer_outlives_the_service(
     """A retry gets the first answer also from a service that was started since."""
     first = post(service, "/notes/", NOTE, "a")
     batch = post(service, "/notes/batch", [NOTE, OTHER], "b")
-    with (
-        running(database_url, tmp_path / "log") as url,
-        httpx2.Client(base_url=url, timeout=30) as later,
-    ):
+    with serving(database_url, tmp_path / "log") as later:
         assert_same(post(later, "/notes/", NOTE, "a"), first)
         assert_same(post(later, "/notes/batch", [NOTE, OTHER], "b"), batch)
         assert_reused(post(later, "/notes/", OTHER, "a"))
@@ -333,7 +296,7 @@ def test_old_keys_are_swept(database_url: str, service: httpx2.Client) -> None:
         assert post(service, "/notes/", NOTE, f"old-{number}").is_success
     make_older(database_url, DAY + 1)
     young = [post(service, "/notes/", NOTE, f"young-{number}") for number in range(30)]
-    assert sql(database_url, "SELECT count(*) FROM idempotency_keys WHERE key LIKE 'old%'") == 0
+    assert execute(database_url, "SELECT count(*) FROM idempotency_keys WHERE key LIKE 'old%'") == 0
     for number, first in enumerate(young):
         assert_same(post(service, "/notes/", NOTE, f"young-{number}"), first)
     assert len(texts(service)) == 60
@@ -344,18 +307,18 @@ def forbid(database_url: str, table: str) -> None:
     if database_url.startswith("sqlite"):
         fail = "BEGIN SELECT RAISE(ABORT, 'forbidden'); END"
     else:
-        sql(
+        execute(
             database_url,
             "CREATE OR REPLACE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql"
             " AS $$ BEGIN RAISE EXCEPTION 'forbidden'; END $$",
         )
         fail = "FOR EACH ROW EXECUTE FUNCTION forbid()"
-    sql(database_url, f"CREATE TRIGGER forbidden BEFORE INSERT ON {table} {fail}")
+    execute(database_url, f"CREATE TRIGGER forbidden BEFORE INSERT ON {table} {fail}")
 
 
 def allow(database_url: str, table: str) -> None:
     on_table = "" if database_url.startswith("sqlite") else f" ON {table}"
-    sql(database_url, f"DROP TRIGGER forbidden{on_table}")
+    execute(database_url, f"DROP TRIGGER forbidden{on_table}")
 
 
 @pytest.mark.parametrize("table", ["notes", "idempotency_keys"])
@@ -369,7 +332,7 @@ def test_a_key_and_its_notes_are_stored_together(
         answer = post(service, path, body, "a", connection="close")
         assert answer.status_code == 500
     for name in ("notes", "idempotency_keys"):
-        assert sql(database_url, f"SELECT count(*) FROM {name}") == 0
+        assert execute(database_url, f"SELECT count(*) FROM {name}") == 0
     allow(database_url, table)
     first = post(service, "/notes/", NOTE, "a")
     assert_same(post(service, "/notes/", NOTE, "a"), first)

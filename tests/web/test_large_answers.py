@@ -12,8 +12,9 @@ import httpx2
 import pytest
 
 from tests.support.databases import NewDatabase
-from tests.web.test_hostile_clients import Service, head, serving
-from tests.web.test_overload import wait_until
+from tests.support.sockets import head, json_request, read_slowly
+from tests.support.waiting import poll
+from tests.support.watched import Service, watching
 
 MEGABYTE = {"text": "x" * 1_000_000, "completed": True}
 
@@ -32,7 +33,7 @@ def service(
     """Two requests at a time on 17 notes of a megabyte, and little patience."""
     variables = {"MAX_REQUESTS": "2", "REQUEST_TIMEOUT": "1.5"}
     log = tmp_path_factory.mktemp("large") / "log"
-    with serving(new_database("sqlite"), log, **variables) as service:
+    with watching(new_database("sqlite"), log, **variables) as service:
         post(service)
         yield service
     assert "ASGI callable" not in log.read_text()
@@ -58,24 +59,22 @@ def test_answers_that_nobody_reads_take_little_memory(
     """Sixty clients that don't read cost the memory of two, and none when their time is over."""
     variables = {"MAX_REQUESTS": "2", "REQUEST_TIMEOUT": "2"}
     with (
-        serving(new_database(kind), tmp_path / "log", f"--loop={loop}", **variables) as service,
+        watching(new_database(kind), tmp_path / "log", f"--loop={loop}", **variables) as service,
         ExitStack() as stack,
     ):
         post(service)
-        memory = service.process.memory_info
-        before = memory().rss
+        before = service.memory()
         for _ in range(60):
             stack.enter_context(ask(service, head("GET", "/notes/?limit=17")))
-            assert memory().rss - before < 140_000_000
-        wait_until(lambda: status(service) == 200)
-        assert memory().rss - before < 70_000_000
+            assert service.memory() - before < 140_000_000
+        poll(lambda: status(service) == 200)
+        assert service.memory() - before < 70_000_000
 
 
 def echo() -> bytes:
     """A request whose error tells what it was given."""
     body = json.dumps({"text": [MEGABYTE["text"]], "completed": True})
-    fields = ("Content-Type: application/json", f"Content-Length: {len(body)}")
-    return head("POST", "/notes/", *fields) + body.encode()
+    return json_request("POST", "/notes/", body.encode())
 
 
 @pytest.mark.parametrize(
@@ -98,21 +97,21 @@ def test_an_answer_that_nobody_reads_is_under_way(service: Service, request_byte
                 break
         else:
             raise AssertionError("there is room for any number")
-        wait_until(lambda: status(service) == 200)
+        poll(lambda: status(service) == 200)
 
 
 def test_room_is_given_back_when_a_client_goes(service: Service) -> None:
     """A client that closes its connection in the middle of an answer leaves its room at once."""
-    wait_until(lambda: status(service) == 200 and service.connections() == 0)
+    poll(lambda: status(service) == 200 and service.connections() == 0)
     for _ in range(5):
         with ask(service, head("GET", "/notes/?limit=17")):
             pass
-    wait_until(lambda: status(service) == 200 and service.connections() == 0)
+    poll(lambda: status(service) == 200 and service.connections() == 0)
 
 
 def test_head_of_a_large_answer_is_no_large_answer(service: Service) -> None:
     """`HEAD` waits for nobody."""
-    wait_until(lambda: status(service) == 200)
+    poll(lambda: status(service) == 200)
     with service.connect(receive_buffer=4096) as client:
         for _ in range(5):
             client.sendall(head("HEAD", "/notes/?limit=17"))
@@ -123,16 +122,11 @@ def test_head_of_a_large_answer_is_no_large_answer(service: Service) -> None:
 
 def test_a_large_answer_that_is_read_slowly_is_whole(service: Service) -> None:
     """A page may take longer than REQUEST_TIMEOUT while its client reads on."""
-    wait_until(lambda: status(service) == 200)
+    poll(lambda: status(service) == 200)
     began = time.monotonic()
     with service.connect(receive_buffer=100_000) as client:
         client.sendall(head("GET", "/notes/?limit=17"))
-        answer = http.client.HTTPResponse(client)
-        answer.begin()
-        body = b""
-        while piece := answer.read(600_000):
-            body += piece
-            time.sleep(0.1)  # it is what is tested
+        body = read_slowly(client, 600_000, pause=0.1)
         assert time.monotonic() - began > 2
         assert [note["text"] for note in json.loads(body)] == [MEGABYTE["text"]] * 17
         client.sendall(head("GET", "/health/live"))
@@ -145,19 +139,19 @@ def test_long_listings_that_nobody_takes_take_little_memory(
 ) -> None:
     """Clients that leave a long listing, or don't read it, hold no pages of their own."""
     request = head("GET", "/notes/", f"Accept: {accept}")
-    with serving(database_url, tmp_path / "log") as service, ExitStack() as stack:
+    with watching(database_url, tmp_path / "log") as service, ExitStack() as stack:
         post(service)
         assert httpx2.post(f"{service.url}/notes/", json=MEGABYTE).json()["id"] == 18
-        before = service.process.memory_info().rss
+        before = service.memory()
         for _ in range(20):
             with service.connect() as client:
                 client.sendall(request)
                 assert client.recv(1000).startswith(b"HTTP/1.1 200")
-        wait_until(lambda: service.connections() == 0)
-        assert service.process.memory_info().rss - before < 120_000_000
+        poll(lambda: service.connections() == 0)
+        assert service.memory() - before < 120_000_000
         clients = [stack.enter_context(service.connect(receive_buffer=4096)) for _ in range(60)]
         for client in clients:
             client.sendall(request)
         for client in clients:
             assert client.recv(1) == b"H"
-        assert service.process.memory_info().rss - before < 140_000_000
+        assert service.memory() - before < 140_000_000

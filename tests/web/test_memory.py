@@ -2,14 +2,11 @@
 
 import asyncio
 import json
-import socket
-import sqlite3
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -17,10 +14,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.schemas.validation import InvalidInput
 from service.web.middleware import ServiceMiddleware
-from tests.support.databases import NewDatabase
+from tests.support import sockets
+from tests.support.databases import NewDatabase, locked
 from tests.support.raw import connect, send
-from tests.support.servers import free_port, running
-from tests.web.test_hostile_clients import Service, head, serving
+from tests.support.servers import nowhere, running
+from tests.support.sockets import head, read_all
+from tests.support.watched import Service, watching
 
 CLIENTS = 4
 JSON = {"content-type": "application/json"}
@@ -46,9 +45,9 @@ def flood(service: Service, first: list[Request], then: list[Request]) -> tuple[
             return set().union(*threads.map(run, range(CLIENTS)))
 
         statuses = send_all(first)
-        before = service.process.memory_info().rss
+        before = service.memory()
         statuses |= send_all(then)
-        return statuses, service.process.memory_info().rss - before
+        return statuses, service.memory() - before
 
 
 def test_what_is_refused_costs_no_memory(database_url: str, tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_what_is_refused_costs_no_memory(database_url: str, tmp_path: Path) -> N
         ("PUT", "/notes/1", NO_NOTE, JSON),
         ("PATCH", "/notes/1", NO_NOTE, JSON),
     ]
-    with serving(database_url, tmp_path / "log") as service:
+    with watching(database_url, tmp_path / "log") as service:
         statuses, grown = flood(service, requests * CLIENTS, requests * 32)
     assert statuses == {422}
     assert grown < 40_000_000
@@ -74,7 +73,7 @@ def test_long_paths_cost_no_memory(new_database: NewDatabase, tmp_path: Path) ->
     """Paths are forgotten with their lines in the log."""
     filler = "a" * 60_000
     requests: list[Request] = [("GET", f'/{filler}"{number}', None, {}) for number in range(300)]
-    with serving(new_database("sqlite"), tmp_path / "log") as service:
+    with watching(new_database("sqlite"), tmp_path / "log") as service:
         statuses, grown = flood(service, requests[:CLIENTS], requests)
     assert statuses == {404}
     assert grown < 20_000_000
@@ -83,14 +82,14 @@ def test_long_paths_cost_no_memory(new_database: NewDatabase, tmp_path: Path) ->
 def test_idle_connections_keep_no_head(new_database: NewDatabase, tmp_path: Path) -> None:
     """A connection that waits for its next request has forgotten the last one."""
     path = "/" + "a" * 60_000
-    with serving(new_database("sqlite"), tmp_path / "log") as service, ExitStack() as stack:
+    with watching(new_database("sqlite"), tmp_path / "log") as service, ExitStack() as stack:
         before = 0
         for number in range(300):
             if number == 10:
-                before = service.process.memory_info().rss
+                before = service.memory()
             connection = stack.enter_context(connect(service.url))
             assert send(connection, "GET", path).status == 404
-        assert service.process.memory_info().rss - before < 20_000_000
+        assert service.memory() - before < 20_000_000
 
 
 def test_long_queries_cost_no_memory(new_database: NewDatabase, tmp_path: Path) -> None:
@@ -99,7 +98,7 @@ def test_long_queries_cost_no_memory(new_database: NewDatabase, tmp_path: Path) 
     requests: list[Request] = [
         ("GET", f"/notes/?q={filler}{number}", None, {}) for number in range(300)
     ]
-    with serving(new_database("sqlite"), tmp_path / "log") as service:
+    with watching(new_database("sqlite"), tmp_path / "log") as service:
         statuses, grown = flood(service, requests[:CLIENTS], requests)
     assert statuses == {422}
     assert grown < 20_000_000
@@ -127,12 +126,9 @@ def pipeline(url: str, requests: list[bytes]) -> None:
     """Sends requests one after another on a connection, and reads all answers."""
     for start in range(0, len(requests), 200):
         some = requests[start : start + 200]
-        address = urlsplit(url)
-        with socket.create_connection((address.hostname, address.port), timeout=60) as client:
+        with sockets.connect(url) as client:
             client.sendall(b"".join([*some, head("GET", "/health/live", "Connection: close")]))
-            received = b""
-            while data := client.recv(1_000_000):
-                received += data
+            received = read_all(client)
         assert received.count(b"HTTP/1.1 ") == len(some) + 1
 
 
@@ -192,17 +188,6 @@ def test_an_error_is_gone_before_its_answer_is_taken() -> None:
     assert seen == [(422, [None]), (None, [None])]
 
 
-@contextmanager
-def out_of_reach(database_url: str) -> Iterator[str]:
-    """Gives the URL of a database of the same kind on which nobody can write meanwhile."""
-    if not database_url.startswith("sqlite"):
-        yield f"postgresql://127.0.0.1:{free_port()}/nobody"
-        return
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
-        file.execute("BEGIN IMMEDIATE")
-        yield database_url
-
-
 def test_a_database_out_of_reach_costs_no_memory(database_url: str, tmp_path: Path) -> None:
     """Notes that can't be stored are forgotten with their 503."""
     requests: list[Request] = [
@@ -212,9 +197,10 @@ def test_a_database_out_of_reach_costs_no_memory(database_url: str, tmp_path: Pa
         ("PUT", "/notes/1", NOTE, JSON),
         ("PATCH", "/notes/1", NOTE, JSON),
     ]
+    url = database_url if database_url.startswith("sqlite") else nowhere()
     with (
-        out_of_reach(database_url) as url,
-        serving(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.01") as service,
+        locked(database_url),
+        watching(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.01") as service,
     ):
         statuses, grown = flood(service, requests * CLIENTS, requests * 60)
     assert statuses == {503}

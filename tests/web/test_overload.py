@@ -1,50 +1,24 @@
 """More work than there is room for: the surplus is refused at once, the rest is served."""
 
 import asyncio
-import time
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import asyncpg
 import httpx2
-import psutil
 
-from tests.notes.test_listing import fill
 from tests.support import databases
-from tests.support.servers import free_port, process, running, uvicorn
+from tests.support.databases import fill, locked
+from tests.support.servers import running, serving
+from tests.support.sockets import connect, head, json_request
+from tests.support.waiting import poll
+from tests.support.watched import watching
 
 NOTE = {"text": "a", "completed": True}
-BODY = b'{"text":"a","completed":true}'
-GET = b"GET /notes/?limit=100 HTTP/1.1\r\nHost: localhost\r\n\r\n"
-POST = (
-    b"POST /notes/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
-)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns when the condition holds; AssertionError if it never does."""
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came to be")
-
-
-@contextmanager
-def locked(database_url: str) -> Iterator[None]:
-    """Keeps everybody else from the table of notes."""
-    with asyncio.Runner() as runner:
-        connection = runner.run(asyncpg.connect(database_url))
-        try:
-            runner.run(connection.execute("BEGIN; LOCK TABLE notes"))
-            yield
-        finally:
-            runner.run(connection.close())
+GET = head("GET", "/notes/?limit=100")
+POST = json_request("POST", "/notes/", json.dumps(NOTE).encode())
 
 
 async def ask(host: str, port: int, requests: list[bytes]) -> list[tuple[int, bool]]:
@@ -96,7 +70,7 @@ def test_the_surplus_is_refused_and_the_rest_served(
                 threads.submit(httpx2.post, f"{url}/notes/", json=NOTE, timeout=30)
                 for _ in range(12)
             ]
-            wait_until(lambda: sum(one.done() for one in posted) >= 7)
+            poll(lambda: sum(one.done() for one in posted) >= 7)
             refused = [one.result() for one in posted if one.done()]
             for path in ("/notes/", "/docs", "/nowhere", "/metrics"):
                 refused.append(httpx2.get(f"{url}{path}"))
@@ -129,19 +103,15 @@ def test_many_clients_get_200_or_503(new_database: databases.NewDatabase, tmp_pa
 def test_floods_leave_no_memory_behind(new_database: databases.NewDatabase, tmp_path: Path) -> None:
     """Memory stays as it is after the first floods, with requests refused and served."""
     database_url = new_database("postgresql")
-    port = free_port()
-    variables = {"DATABASE_URL": database_url, "MAX_REQUESTS": "20"}
-    with process(uvicorn(port), port, tmp_path / "log", variables) as server:
-        url = f"http://127.0.0.1:{port}"
-        memory = psutil.Process(server.pid).memory_info
+    with watching(database_url, tmp_path / "log", MAX_REQUESTS="20") as service:
         for _ in range(2):
-            flood(url, clients=200, requests=5)
+            flood(service.url, clients=200, requests=5)
         databases.execute(database_url, "TRUNCATE notes")
-        before = memory().rss
+        before = service.memory()
         for _ in range(5):
-            flood(url, clients=200, requests=5)
+            flood(service.url, clients=200, requests=5)
             databases.execute(database_url, "TRUNCATE notes")
-        assert memory().rss - before < 30_000_000
+        assert service.memory() - before < 30_000_000
 
 
 def test_liveness_is_answered_in_a_flood(
@@ -150,11 +120,10 @@ def test_liveness_is_answered_in_a_flood(
     """`/health/live` answers every time while other clients are refused."""
     database_url = new_database("postgresql")
     with (
-        running(database_url, tmp_path / "log", MAX_REQUESTS="2") as url,
+        serving(database_url, tmp_path / "log", MAX_REQUESTS="2") as client,
         ThreadPoolExecutor(1) as threads,
-        httpx2.Client(base_url=url, timeout=30) as client,
     ):
-        flooding = threads.submit(flood, url, clients=100, requests=10)
+        flooding = threads.submit(flood, str(client.base_url), clients=100, requests=10)
         asked = 0
         while not flooding.done() or not asked:
             assert client.get("/health/live").status_code == 200
@@ -165,21 +134,12 @@ def test_liveness_is_answered_in_a_flood(
 def test_room_is_given_back(new_database: databases.NewDatabase, tmp_path: Path) -> None:
     """Clients that give up or fail leave the room that they took to others."""
     database_url = new_database("postgresql")
-    address = "127.0.0.1", free_port()
-    variables = {"DATABASE_URL": database_url, "MAX_REQUESTS": "3", "REQUEST_TIMEOUT": "1"}
-    unfinished = b"POST /notes/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
-
-    async def give_up() -> None:
+    variables = {"MAX_REQUESTS": "3", "REQUEST_TIMEOUT": "1"}
+    with running(database_url, tmp_path / "log", **variables) as url:
         for _ in range(10):
-            _, writer = await asyncio.open_connection(*address)
-            writer.write(unfinished)
-            await writer.drain()
-            writer.close()
-
-    with process(uvicorn(address[1]), address[1], tmp_path / "log", variables):
-        url = f"http://{address[0]}:{address[1]}"
-        asyncio.run(give_up())
-        wait_until(lambda: httpx2.get(f"{url}/notes/").status_code == 200)
+            with connect(url) as client:
+                client.sendall(head("POST", "/notes/", "Content-Length: 9") + b"{")
+        poll(lambda: httpx2.get(f"{url}/notes/").status_code == 200)
         with locked(database_url), ThreadPoolExecutor(3) as threads:
             late = threads.map(lambda _: httpx2.get(f"{url}/notes/", timeout=20), range(3))
             assert [answer.status_code for answer in late] == [503, 503, 503]

@@ -20,10 +20,10 @@ from uvicorn.server import ServerState
 
 from service.protocol import Protocol
 from tests.conftest import Server
-from tests.notes.test_listing import fill
 from tests.support import databases
-from tests.web.test_hostile_clients import connect, head, is_closed, serving
-from tests.web.test_overload import locked
+from tests.support.databases import fill, locked
+from tests.support.sockets import connect, head, is_closed, json_request
+from tests.support.watched import watching
 
 NOTE = json.dumps({"text": "a", "completed": True}).encode()
 GET = head("GET", "/health/live")
@@ -46,7 +46,7 @@ UPGRADES = {
 
 def framed(fields: tuple[str, ...], body: bytes, chunked: bool, path: str = "/notes/") -> bytes:
     if not chunked:
-        return head("POST", path, *fields, JSON, f"Content-Length: {len(body)}") + body
+        return json_request("POST", path, body, *fields)
     pieces = [body[:5], body[5:]] if len(body) > 5 else [body] if body else []
     content = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
     trailers = b"0\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"
@@ -184,7 +184,7 @@ def test_a_listing_is_not_cut_off_by_what_follows_it(
     database_url = new_database(kind)
     fill(database_url, 50_000, "a" * 200)
     with (
-        serving(database_url, tmp_path / "log", REQUEST_TIMEOUT="1") as service,
+        watching(database_url, tmp_path / "log", REQUEST_TIMEOUT="1") as service,
         service.connect(receive_buffer=100_000) as client,
     ):
         began = time.monotonic()
@@ -206,11 +206,11 @@ def test_requests_that_wait_in_line_take_little_memory(
 ) -> None:
     """Thousands of requests behind one that waits cost about as much memory as their bytes."""
     with (
-        serving(new_database("postgresql"), tmp_path / "log", REQUEST_TIMEOUT="60") as service,
+        watching(new_database("postgresql"), tmp_path / "log", REQUEST_TIMEOUT="60") as service,
         locked(service.database_url),
         ExitStack() as clients,
     ):
-        before = service.process.memory_info().rss
+        before = service.memory()
         for _ in range(40):
             client = clients.enter_context(service.connect())
             client.setblocking(False)
@@ -218,7 +218,7 @@ def test_requests_that_wait_in_line_take_little_memory(
         for _ in range(3):
             # It is answered when what came before it has been taken in.
             assert httpx2.get(f"{service.url}/health/live", timeout=60).status_code == 200
-        assert service.process.memory_info().rss - before < 40_000_000
+        assert service.memory() - before < 40_000_000
 
 
 class Wire(asyncio.Transport):

@@ -19,7 +19,7 @@ import httpx2
 
 from tests.support import databases
 from tests.support.debian import Cluster
-from tests.support.servers import free_port, process, running, uvicorn
+from tests.support.servers import free_port, process, serving, uvicorn
 
 CLIENTS = 8
 # How often the database crashes in each life of the service; each but the last ends with SIGKILL.
@@ -143,10 +143,7 @@ def check(database_url: str, own: Cluster | None, folder: Path) -> None:
             acknowledged += created if isinstance(created, list) else [created]
     acknowledged.sort(key=lambda note: int(note["id"]))
 
-    with (
-        running(database_url, folder / "after.log") as url,
-        httpx2.Client(base_url=url, timeout=30) as http,
-    ):
+    with serving(database_url, folder / "after.log") as http:
         assert http.get("/notes/").json() == acknowledged
         for client in clients:
             for key, (path, body, first) in list(client.acknowledged.items())[:20]:

@@ -2,23 +2,23 @@
 
 import json
 import re
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.health import HEAD
-from tests.notes.test_listing import fill, request_listing
-from tests.support import databases
+from tests.support import databases, sockets
+from tests.support.databases import fill, locked
+from tests.support.metrics import counts, metric
 from tests.support.raw import connect, send
-from tests.support.servers import free_port, process, running, uvicorn
-from tests.web.test_overload import locked, wait_until
+from tests.support.servers import free_port, nowhere, process, running, serving, uvicorn
+from tests.support.sockets import head, read_all
+from tests.support.waiting import poll
 
 NOTE = {"text": "a", "completed": True}
 FIELDS = ["method", "path", "status", "duration_ms", "bytes", "request_id", "fwd"]
@@ -56,7 +56,7 @@ class Seen(NamedTuple):
 
     def wait_for_lines(self, count: int) -> list[dict[str, str]]:
         """The log lines once there are so many and no more."""
-        wait_until(lambda: self.stdout.read_text().count("\n") >= count)
+        poll(lambda: self.stdout.read_text().count("\n") >= count)
         lines = self.lines()
         assert len(lines) == count, lines
         return lines
@@ -74,21 +74,9 @@ def seen(
         yield Seen(f"http://127.0.0.1:{port}", folder / "stdout", stderr)
 
 
-def raw(url: str, request: bytes) -> bytes:
-    """Sends bytes as they are, and gives all that comes back."""
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as client:
-        client.sendall(request)
-        received = b""
-        while data := client.recv(65536):
-            received += data
-    return received
-
-
 def test_health_without_a_database(tmp_path: Path) -> None:
     """Without its database the service lives and is not ready, and says why."""
-    url = f"postgresql://nobody@127.0.0.1:{free_port()}/notes"
-    with seen(url, tmp_path) as service:
+    with seen(nowhere(), tmp_path) as service:
         for _ in range(3):
             live = httpx2.get(f"{service.url}/health/live")
             assert (live.status_code, live.json()) == (200, {"status": "live"})
@@ -211,8 +199,9 @@ def test_odd_paths_are_one_line_each(logged: Seen, handling: str) -> None:
 def test_what_is_no_http_leaves_no_false_line(logged: Seen) -> None:
     """Requests that can't be read get a 400, and nothing of them reaches the log."""
     for path in (b"/a b status=1", b"/\xc3\xa9", b"/a\tb", b"/a\x00", b"/a\nmethod=GET path=/b"):
-        answer = raw(logged.url, b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 400 "), path
+        with sockets.connect(logged.url) as client:
+            client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_all(client).startswith(b"HTTP/1.1 400 "), path
     httpx2.get(f"{logged.url}/health/live")
     (line,) = logged.wait_for_lines(1)
     assert line["path"] == "/health/live"
@@ -257,7 +246,8 @@ def test_a_stream_that_breaks_off_has_its_line(
     name = urlsplit(database_url).path[1:]
     fill(database_url, 100_000)
     with seen(database_url, tmp_path) as service:
-        with request_listing(service.url) as client:
+        with sockets.connect(service.url, receive_buffer=4096) as client:
+            client.sendall(head("GET", "/notes/"))
             client.recv(100)
             if by == "database":
                 databases.execute(
@@ -282,9 +272,10 @@ def test_late_requests_are_seen(new_database: databases.NewDatabase, tmp_path: P
     app = "tests.support.portable:app"
     with (
         seen(database_url, tmp_path, app=app, REQUEST_TIMEOUT="3") as service,
-        request_listing(service.url),
+        sockets.connect(service.url, receive_buffer=4096) as listing,
         connect(service.url) as client,
     ):
+        listing.sendall(head("GET", "/notes/"))
         client.putrequest("POST", "/notes/")
         client.putheader("content-length", "9")
         client.endheaders()
@@ -294,10 +285,11 @@ def test_late_requests_are_seen(new_database: databases.NewDatabase, tmp_path: P
             ("POST", "/notes/", "408"),
             ("GET", "/notes/", "200"),
         }
-        assert counts(service.url) == {
-            ("/notes/", "POST", "408"): 1,
-            ("/notes/", "GET", "200"): 1,
-        }
+        with httpx2.Client(base_url=service.url) as other:
+            assert counts(other) == {
+                ("/notes/", "POST", "408"): 1,
+                ("/notes/", "GET", "200"): 1,
+            }
 
 
 def test_an_error_is_logged_once(new_database: databases.NewDatabase, tmp_path: Path) -> None:
@@ -400,7 +392,9 @@ def test_no_answer_is_sniffed(service: httpx2.Client) -> None:
 
 def test_what_is_no_http_is_not_sniffed_either(service: httpx2.Client) -> None:
     """An answer to what is no HTTP names no server, and is plain text."""
-    head, _, _ = raw(str(service.base_url), b"nonsense\r\n\r\n").lower().partition(b"\r\n\r\n")
+    with sockets.connect(str(service.base_url)) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        head, _, _ = read_all(client).lower().partition(b"\r\n\r\n")
     assert head.startswith(b"http/1.1 400 ")
     assert b"\r\nserver:" not in head
     assert b"\r\ncontent-type: text/plain" in head
@@ -423,45 +417,25 @@ def test_the_page_has_a_policy(service: httpx2.Client) -> None:
     assert [name for name in policy if "'unsafe-inline'" in policy[name]] == ["style-src"]
 
 
-def scrape(url: str) -> dict[str, dict[tuple[str, ...], float]]:
-    """The samples of /metrics by name and labels' values, as Prometheus reads them."""
-    answer = httpx2.get(f"{url}/metrics", timeout=30)
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain; version=")
-    samples: dict[str, dict[tuple[str, ...], float]] = {}
-    for family in text_string_to_metric_families(answer.text):
-        for sample in family.samples:
-            names = [
-                name for name in ("route", "method", "status", "query") if name in sample.labels
-            ]
-            key = tuple(sample.labels[name] for name in names)
-            samples.setdefault(sample.name, {})[key] = sample.value
-    return samples
-
-
-def counts(url: str) -> dict[tuple[str, ...], float]:
-    """The numbers of requests by route, method and status, except for those of /metrics."""
-    found = scrape(url)["http_request_duration_seconds_count"]
-    return {key: value for key, value in found.items() if key[0] != "/metrics"}
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_metrics_count_every_request(database_url: str, tmp_path: Path, workers: int) -> None:
     """Requests are counted by route, method and status, in all processes together."""
     log = tmp_path / "log"
     variables = {"WEB_CONCURRENCY": str(workers), "TMPDIR": str(tmp_path)}
-    with running(database_url, log, **variables) as url:
-        wait_until(lambda: log.read_text().count("Application startup complete") == workers)
+    with serving(database_url, log, **variables) as client:
+        # Each request may come to another process.
+        client.headers["connection"] = "close"
+        poll(lambda: log.read_text().count("Application startup complete") == workers)
         for _ in range(15):
-            httpx2.post(f"{url}/notes/", json=NOTE)
-            httpx2.get(f"{url}/notes/1")
+            client.post("/notes/", json=NOTE)
+            client.get("/notes/1")
         for number in (1000, 1001):
-            httpx2.get(f"{url}/notes/{number}")
-            httpx2.get(f"{url}/nowhere/{number}")
-        httpx2.post(f"{url}/notes/", json={})
-        httpx2.get(f"{url}/docs/assets/swagger-ui.css")
+            client.get(f"/notes/{number}")
+            client.get(f"/nowhere/{number}")
+        client.post("/notes/", json={})
+        client.get("/docs/assets/swagger-ui.css")
         for method in ("PROPFIND", "MKCOL", "LOCK"):
-            httpx2.request(method, f"{url}/notes/")
+            client.request(method, "/notes/")
         expected = {
             ("/notes/", "POST", "200"): 15,
             ("/notes/{note_id}", "GET", "200"): 15,
@@ -472,44 +446,36 @@ def test_metrics_count_every_request(database_url: str, tmp_path: Path, workers:
             ("/notes/", "other", "405"): 3,
         }
         for _ in range(4):
-            assert counts(url) == expected
-        samples = scrape(url)
-        assert samples["coalesced_batch_size_sum"][("insert_notes",)] == 15
-        assert samples["coalesced_batch_size_count"][("insert_notes",)] == 15
+            assert counts(client) == expected
+        for name in ("sum", "count"):
+            assert metric(client, f"coalesced_batch_size_{name}", query="insert_notes") == 15
         for name in ("database_connections_in_use", "database_connections_waited_for"):
-            assert samples[name] == {(): 0}
+            assert metric(client, name) == 0
 
 
 def test_gauges_show_the_connections(new_database: databases.NewDatabase, tmp_path: Path) -> None:
     """Connections at work and statements that wait for one are seen, and go back to none."""
     database_url = new_database("postgresql")
-    with running(database_url, tmp_path / "log", DATABASE_POOL_MAX="1") as url:
+    names = ("database_connections_in_use", "database_connections_waited_for")
+    with serving(database_url, tmp_path / "log", DATABASE_POOL_MAX="1") as client:
 
-        def gauges() -> tuple[float, float]:
-            samples = scrape(url)
-            (in_use,) = samples["database_connections_in_use"].values()
-            (waiting,) = samples["database_connections_waited_for"].values()
-            return in_use, waiting
+        def gauges() -> list[float]:
+            return [metric(client, name) for name in names]
 
-        paths = ("/notes/", "/notes/1", "/notes/?limit=1")
-        with locked(database_url):
-            sockets = [socket.create_connection(("127.0.0.1", urlsplit(url).port)) for _ in paths]
-            try:
-                for client, path in zip(sockets, paths, strict=True):
-                    client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-                wait_until(lambda: gauges() == (1, 2))
-            finally:
-                for client in sockets:
-                    client.close()
-        wait_until(lambda: gauges() == (0, 0))
-        assert httpx2.get(f"{url}/notes/").status_code == 200
+        with locked(database_url), ExitStack() as stack:
+            for path in ("/notes/", "/notes/1", "/notes/?limit=1"):
+                left = stack.enter_context(sockets.connect(str(client.base_url)))
+                left.sendall(head("GET", path))
+            poll(lambda: gauges() == [1, 2])
+        poll(lambda: gauges() == [0, 0])
+        assert client.get("/notes/").status_code == 200
 
 
 def test_metrics_can_be_turned_off(new_database: databases.NewDatabase, tmp_path: Path) -> None:
     """With METRICS=0 there is no /metrics."""
-    with running(new_database("sqlite"), tmp_path / "log", METRICS="0") as url:
-        assert httpx2.get(f"{url}/metrics").status_code == 404
-        assert httpx2.get(f"{url}/notes/").status_code == 200
+    with serving(new_database("sqlite"), tmp_path / "log", METRICS="0") as client:
+        assert client.get("/metrics").status_code == 404
+        assert client.get("/notes/").status_code == 200
 
 
 def test_metrics_are_for_those_with_the_token(
@@ -554,7 +520,7 @@ def test_server_timing_is_there_when_asked_for(
 ) -> None:
     """Only with SERVER_TIMING=1 does an answer say how long it took."""
     assert all("server-timing" not in answer.headers for answer in answers(service).values())
-    with running(new_database("sqlite"), tmp_path / "log", SERVER_TIMING="1") as url:
+    with serving(new_database("sqlite"), tmp_path / "log", SERVER_TIMING="1") as client:
         for path in ("/notes/", "/nowhere"):
-            timing = httpx2.get(f"{url}{path}").headers["server-timing"]
+            timing = client.get(path).headers["server-timing"]
             assert re.fullmatch(r"app;dur=\d+\.\d", timing)

@@ -1,19 +1,18 @@
 """Requests that come together share queries, and each has the answer that it would have alone."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
 
-from tests.conftest import KINDS
-from tests.support import databases
+from tests.support.metrics import metric
 from tests.support.raw import connect
-from tests.web.test_hostile_clients import Service, serving
+from tests.support.watched import Service, watching
 
 JSON = {"content-type": "application/json"}
 LINES = {"accept": "application/x-ndjson"}
@@ -23,15 +22,13 @@ Request = tuple[str, str, dict[str, str], bytes | None]
 Answer = tuple[int, str | None, str | None, bytes]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module")
 def service(
-    request: pytest.FixtureRequest,
-    new_database: databases.NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
+    shared_database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """The service on a database of each kind in turn, with a dozen notes."""
     log = tmp_path_factory.mktemp("sharing") / "log"
-    with serving(new_database(request.param), log, "--timeout-keep-alive=600") as service:
+    with watching(shared_database_url, log, "--timeout-keep-alive=600") as service:
         texts = ("apple", "bread", "apple bread", "cake")
         notes = [
             {"text": text, "completed": done} for text in texts for done in (False, True, True)
@@ -74,12 +71,11 @@ def ask(service: Service, requests: list[Request]) -> list[Answer]:
 
 def batches(service: Service, query: str) -> tuple[int, int]:
     """How many callers a query has served so far, and how often it was sent."""
-    ((*_, body),) = ask(service, [("GET", "/metrics", {}, None)])
-    found = [
-        re.search(rf'^coalesced_batch_size_{name}{{query="{query}"}} (.*)$', body.decode(), re.M)
-        for name in ("sum", "count")
-    ]
-    callers, sent = (int(float(match[1])) if match else 0 for match in found)
+    with httpx2.Client(base_url=service.url) as client:
+        callers, sent = (
+            int(metric(client, f"coalesced_batch_size_{name}", query=query))
+            for name in ("sum", "count")
+        )
     return callers, sent
 
 

@@ -1,0 +1,53 @@
+"""Notes as tests make them up, and look for them."""
+
+import re
+from collections.abc import Iterator
+
+import httpx2
+from hypothesis import strategies as st
+
+# Surrogates, NUL and NaN are answered better than by FastAPI, and have tests of their own.
+plain_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-2, 2)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | plain_text
+    | st.sampled_from(["true", "OFF", "y", "maybe", " 1", 1.0, 0.0, 2**63, 1e308])
+)
+# Any JSON.
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def last_id(client: httpx2.Client) -> int:
+    """The greatest id that there is; 0 where there is none."""
+    notes = client.get("/notes/?order=desc&limit=1").json()
+    return int(notes[0]["id"]) if notes else 0
+
+
+def next_url(answer: httpx2.Response) -> str | None:
+    """The URL of the next page; AssertionError for a `Link` that is none."""
+    if "link" not in answer.headers:
+        return None
+    link = re.fullmatch('<([^<>"\\s]+)>; rel="next"', answer.headers["link"])
+    assert link is not None, answer.headers["link"]
+    return link[1]
+
+
+def follow(service: httpx2.Client, url: str) -> Iterator[httpx2.Response]:
+    """The answers from this page to the last."""
+    following: str | None = url
+    visited = set()
+    while following is not None:
+        assert following not in visited, "a walk in circles"
+        visited.add(following)
+        answer = service.get(following)
+        assert answer.status_code == 200
+        yield answer
+        following = next_url(answer)

@@ -1,0 +1,30 @@
+"""Tests that wait for something, and things that are done at the same time."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def poll(condition: Callable[[], bool], otherwise: Callable[[], object] = str) -> None:
+    """Returns as soon as the condition holds; AssertionError if it doesn't within 30 s."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError(otherwise())
+
+
+def at_once(actions: list[Callable[[], Result]]) -> list[Result]:
+    """Carries out all actions at the same time, each in a thread of its own."""
+    barrier = Barrier(len(actions))
+
+    def act(action: Callable[[], Result]) -> Result:
+        barrier.wait(30)
+        return action()
+
+    with ThreadPoolExecutor(len(actions)) as threads:
+        return list(threads.map(act, actions))
