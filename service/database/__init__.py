@@ -1,4 +1,4 @@
-"""The database: connections, statements, and many callers for one query."""
+"""The database: connections, statements, and coalescing of queries."""
 
 from service.database.connections import connected
 

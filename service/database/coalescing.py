@@ -1,9 +1,8 @@
-"""Many concurrent callers, one query.
+"""Coalescing: many concurrent callers share one query.
 
-While a query is in flight, the callers that want the same kind of thing wait together, and the
-next query serves them all. A caller never joins a query that was sent before it asked, so a read
-sees every write that was acknowledged before the read began, as it would without coalescing. With
-one caller at a time nothing waits.
+While a query is in flight, new callers with the same key wait together. The next query serves all
+of them. A caller never joins a query that started before the call. So a read sees every write that
+was acknowledged before the read began, as without coalescing. A single caller never waits.
 """
 
 import asyncio
@@ -21,12 +20,13 @@ def coalesce(
     key: Callable[[Argument], Hashable] = lambda argument: None,
     observe: Callable[[int], object] = lambda size: None,
 ) -> Callable[[Argument], Awaitable[Result]]:
-    """Makes a function for one caller out of one that serves many.
+    """Makes a function for one caller from a function that serves many.
 
-    `serve` takes the arguments of at most `max_batch` callers, all of the same key. It gives as
-    many results in their order. One call of it is under way for a key at a time. Its error reaches
-    every caller of that call and no other. A caller that is cancelled disturbs nobody; one that
-    was still waiting is left out. `observe` is told the size of each batch.
+    `serve` takes the arguments of at most `max_batch` callers with the same key. It returns one
+    result for each argument, in the same order. For each key only one call of `serve` runs at a
+    time. Its error reaches every caller of that call and no other. A cancelled caller does not
+    affect the others; if it was still waiting, the next batch leaves it out. `observe` gets the
+    size of each batch.
     """
     queues: dict[Hashable, deque[tuple[Argument, asyncio.Future[Result]]]] = {}
     tasks: set[asyncio.Task[None]] = set()
@@ -45,7 +45,7 @@ def coalesce(
                     await settle(batch)
         finally:
             del queues[queue_key]
-            # Only when the event loop is shut down is anybody left.
+            # Callers are left only when the event loop shuts down.
             for _, future in queue:
                 future.cancel()
 
@@ -60,8 +60,8 @@ def coalesce(
                         future.set_exception(error)
                     else:
                         future.cancel()
-            # The futures hold the error, whose traceback holds this frame: a cycle with all that
-            # the callers hold, which nothing but the garbage collector would end.
+            # The futures hold the error, and its traceback holds this frame. This would be a
+            # reference cycle, and only the garbage collector would free it.
             batch.clear()
             del future
             if not isinstance(error, Exception):
@@ -79,14 +79,14 @@ def coalesce(
             queues[queue_key].append((argument, future))
         else:
             queues[queue_key] = deque([(argument, future)])
-            # The work is a task of its own, so that no caller's cancellation ends it.
+            # A separate task, so that the cancellation of one caller does not end it.
             task = loop.create_task(work(queue_key))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         try:
             return await future
         finally:
-            # It holds the error, and the error this frame.
+            # The future holds the error, and the error holds this frame: a reference cycle.
             del future
 
     return call

@@ -1,4 +1,4 @@
-"""Statements, compiled once; encode/databases compiles them at every call."""
+"""Compiles each statement once. encode/databases would compile it at every call."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from service.database.operations import Lane
 
 
 class Compiled(NamedTuple):
-    """A statement's SQL, the names of its parameters in order, and what is known of them."""
+    """SQL and what a dialect needs to run it. `names` are the parameters in order."""
 
     sql: str
     names: list[str]
@@ -22,7 +22,7 @@ class Compiled(NamedTuple):
 
 
 def compile_statement(statement: ClauseElement, dialect: Dialect) -> Compiled:
-    """Compiles for one of SQLAlchemy's dialects, whose parameters have places and no names."""
+    """Compiles for a SQLAlchemy dialect with positional parameters."""
     compiled = statement.compile(dialect=dialect)
     assert isinstance(compiled, SQLCompiler)
     writes = compiled.isinsert or compiled.isupdate or compiled.isdelete

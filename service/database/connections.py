@@ -1,4 +1,4 @@
-"""The connections, for the life of the service, and bounded waits for them."""
+"""Opens and closes the connections, and waits for a free one within bounded time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -16,10 +16,10 @@ _connections: Connections
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[None]:
-    """Opens the database for the life of the service, and closes it within bounded time.
+    """Opens the database, and closes it within CLOSE_SECONDS.
 
-    Raises sqlite3.DatabaseError for a SQLite file that can't be used. Each statement waits for a
-    locked file, and for a server that is away.
+    Raises sqlite3.DatabaseError if the SQLite file is unusable. A locked file or an unavailable
+    server raises nothing here: each statement waits for it.
     """
     global _connections
     _connections = connections = dialect.connections()
@@ -27,17 +27,17 @@ async def connected() -> AsyncIterator[None]:
         await connections.open()
         yield
     finally:
-        # What is left of the time between SIGTERM and SIGKILL.
+        # The platform sends SIGKILL soon after SIGTERM.
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await connections.close()
 
 
 async def use(lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
-    """Gives what `work` gives on a connection as the driver has it.
+    """Runs `work` on a connection of the driver, and returns its result.
 
-    Raises TimeoutError after DATABASE_POOL_TIMEOUT: encode/databases itself waits without end for
-    a connection of an exhausted pool.
+    Raises TimeoutError after DATABASE_POOL_TIMEOUT. encode/databases would wait forever if all
+    connections are in use.
     """
     connections = _connections
     slots = connections.slots[lane]
@@ -56,7 +56,7 @@ async def use(lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
 
 
 async def _acquire(slots: Sequence[asyncio.Semaphore]) -> None:
-    """Takes all slots, one after the other, or none."""
+    """Acquires all slots in order. If one fails, it releases the others."""
     for place, slot in enumerate(slots):
         try:
             await slot.acquire()

@@ -1,4 +1,4 @@
-"""What each database has to do, and the one that DATABASE_URL names."""
+"""The operations that each database provides, and the dialect for DATABASE_URL."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,43 +11,43 @@ from service.database.operations import Connections, Operation
 
 
 class Dialect(Protocol):
-    """The operations that differ from database to database; each is made once, at import."""
+    """The operations that differ between databases. Each is compiled once, at import."""
 
-    # The database is away, full, slow, refusing or not migrated. Everything else is a defect of
-    # this service and stays an error 500.
+    # The database is down, full, slow, refuses or is not migrated: 503. Any other error is a
+    # defect of this service: 500.
     UNAVAILABLE: tuple[type[Exception], ...]
-    # The connection was lost, as after a restart of the server. The statement may have run.
+    # The connection is lost, for example by a restart of the server. The statement may have run.
     CONNECTION_LOST: tuple[type[Exception], ...]
-    # The statement has surely not run, as its connection is out of date.
+    # The connection is out of date, so the statement did not run.
     OUT_OF_DATE: tuple[type[Exception], ...]
-    # The statement that begins a transaction which will write.
+    # The statement that begins a transaction with writes.
     BEGIN: str
 
     def is_not_migrated(self, error: BaseException | None) -> bool:
-        """Whether the error says that a table or a column is missing."""
+        """Whether the error is a missing table or column."""
 
     def file(self) -> Path | None:
-        """The file that is the database; None for a server."""
+        """The database file; None for a server."""
 
     def connections(self) -> Connections:
-        """New connections, none of which is open yet."""
+        """New connections, not open yet."""
 
     async def roll_back(self, raw: Any, error: BaseException) -> None:
-        """Ends a transaction that has failed, if its connection will be used again."""
+        """Rolls back a failed transaction, unless its connection is closed anyway."""
 
     def prepare(self, statement: ClauseElement, searches: bool = False) -> Operation:
-        """A single statement, compiled now. encode/databases compiles at every call.
+        """One statement, compiled now.
 
-        `searches` is for a statement whose best plan depends on its parameters, and which may read
-        every row. It is planned at each call, and leaves connections to the others.
+        `searches` marks a statement that may read every row and whose best plan depends on its
+        parameters. It is planned at each call, in a lane of its own.
         """
 
     def insert_many(
         self, table: Table, names: Sequence[str], columns: Sequence[ColumnElement[Any]]
     ) -> Operation:
-        """Inserts `rows`, any number of mappings with these names, and gives the columns of each.
+        """Inserts the parameter `rows`, a list of mappings with these names.
 
-        The ids rise in the order of `rows`; the rows that it gives are in any order.
+        Returns the columns of the new rows, in any order. The ids ascend in the order of `rows`.
         """
 
     def insert_or_replace(
@@ -58,10 +58,10 @@ class Dialect(Protocol):
         columns: Sequence[ColumnElement[Any]],
         replaceable: ColumnElement[bool] | None = None,
     ) -> Operation:
-        """Inserts a row, or replaces the one with its key, and gives the columns.
+        """Inserts a row, or replaces the row with the same key. Returns its columns.
 
-        It leaves a row that isn't `replaceable`, and gives nothing. It waits for a transaction
-        that has just written a row with the same key.
+        Returns no row, and changes nothing, if the existing row isn't `replaceable`. Waits for a
+        concurrent transaction that wrote the same key.
         """
 
     def update(
@@ -72,10 +72,10 @@ class Dialect(Protocol):
         columns: Sequence[ColumnElement[Any]],
         *conditions: ColumnElement[bool],
     ) -> Operation:
-        """Updates one row, if it meets the conditions, and gives its columns; nothing otherwise."""
+        """Updates one row if it meets the conditions. Returns its columns, or no row."""
 
     def delete(self, table: Table, *where: ColumnElement[bool]) -> Operation:
-        """Deletes rows, and gives a row for each."""
+        """Deletes rows. Returns one row for each."""
 
     def page(
         self,
@@ -87,24 +87,23 @@ class Dialect(Protocol):
     ) -> Operation:
         """The first :limit rows of a query.
 
-        There are `short` rows at most, if the `large` columns of :limit rows would have more
-        than `max_bytes`.
+        Returns at most `short` rows if the column `large` of :limit rows exceeds `max_bytes`.
         """
 
     def is_one_of(self, column: Column[Any], name: str) -> ColumnElement[bool]:
-        """Whether the column has one of the values in the list that the parameter is."""
+        """Whether the column's value is in the parameter, a list."""
 
     def contains(self, text: Column[Any], folded: Column[Any], name: str) -> ColumnElement[bool]:
-        """Whether a text contains the parameter, which is folded, without regard to case.
+        """Whether a text contains the parameter, ignoring case.
 
-        `folded` has the folded text; NULL where the text is ASCII.
+        The parameter is case-folded. `folded` holds the case-folded text, or NULL for ASCII.
         """
 
     def shown(self, column: Column[Any]) -> ColumnElement[Any]:
-        """A column to select, whose values every client can be shown."""
+        """The column to select, with values that JSON can represent."""
 
     def compared(self, column: Column[Any]) -> ColumnElement[Any]:
-        """A column to compare with a value that was shown."""
+        """The column to compare with a value from `shown`."""
 
 
 def _load() -> Dialect:

@@ -1,13 +1,13 @@
-"""What callers of the database are told in trouble."""
+"""The one error that callers of the database handle."""
 
 from service.database.dialect import dialect
 
 
 class DatabaseUnavailable(Exception):
-    """The database is away, full or slow; the statement may or may not have been carried out."""
+    """The database is down, full or slow. The statement may have run."""
 
     def reason(self) -> str:
-        """What is the matter, in a sentence without details."""
+        """The reason in one sentence, without details such as addresses."""
         cause = self.__cause__
-        matter = "not migrated" if dialect.is_not_migrated(cause) else "unavailable"
-        return f"The database is {matter}: {type(cause).__name__}"
+        state = "not migrated" if dialect.is_not_migrated(cause) else "unavailable"
+        return f"The database is {state}: {type(cause).__name__}"

@@ -1,7 +1,7 @@
-"""Steps of migrations that change a table of PostgreSQL while it is in use.
+"""Steps of migrations that change a PostgreSQL table while it is in use.
 
-They run outside of a transaction, as in Alembic's `autocommit_block`. Each may be broken off at any
-moment, and does the rest of its work when it is run again.
+They run outside of a transaction, in Alembic's `autocommit_block`. Each can be interrupted at any
+time. The next run completes it.
 """
 
 import logging
@@ -26,21 +26,21 @@ from sqlalchemy import (
 logger = logging.getLogger("alembic.notes")
 
 LOCK_TIMEOUT = "200ms"
-PAUSE_SECONDS = 0.5
-BATCH = 1000
+RETRY_SECONDS = 0.5
+BATCH_SIZE = 1000
 
 
 def run(connection: Connection, *statements: str) -> None:
-    """Runs statements, several of them in a transaction, and raises asyncpg's errors.
+    """Runs statements, several of them in one transaction. Raises asyncpg's errors.
 
-    They go in one message, so that PgBouncer gives them one connection.
+    They are one message, so PgBouncer runs them on one connection.
     """
     raw: Any = connection.connection.dbapi_connection
     raw.run_async(lambda driver: driver.execute("; ".join(statements)))
 
 
-def ask(connection: Connection, statement: Executable, **values: Any) -> Sequence[Any]:
-    """Runs a statement in a transaction of its own, and gives its rows."""
+def query_rows(connection: Connection, statement: Executable, **values: Any) -> Sequence[Any]:
+    """Runs a statement in its own transaction, and returns its rows."""
     run(connection, "BEGIN")
     rows = connection.execute(statement, values).all()
     run(connection, "COMMIT")
@@ -48,10 +48,10 @@ def ask(connection: Connection, statement: Executable, **values: Any) -> Sequenc
 
 
 def change_briefly(connection: Connection, *statements: str) -> None:
-    """Runs statements that lock a table, in a transaction of their own.
+    """Runs statements that lock a table, in their own transaction, until they succeed.
 
-    Others wait for moments only: a transaction that waits for a lock on a table holds up all later
-    ones, so it gives up soon and tries again.
+    A transaction that waits for a table lock blocks all later transactions on the table. So each
+    try waits only for LOCK_TIMEOUT.
     """
     waits = False
     while True:
@@ -61,15 +61,15 @@ def change_briefly(connection: Connection, *statements: str) -> None:
         except asyncpg.LockNotAvailableError:
             if not waits:
                 waits = True
-                logger.info("Waiting for others who use the table")
-            time.sleep(PAUSE_SECONDS)
+                logger.info("Waiting for a lock on the table")
+            time.sleep(RETRY_SECONDS)
 
 
-def fill(connection: Connection, name: str, value: Any) -> int:
-    """Puts a value where a column of notes is NULL, some notes at a time; gives how many."""
+def fill_null(connection: Connection, name: str, value: Any) -> int:
+    """Replaces NULL in a column of notes, in batches. Returns the number of changed notes."""
     notes = table("notes", column("id", BigInteger), column(name))
-    behind = notes.c.id > bindparam("after", type_=BigInteger)
-    batch = select(notes.c.id).where(behind).order_by(notes.c.id).limit(BATCH).cte("batch")
+    is_next = notes.c.id > bindparam("after", type_=BigInteger)
+    batch = select(notes.c.id).where(is_next).order_by(notes.c.id).limit(BATCH_SIZE).cte("batch")
     change = notes.update().values({name: value}).returning(notes.c.id)
     changed = change.where(notes.c.id == batch.c.id, notes.c[name].is_(None)).cte("changed")
     statement = select(
@@ -78,23 +78,23 @@ def fill(connection: Connection, name: str, value: Any) -> int:
     )
     count, after = 0, -(2**63)
     while after is not None:
-        ((after, filled),) = ask(connection, statement, after=after)
+        ((after, filled),) = query_rows(connection, statement, after=after)
         count += filled
     return count
 
 
 def forbid_null(connection: Connection, name: str, value: Any) -> int:
-    """Fills a column of notes, and makes it NOT NULL; gives how many notes had NULL there."""
+    """Replaces NULL in a column of notes, and makes it NOT NULL. Returns the number of changes."""
     check = f"notes_{name}_filled"
-    filled = fill(connection, name, value)
+    filled = fill_null(connection, name, value)
     change_briefly(
         connection,
         f"ALTER TABLE notes DROP CONSTRAINT IF EXISTS {check},"
         f" ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID",
     )
-    # Others may have written NULL meanwhile; from now on they can't.
-    filled += fill(connection, name, value)
-    # This reads all notes without a lock. PostgreSQL then believes it, and reads nothing.
+    # Others may have written NULL before the constraint.
+    filled += fill_null(connection, name, value)
+    # This reads all notes without a lock that blocks writes. SET NOT NULL then reads nothing.
     run(connection, f"ALTER TABLE notes VALIDATE CONSTRAINT {check}")
     change_briefly(
         connection,
@@ -105,9 +105,9 @@ def forbid_null(connection: Connection, name: str, value: Any) -> int:
 
 
 def create_index(connection: Connection, name: str, definition: str, unique: bool = False) -> None:
-    """Makes an index concurrently, and anew where one was broken off, which leaves it invalid."""
+    """Creates an index concurrently. Replaces an invalid one from an interrupted run."""
     query = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
-    found = ask(connection, query, name=name)
+    found = query_rows(connection, query, name=name)
     if found and found[0].indisvalid:
         return
     if found:
@@ -117,12 +117,12 @@ def create_index(connection: Connection, name: str, definition: str, unique: boo
 
 
 def create_search_index(connection: Connection) -> None:
-    """Makes the index that serves `q=`, where pg_trgm is there."""
+    """Creates the index for `q=`, if pg_trgm is installed."""
     query = text(
         "SELECT quote_ident(nspname) FROM pg_extension"
         " JOIN pg_namespace ON pg_namespace.oid = extnamespace WHERE extname = 'pg_trgm'"
     )
-    for (schema,) in ask(connection, query):
+    for (schema,) in query_rows(connection, query):
         create_index(
             connection,
             "notes_search",
@@ -130,30 +130,30 @@ def create_search_index(connection: Connection) -> None:
         )
 
 
-def change_ids(connection: Connection, kind: str, most: int) -> None:
-    """Gives the ids of notes another type, `bigint` or `integer`; new ones end at `most`.
+def change_ids(connection: Connection, kind: str, maximum: int) -> None:
+    """Changes the type of notes' ids to `bigint` or `integer`; new ids are at most `maximum`.
 
-    A new column is filled beside the old one and takes its place. Its indexes are made and it is
-    NOT NULL beforehand, so that the exchange reads no notes. Objects that depend on the old column,
-    such as views, make it fail.
+    It fills a new column, and then replaces the old column with it. The new column is indexed and
+    NOT NULL before that, so the replacement reads no notes. It fails if other objects, such as
+    views, depend on the old column.
     """
     query = text(
         "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute"
         " WHERE attrelid = 'notes'::regclass AND attname IN ('id', 'new_id')"
     )
-    types = {row.attname: row.format_type for row in ask(connection, query)}
+    types = {row.attname: row.format_type for row in query_rows(connection, query)}
     remove = (
         "DROP TRIGGER IF EXISTS notes_new_id ON notes",
         "DROP FUNCTION IF EXISTS notes_new_id()",
     )
     if types.get("new_id", kind) != kind or (types["id"] == kind and "new_id" in types):
-        # A change the other way was broken off.
+        # A change in the other direction was interrupted.
         change_briefly(connection, *remove, "ALTER TABLE notes DROP COLUMN new_id")
     if types["id"] == kind:
         return
-    ((last,),) = ask(connection, text("SELECT coalesce(max(id), 0) FROM notes"))
-    if last > most:
-        raise SystemExit(f"There are notes with ids over {most}, which {kind} can't hold.")
+    ((last,),) = query_rows(connection, text("SELECT coalesce(max(id), 0) FROM notes"))
+    if last > maximum:
+        raise SystemExit(f"There are notes with ids over {maximum}, which {kind} can't hold.")
 
     query = text(
         "SELECT quote_ident(conname), pg_get_expr(adbin, adrelid),"
@@ -162,7 +162,7 @@ def change_ids(connection: Connection, kind: str, most: int) -> None:
         " JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum AND attname = 'id'"
         " WHERE conrelid = 'notes'::regclass AND contype = 'p'"
     )
-    ((key, default, sequence),) = ask(connection, query)
+    ((key, default, sequence),) = query_rows(connection, query)
     change_briefly(
         connection,
         f"ALTER TABLE notes ADD COLUMN IF NOT EXISTS new_id {kind}",
@@ -172,19 +172,19 @@ def change_ids(connection: Connection, kind: str, most: int) -> None:
         "CREATE TRIGGER notes_new_id BEFORE INSERT OR UPDATE ON notes"
         " FOR EACH ROW EXECUTE FUNCTION notes_new_id()",
     )
-    # From here on the trigger fills the column of every note that is written.
+    # From here on the trigger fills the column at every write.
     forbid_null(connection, "new_id", literal_column("notes.id"))
     create_index(connection, "notes_new_id", "notes (new_id)", unique=True)
     create_index(connection, "notes_new_completed", "notes (completed, new_id)")
     if last:
-        # Else PostgreSQL would plan without knowing anything of the column, for some time.
+        # PostgreSQL needs statistics of the new column for good plans.
         run(connection, "ANALYZE notes")
 
     change_briefly(
         connection,
         "LOCK TABLE notes IN ACCESS EXCLUSIVE MODE",
         *remove,
-        f"ALTER SEQUENCE {sequence} AS {kind} MAXVALUE {most} OWNED BY notes.new_id",
+        f"ALTER SEQUENCE {sequence} AS {kind} MAXVALUE {maximum} OWNED BY notes.new_id",
         f"ALTER TABLE notes DROP CONSTRAINT {key}, ALTER new_id SET DEFAULT {default}",
         f"ALTER TABLE notes ADD CONSTRAINT {key} PRIMARY KEY USING INDEX notes_new_id",
         "ALTER TABLE notes DROP COLUMN id",

@@ -1,4 +1,4 @@
-"""What a dialect gives and what runs it: operations, their lanes, and connections."""
+"""Operations, their lanes, and the connections that run them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -8,16 +8,16 @@ from service.tables import Row
 
 Result = TypeVar("Result")
 
-# What an operation waits for before it gets a connection. Each lane has its own bound, so that
-# writers that wait and long searches leave connections to those who read.
+# Lanes have separate slots, so that one does not block another: PostgreSQL limits searches,
+# SQLite has one connection for each lane.
 Lane = Literal["read", "write", "search"]
 
 
 class Operation(NamedTuple):
-    """One thing that a database does: a lane, and a function that does it on a connection.
+    """One operation of a database: its lane, and a function that runs it on a connection.
 
-    The function takes the driver's connection and the values of the parameters by name. It gives
-    rows. It raises what the driver raises.
+    The function takes the driver's connection and the parameters by name. It returns rows, and
+    raises the driver's errors.
     """
 
     lane: Lane
@@ -25,22 +25,21 @@ class Operation(NamedTuple):
 
 
 class Connections(Protocol):
-    """The connections of one process, and all of their state."""
+    """The connections of one process, and their state."""
 
     @property
     def slots(self) -> Mapping[Lane, Sequence[asyncio.Semaphore]]:
-        """A lane's slots; all of them are taken before a connection, one after the other."""
+        """The slots of each lane. A caller acquires all of them in order, then a connection."""
 
     async def open(self) -> None:
-        """Opens what has to be open from the start."""
+        """Opens the connections that are needed at the start."""
 
     async def close(self) -> None:
-        """Closes all; the caller bounds the time."""
+        """Closes all connections; the caller limits the time."""
 
     async def use(self, lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Gives what `work` gives on a driver's connection, which nobody else uses meanwhile.
+        """Runs `work` on a driver's connection, alone, and returns its result.
 
-        If `work` is cancelled or times out, its statement ends on the server too, as far as the
-        driver can see to it.
+        If `work` is cancelled or times out, the statement ends on the server too, if possible.
         """
         ...

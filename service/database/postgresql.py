@@ -36,7 +36,7 @@ from service.database.operations import Lane, Operation, Result
 from service.tables import Row
 
 UNAVAILABLE: tuple[type[Exception], ...] = (
-    OSError,  # its subclass TimeoutError too
+    OSError,  # includes TimeoutError
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     asyncpg.InvalidCachedStatementError,
@@ -62,7 +62,7 @@ CONNECTION_LOST: tuple[type[Exception], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
 )
-# Since the statement was prepared a table has changed, or the server has become read-only.
+# A table changed after the statement was prepared, or the server became read-only.
 OUT_OF_DATE: tuple[type[Exception], ...] = (
     asyncpg.InvalidCachedStatementError,
     asyncpg.ReadOnlySQLTransactionError,
@@ -84,37 +84,37 @@ def file() -> Path | None:
     return None
 
 
-async def _keep(connection: Any) -> None:
-    """Stands in for asyncpg's reset query, a round trip at every release.
+async def _keep_session(connection: Any) -> None:
+    """Replaces asyncpg's reset query, which costs a round trip at every release.
 
-    Nothing here changes a session's state: no SET, LISTEN, advisory lock or open cursor.
+    This is safe because no code here changes a session: no SET, LISTEN, advisory lock or cursor.
     """
 
 
 def _options() -> dict[str, Any]:
-    # The server ends a statement itself, so that nothing of it is left. PgBouncer, where no
-    # statements are kept, lets no connection say so.
+    # The server ends slow statements itself. PgBouncer refuses this parameter, and a cache size
+    # of 0 means PgBouncer.
     milliseconds = str(round(settings.DATABASE_STATEMENT_TIMEOUT * 1000))
     limits = {"statement_timeout": milliseconds} if settings.DATABASE_STATEMENT_CACHE else {}
     return {
-        # No connection is opened at the start, so the service starts while the database is away.
+        # The pool opens no connection at the start, so the service starts without the database.
         "min_size": 0,
         "max_size": settings.DATABASE_POOL_MAX,
         "timeout": settings.DATABASE_CONNECT_TIMEOUT,
-        # A server that answers ends statements itself, a moment before.
+        # One second later than the server's own timeout, for a server that hangs.
         "command_timeout": settings.DATABASE_STATEMENT_TIMEOUT + 1,
         "statement_cache_size": settings.DATABASE_STATEMENT_CACHE,
         "server_settings": settings.DATABASE_SERVER_SETTINGS | limits,
         "ssl": settings.DATABASE_SSL,
         **settings.DATABASE_ARGUMENTS,
-        "reset": _keep,
+        "reset": _keep_session,
     }
 
 
 class Pool:
-    """A pool of asyncpg, and before it the connections that no statement uses just now.
+    """An asyncpg pool, and a list of idle connections in front of it.
 
-    To give a connection back to the pool and take it out again takes as long as a statement.
+    The list exists because a release to the pool and an acquire cost as much as a statement.
     """
 
     def __init__(self) -> None:
@@ -127,10 +127,10 @@ class Pool:
             "search": [searches, all_slots],
         }
         self._idle: list[Connection] = []
-        # Connections that were taken out in another generation are not used any more.
+        # A connection is not reused if the generation changed while it was in use.
         self._generation = 0
         self._expired_at = -math.inf
-        # At the end connections go back to the pool, which waits for them.
+        # While closing, connections go back to the pool, because the pool waits for them.
         self._is_closing = False
 
     async def open(self) -> None:
@@ -138,10 +138,10 @@ class Pool:
         self._renewing = asyncio.create_task(self._renew_idle())
 
     async def close(self) -> None:
-        """Waits for the connections that are in use; asyncpg closes by force when cancelled."""
+        """Waits for the connections in use. If cancelled, asyncpg terminates them."""
         self._renewing.cancel()
         self._is_closing = True
-        await self._give_back_idle()
+        await self._release_idle()
         await self._database.disconnect()
 
     async def use(self, lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
@@ -154,7 +154,7 @@ class Pool:
             await self._expire()
             raise
         except (TimeoutError, CancelledError):
-            # The server may hang, and never take the cancellation of what it has begun.
+            # asyncpg has sent a cancel request. `close` waits for it, but the server may hang.
             with suppress(*UNAVAILABLE):
                 await raw.close(timeout=CANCEL_SECONDS)
             raise
@@ -173,8 +173,8 @@ class Pool:
                 if _is_usable(connection):
                     return connection
                 await connection.__aexit__()
-            # encode/databases has one connection for each task. And the new connection isn't lost
-            # if the caller is cancelled just then.
+            # encode/databases has one connection for each task. Also, if the caller is cancelled
+            # now, the new connection is not lost.
             await asyncio.create_task(self._add_idle())
 
     async def _add_idle(self) -> None:
@@ -183,27 +183,27 @@ class Pool:
         except asyncpg.PostgresError as error:
             if isinstance(error, UNAVAILABLE):
                 raise
-            # The server refuses what the options of its URL ask for.
+            # The server refuses an option of the URL.
             raise asyncpg.CannotConnectNowError(str(error)) from error
         self._idle.append(opened)
 
-    async def _give_back_idle(self) -> None:
+    async def _release_idle(self) -> None:
         while self._idle:
             with suppress(*UNAVAILABLE):
                 await self._idle.pop().__aexit__()
 
     async def _renew_idle(self) -> None:
-        """Lets the pool close and replace connections, as it does those that it has a while."""
+        """Returns idle connections to the pool, which closes old ones."""
         while True:
             await asyncio.sleep(IDLE_SECONDS)
-            await self._give_back_idle()
+            await self._release_idle()
 
     async def _expire(self) -> None:
-        """Closes all connections: idle ones now, and those that are in use when they come back.
+        """Closes all connections: idle ones now, the others after their current use.
 
-        After a failover they may lead to a server that is read-only now, and reads there would
-        never fail. At most once a second, as a server may also stay read-only, and serve reads
-        meanwhile.
+        After a failover they may lead to the former primary, now read-only and stale. Reads
+        there never fail. This runs at most once in EXPIRE_SECONDS: if the server stays read-only,
+        reads still need connections.
         """
         now = time.monotonic()
         if now - self._expired_at < EXPIRE_SECONDS:
@@ -225,19 +225,19 @@ def _is_usable(connection: Connection) -> bool:
     try:
         return not (raw.is_closed() or raw.is_in_transaction())
     except asyncpg.InterfaceError:
-        # The pool has noticed already.
+        # The pool has already released it.
         return False
 
 
 def _terminate(connection: Connection) -> None:
-    """Closes a connection at once; asyncpg's pool would wait for a server that may hang."""
-    # The pool may have noticed that it is lost.
+    """Closes a connection without waiting for the server, which may hang."""
+    # The pool may have released a lost connection already.
     with suppress(asyncpg.InterfaceError):
         connection.raw_connection.terminate()
 
 
 async def roll_back(raw: Any, error: BaseException) -> None:
-    # The connection is closed in these cases, which does as well.
+    # After a timeout or a cancellation `Pool.use` closes the connection.
     if not isinstance(error, TimeoutError | CancelledError):
         with suppress(*UNAVAILABLE):
             await raw.execute("ROLLBACK")
@@ -251,7 +251,7 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
         return cast("Sequence[Row]", await raw.fetch(sql, *[given[name] for name in names]))
 
     async def plan_and_run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
-        # PostgreSQL keeps one plan for all calls of a prepared statement otherwise.
+        # A new statement gets a custom plan; PostgreSQL may reuse a generic plan for a cached one.
         given = {**constants, **values}
         prepared = await raw.prepare(sql)
         return cast("Sequence[Row]", await prepared.fetch(*[given[name] for name in names]))
@@ -280,7 +280,7 @@ def insert_many(
 insert_or_replace = partial(returning.insert_or_replace, prepare, insert)
 update = partial(returning.update, prepare)
 delete = partial(returning.delete, prepare)
-# The length of a large text is known without reading the text.
+# PostgreSQL knows octet_length without reading a large text.
 page = partial(returning.page, prepare, func.octet_length)
 
 
@@ -292,7 +292,7 @@ def contains(text: Column[Any], folded: Column[Any], name: str) -> ColumnElement
     pattern: ColumnElement[str] = bindparam(name, type_=String)
     for special in ("\\", "%", "_"):
         pattern = func.replace(pattern, special, "\\" + special, type_=String)
-    # The index `notes_search` has this expression.
+    # The same expression as in the index `notes_search`.
     searched = func.coalesce(folded, func.lower(collate(text, "C")))
     return searched.like("%" + pattern + "%")
 

@@ -1,4 +1,4 @@
-"""Operations of databases whose INSERT, UPDATE and DELETE give rows (RETURNING)."""
+"""Operations for databases with INSERT, UPDATE and DELETE ... RETURNING."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

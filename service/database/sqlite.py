@@ -12,7 +12,7 @@ from traceback import clear_frames
 from typing import Any, cast, get_args
 
 import aiosqlite
-import databases.backends.sqlite  # noqa: F401 - now, and not when files have run out
+import databases.backends.sqlite  # noqa: F401 - a later import fails when no file descriptors are left
 import orjson
 from databases import Database, DatabaseURL
 from sqlalchemy import (
@@ -28,7 +28,7 @@ from sqlalchemy import (
     func,
     select,
 )
-from sqlalchemy import cast as as_type
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.types import TypeEngine
@@ -58,30 +58,30 @@ def file() -> Path | None:
 
 
 def decode(stored: bytes | None) -> str | None:
-    """A text as it is shown, with U+FFFD where another program has stored what is no UTF-8."""
+    """A text with U+FFFD for bytes of other programs that are not UTF-8."""
     return None if stored is None else stored.decode("utf-8", "replace")
 
 
 class Connections:
-    """A connection for each lane, so that nobody reads behind a writer that waits, or a search.
+    """One connection for each lane, so that reads never wait for writes or searches.
 
-    encode/databases would open a file and start a thread for each statement.
+    encode/databases would open the file and start a thread for each statement.
     """
 
     def __init__(self) -> None:
-        # `timeout` is in seconds, for which a statement waits for another writer.
+        # `timeout`: seconds to wait for another writer.
         self._database = Database(
             settings.DATABASE_URL, timeout=settings.DATABASE_STATEMENT_TIMEOUT
         )
-        # A connection serves one at a time. In the queue of its thread a statement that waited too
-        # long would be carried out, after its caller was told that it failed.
+        # One statement at a time. In the thread's queue a statement would still run after its
+        # caller timed out.
         self.slots: dict[Lane, list[asyncio.Semaphore]] = {
             lane: [asyncio.Semaphore(1)] for lane in get_args(Lane)
         }
         self._connections: dict[Lane, aiosqlite.Connection] = {}
 
     async def open(self) -> None:
-        """Raises sqlite3.DatabaseError for a file that can't be used."""
+        """Raises sqlite3.DatabaseError for an unusable file."""
         await self._database.connect()
         for lane in get_args(Lane):
             # encode/databases has one connection for each task.
@@ -89,7 +89,7 @@ class Connections:
             self._connections[lane] = opened
             opened.row_factory = sqlite3.Row
             if lane == "write":
-                # A write can't be run again to decode its rows otherwise.
+                # A read runs again if its rows are not UTF-8. A write must not run twice.
                 opened.text_factory = decode
                 await opened.create_function("decode", 1, decode)
             await _check(opened)
@@ -99,7 +99,7 @@ class Connections:
         try:
             connection = await self._database.connection().__aenter__()
         except sqlite3.Error:
-            # aiosqlite ends its thread, which needs the event loop, but doesn't wait for that.
+            # aiosqlite doesn't wait for its thread, and the thread still uses the event loop.
             for thread in set(threading.enumerate()).difference(others):
                 thread.join(THREAD_SECONDS)
             raise
@@ -120,7 +120,7 @@ def connections() -> Connections:
 
 
 async def _check(raw: aiosqlite.Connection) -> None:
-    """Reads from a file for the first time, which opening it doesn't."""
+    """Raises an error for an unusable file. Opening the file doesn't read it."""
     try:
         await raw.execute_fetchall("PRAGMA schema_version")
     except sqlite3.OperationalError as error:
@@ -136,7 +136,7 @@ async def roll_back(raw: Any, error: BaseException) -> None:
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
     compiled = compile_statement(statement, _DIALECT)
     sql, names, constants, lane = compiled[:4]
-    # SQLite has no dates, for example.
+    # For types that SQLite lacks, such as dates.
     to_database = {
         name: use for name, kind in compiled.parameters.items() if (use := _writer(kind))
     }
@@ -155,14 +155,14 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
 
 
 def _writer(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
-    """How SQLite keeps a value; None where the driver knows."""
+    """Converts a value for SQLite; None if the driver does it."""
     if isinstance(kind, Boolean):
         return None
     return kind.dialect_impl(_DIALECT).bind_processor(_DIALECT)
 
 
 def _reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
-    # Booleans are left to the schemas, which are asked for every value anyway.
+    # The schemas convert booleans anyway.
     if isinstance(kind, Boolean):
         return None
     return kind.dialect_impl(_DIALECT).result_processor(_DIALECT, None)
@@ -175,19 +175,19 @@ def _convert(row: Any, conversions: Mapping[str, Callable[[Any], Any]]) -> dict[
 async def _run_in_thread(
     raw: aiosqlite.Connection, sql: str, arguments: list[Any]
 ) -> Sequence[Any]:
-    """Runs a statement; one that has no more time is interrupted and waited for."""
+    """Runs a statement. At a timeout or a cancellation, interrupts it and waits for its end."""
     running = asyncio.ensure_future(raw.execute_fetchall(sql, arguments))
     try:
         async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT):
             return cast("Sequence[Any]", await asyncio.shield(running))
     except sqlite3.OperationalError as error:
-        # Python's own decoding is faster, so that another is used only where it has failed.
+        # Python's default decoding is faster, so `decode` is used only after it failed.
         if raw.text_factory is decode or "decode to UTF-8" not in str(error):
             raise
-        # Its frames hold the cursor, which would keep the connection's view of the database.
+        # The frames hold the cursor, and an open cursor keeps an old snapshot of the database.
         clear_frames(error.__traceback__)
     except sqlite3.IntegrityError as error:
-        # The trigger `notes_last_id` says so.
+        # The message of the trigger `notes_last_id`.
         if "no ids are left" in str(error):
             raise sqlite3.OperationalError(str(error)) from None
         raise
@@ -195,7 +195,7 @@ async def _run_in_thread(
         await raw.interrupt()
         await asyncio.wait([running])
         if interrupted := running.exception():
-            # aiosqlite's frames hold the future.
+            # aiosqlite's frames hold the future: a reference cycle.
             interrupted.with_traceback(None)
         raise
     raw.text_factory = decode
@@ -233,7 +233,7 @@ page = partial(returning.page, prepare, func.length)
 
 
 class _List(TypeDecorator[list[Any]]):
-    """A list, as the JSON that json_each reads."""
+    """A list as JSON, for json_each."""
 
     impl = String
     cache_ok = True
@@ -252,14 +252,14 @@ def contains(text: Column[Any], folded: Column[Any], name: str) -> ColumnElement
 
 
 def shown(column: Column[Any]) -> ColumnElement[Any]:
-    """As a text where another program has stored bytes."""
+    """Converts bytes that another program stored to a text."""
     if isinstance(column.type, String):
-        return as_type(column, String).label(column.name)
+        return sql_cast(column, String).label(column.name)
     return column
 
 
 def compared(column: Column[Any]) -> ColumnElement[Any]:
-    """A text may be bytes of another program, which no text of a client equals."""
+    """Decodes bytes as `shown` does; SQLite never finds bytes equal to a text."""
     if isinstance(column.type, String):
-        return func.decode(as_type(column, LargeBinary), type_=String)
+        return func.decode(sql_cast(column, LargeBinary), type_=String)
     return column

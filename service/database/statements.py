@@ -1,4 +1,4 @@
-"""Operations run, alone or in a transaction, within bounded time."""
+"""Runs operations, alone or in a transaction, within bounded time."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from service.database.errors import DatabaseUnavailable
 from service.database.operations import Operation, Result
 from service.tables import Row
 
-# How often an operation or a transaction is begun, if the connection is out of date each time.
-TRIES = 3
+# Tries of an operation or a transaction, if the connection is out of date each time.
+MAX_TRIES = 3
 
 Run = Callable[..., Awaitable[Sequence[Row]]]
 
 
 async def fetch(operation: Operation, **values: Any) -> Sequence[Row]:
-    """Runs an operation, in a transaction of its own, and gives its rows.
+    """Runs an operation in its own transaction, and returns its rows.
 
-    Raises DatabaseUnavailable, within bounded time. A read whose connection was lost is tried once
-    more. A write never is, as it may have been carried out. Either is run anew if it has surely
-    not been carried out, as the connection was out of date.
+    Raises DatabaseUnavailable, within bounded time. If the connection is lost, a read is retried
+    once. A write is never retried then, because it may have run. If the connection is out of date,
+    the operation did not run, so both are retried.
     """
     tries = 0
     while True:
@@ -28,18 +28,18 @@ async def fetch(operation: Operation, **values: Any) -> Sequence[Row]:
         try:
             return await use(operation.lane, lambda raw: operation.run(raw, values))
         except dialect.UNAVAILABLE as error:
-            again = isinstance(error, dialect.OUT_OF_DATE) and tries < TRIES
+            again = isinstance(error, dialect.OUT_OF_DATE) and tries < MAX_TRIES
             lost = isinstance(error, dialect.CONNECTION_LOST) and tries == 1
             if not (again or (lost and operation.lane != "write")):
-                # The drivers' frames hold the error, and its traceback all frames up to this one.
+                # The drivers' frames hold the error, and its traceback holds the frames: a cycle.
                 raise DatabaseUnavailable(str(error)) from error.with_traceback(None)
 
 
 async def transact(work: Callable[[Run], Awaitable[Result]]) -> Result:
-    """Gives what `work` gives; its operations are carried out all or not at all.
+    """Runs `work` in one transaction, and returns its result.
 
-    `work` is called with a function like `fetch`. It is called anew, in a fresh transaction, if an
-    operation was refused because the connection was out of date. Raises DatabaseUnavailable.
+    `work` gets a function like `fetch`. If the connection is out of date, `work` is called again,
+    in a new transaction. Raises DatabaseUnavailable.
     """
     tries = 0
     while True:
@@ -47,7 +47,7 @@ async def transact(work: Callable[[Run], Awaitable[Result]]) -> Result:
         try:
             return await use("write", lambda raw: _transact(raw, work))
         except dialect.UNAVAILABLE as error:
-            if not (isinstance(error, dialect.OUT_OF_DATE) and tries < TRIES):
+            if not (isinstance(error, dialect.OUT_OF_DATE) and tries < MAX_TRIES):
                 raise DatabaseUnavailable(str(error)) from error.with_traceback(None)
 
 
