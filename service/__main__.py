@@ -1,4 +1,4 @@
-"""Commands for whoever operates the service: `python -m service --help`."""
+"""Commands for operators: `python -m service --help`."""
 
 import asyncio
 import os
@@ -20,12 +20,12 @@ Result = TypeVar("Result")
 
 @click.group()
 def main() -> None:
-    """Operate the notes service, on the database that DATABASE_URL names."""
+    """Operate the notes service on the database of DATABASE_URL."""
 
 
 @main.group("users")
 def users_group() -> None:
-    """Say who may come in where ACCESS is token."""
+    """Manage the users for ACCESS=token."""
 
 
 def check_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -41,11 +41,11 @@ name_argument = click.argument("name", callback=check_name)
 
 
 def run(action: Callable[..., Awaitable[Result]], *arguments: object) -> Result:
-    """What the action on the database gives; ends the command where there is trouble with that."""
+    """Runs an action on the database, and returns its result. An error ends the command."""
 
     file = dialect.file()
     if file is not None and not file.exists():
-        # It would be made, empty.
+        # SQLite would create an empty file.
         raise click.ClickException(f"There is no file {file}.")
 
     async def run_connected() -> Result:
@@ -64,7 +64,7 @@ def show(token: str, name: str) -> None:
     try:
         click.echo(token)
     except OSError as error:
-        # What is left in the buffer would fail once more at the end.
+        # Python flushes the buffer again at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.ClickException(
             f"{name} has a new token, which could not be printed ({error}): rotate it."
@@ -78,7 +78,7 @@ def no_user(name: str) -> click.ClickException:
 @users_group.command()
 @name_argument
 def add(name: str) -> None:
-    """Add a user, and print the token: it can't be shown again."""
+    """Add a user, and print the token. It can't be shown again."""
     token = queries.new_token()
     if run(queries.add_user, name, token) is None:
         raise click.ClickException(f"There is a user {name} already.")
@@ -87,7 +87,7 @@ def add(name: str) -> None:
 
 @users_group.command("list")
 def list_all() -> None:
-    """List all users: name, whether active, since when."""
+    """List all users: name, state, and time of creation."""
     for user in user_out.dump(run(queries.list_users), many=True):
         state = "active" if user["is_active"] else "deactivated"
         click.echo(f"{user['username']}\t{state}\t{user['created_at']}")
@@ -96,7 +96,7 @@ def list_all() -> None:
 @users_group.command()
 @name_argument
 def deactivate(name: str) -> None:
-    """Let a user in no longer, within ACCESS_CACHE_SECONDS; the token is kept."""
+    """Refuse a user, after at most ACCESS_CACHE_SECONDS. The token is kept."""
     if run(queries.set_active, name, False) is None:
         raise no_user(name)
 
@@ -104,7 +104,7 @@ def deactivate(name: str) -> None:
 @users_group.command()
 @name_argument
 def activate(name: str) -> None:
-    """Let a user in again, with the token from before."""
+    """Accept a user again, with the same token."""
     if run(queries.set_active, name, True) is None:
         raise no_user(name)
 
@@ -112,7 +112,7 @@ def activate(name: str) -> None:
 @users_group.command()
 @name_argument
 def rotate(name: str) -> None:
-    """Give a user another token, print it, and let the old one in no longer."""
+    """Give a user a new token, and print it. The old token becomes invalid."""
     token = queries.new_token()
     if run(queries.set_token, name, token) is None:
         raise no_user(name)
@@ -122,7 +122,7 @@ def rotate(name: str) -> None:
 @users_group.command()
 @name_argument
 def remove(name: str) -> None:
-    """Remove a user for good, within ACCESS_CACHE_SECONDS; the notes stay."""
+    """Remove a user permanently, after at most ACCESS_CACHE_SECONDS. The notes stay."""
     if not run(queries.remove_user, name):
         raise no_user(name)
 

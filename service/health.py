@@ -1,4 +1,4 @@
-"""Whether the service lives and is ready, and its metrics."""
+"""Liveness, readiness and metrics."""
 
 import secrets
 from pathlib import Path
@@ -28,17 +28,17 @@ async def _read_versions(callers: list[None]) -> list[list[str]]:
     return [versions] * len(callers)
 
 
-# Whoever asks, and however often, it is one query at a time.
+# One query at a time, for any number of readiness checks.
 read_versions = coalesce(_read_versions, max_batch=10_000)
 
 
 async def live(request: Request) -> Response:
-    """The process answers; nothing else is touched."""
+    """200 while the process answers. It uses nothing else."""
     return JSONBytes(b'{"status":"live"}')
 
 
 async def ready(request: Request) -> Response:
-    """The database is there and migrated to head; 503 with the reason otherwise."""
+    """200 if the database is available and migrated to head; 503 with the reason otherwise."""
     try:
         versions = await read_versions(None)
     except DatabaseUnavailable as error:
@@ -51,7 +51,7 @@ async def ready(request: Request) -> Response:
 
 
 async def read_metrics(request: Request) -> Response:
-    """Metrics for Prometheus; with METRICS_TOKEN, for those who have it."""
+    """Metrics for Prometheus. If METRICS_TOKEN is set, the request must send it."""
     if settings.METRICS_TOKEN:
         given = bearer_token(request.scope) or ""
         if not secrets.compare_digest(given.encode(), settings.METRICS_TOKEN.encode()):

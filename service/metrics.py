@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, right with several processes too."""
+"""Metrics for Prometheus, also for several processes."""
 
 import hashlib
 import multiprocessing
@@ -12,10 +12,10 @@ from typing import IO
 
 
 def _find_folder() -> Path | None:
-    """The folder where the processes of one server keep their values; None for a single process.
+    """The folder with the values of all processes of one server; None for a single process.
 
-    uvicorn starts its processes with multiprocessing, whose key is the same in all of them and
-    different in any other server's. prometheus_client reads the variable when it is imported.
+    uvicorn starts its processes with multiprocessing. They share an authentication key, which
+    differs from any other server's. prometheus_client reads the variable when it is imported.
     """
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         if multiprocessing.parent_process() is None:
@@ -27,7 +27,7 @@ def _find_folder() -> Path | None:
     return Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
-_is_given = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+_is_folder_given = "PROMETHEUS_MULTIPROC_DIR" in os.environ
 _folder = _find_folder()
 
 from prometheus_client import (  # noqa: E402
@@ -41,56 +41,56 @@ from prometheus_client import (  # noqa: E402
 from prometheus_client.mmap_dict import MmapedDict  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
 
-# A process keeps its gauges in one file, and all that only rises in another.
+# The files of a process: one for gauges, one for histograms.
 GAUGES = "gauge_livesum_{}.db"
 HISTOGRAMS = "histogram_{}.db"
 
 
-def _bury(folder: Path) -> None:
-    """Takes the processes that have died out of the gauges: nobody holds the locks on theirs."""
+def _remove_dead(folder: Path) -> None:
+    """Removes the gauges of dead processes. A living process holds a lock on its file."""
     for gauges in folder.glob(GAUGES.format("*")):
         with suppress(BlockingIOError, FileNotFoundError), gauges.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             gauges.unlink()
 
 
-def _enter(folder: Path) -> IO[str]:
-    """Adds this process, which goes on counting where one that has died came to.
+def _register(folder: Path) -> IO[str]:
+    """Creates this process's files. It continues the histograms of a dead process, if any.
 
-    Gives the file whose lock tells the others that this process lives; the system frees it.
+    Returns the locked file. The system releases the lock when this process dies.
     """
     pid = os.getpid()
-    # The others see a file when it is whole, and this one when it is locked.
+    # Other processes see each file only when it is complete, and the gauges only when locked.
     new = folder / f"{pid}.new"
     MmapedDict(str(new)).close()  # type: ignore[no-untyped-call]
     lock = new.open()
     fcntl.flock(lock, fcntl.LOCK_EX)
-    _bury(folder)
+    _remove_dead(folder)
     new.rename(folder / GAUGES.format(pid))
-    mine = folder / HISTOGRAMS.format(pid)
-    if mine.exists():
-        # One that has died had the same id.
+    own = folder / HISTOGRAMS.format(pid)
+    if own.exists():
+        # A dead process had the same id.
         return lock
-    left = [
+    abandoned = [
         file
         for file in folder.glob(HISTOGRAMS.format("*"))
         if not (folder / file.name.replace("histogram", "gauge_livesum")).exists()
     ]
-    for file in left:
-        # Another new process may take it at the same time.
+    for file in abandoned:
+        # Another new process may take the file at the same time.
         with suppress(FileNotFoundError):
-            file.rename(mine)
+            file.rename(own)
             break
     else:
         MmapedDict(str(new)).close()  # type: ignore[no-untyped-call]
-        new.rename(mine)
+        new.rename(own)
     return lock
 
 
 if _folder is not None:
     import fcntl
 
-    _lock = _enter(_folder)
+    _lock = _register(_folder)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -121,7 +121,7 @@ def request(route: str, method: str, status: int, seconds: float) -> None:
     key = (route, method, status)
     observe = _observers.get(key)
     if observe is None:
-        # Clients may make up methods; each would be a series for ever.
+        # Clients may invent methods. Each would be a new series.
         name = method if method in METHODS else "other"
         observe = _durations.labels(route, name, str(status)).observe
         if name == method:
@@ -130,30 +130,30 @@ def request(route: str, method: str, status: int, seconds: float) -> None:
 
 
 def batch(query: str) -> Callable[[float], None]:
-    """The observer of a query's batch sizes."""
+    """Returns the function that counts a query's batch sizes."""
     return _batches.labels(query).observe
 
 
 def exposition() -> bytes:
-    """All processes' metrics in Prometheus's text format."""
+    """The metrics of all processes, in Prometheus's text format."""
     if _folder is None:
         return generate_latest(REGISTRY)
-    _bury(_folder)
+    _remove_dead(_folder)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     while True:
-        # A process that starts may have renamed a file just now.
+        # A new process may rename a file at the same time.
         with suppress(FileNotFoundError):
             return generate_latest(registry)
 
 
 def end() -> None:
-    """Takes this process out of the gauges; the last one of a server removes their folder."""
+    """Removes this process's gauges. The last process of a server removes the folder."""
     if _folder is None:
         return
-    # Another one may remove it at the same time.
+    # Another process may remove the folder at the same time.
     with suppress(FileNotFoundError):
         (_folder / GAUGES.format(os.getpid())).unlink()
-        _bury(_folder)
-        if not _is_given and not any(_folder.glob(GAUGES.format("*"))):
+        _remove_dead(_folder)
+        if not _is_folder_given and not any(_folder.glob(GAUGES.format("*"))):
             shutil.rmtree(_folder, ignore_errors=True)

@@ -1,8 +1,7 @@
 """uvicorn's HTTP protocol on httptools, with one system call for a response instead of two.
 
-uvicorn writes an answer's head and its body apart, and uvloop sends each at once; at some
-thousand requests a second that is a tenth of all the time. Used as
-`uvicorn --http service.protocol:Protocol`.
+uvicorn writes the head and the body of a response separately, and uvloop sends each at once. The
+second system call costs a tenth of the CPU time. Use: `uvicorn --http service.protocol:Protocol`.
 """
 
 import asyncio
@@ -17,47 +16,47 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import settings, shutdown
 
-# A client that connected before the stop has this many seconds to send its request.
-LAST_CALL = 1.0
+# At shutdown, a client that has connected may still send its first request for so many seconds.
+LAST_REQUEST_SECONDS = 1.0
 
 shutdown.install()
 
-# More than this is not held back: writing it shows uvicorn that the client reads too slowly.
-MAX_HELD_BYTES = 65_536
+# A larger buffer is written at once, so that uvicorn notices a client that reads too slowly.
+MAX_BUFFERED_BYTES = 65_536
 
-# Fields of a head: each takes many times the memory of its bytes.
+# Fields of a head. A parsed field takes much more memory than its bytes.
 MAX_FIELDS = 200
 
-# A head ends so. Some thirty of the shortest requests fit into this many bytes.
 HEAD_END = b"\r\n\r\n"
-LITTLE = 512
+# Data of this size is parsed at once: it holds at most some thirty requests.
+SMALL_BYTES = 512
 
 
-class Corked:
-    """A transport that sends together what is written in one turn of the event loop."""
+class BufferedTransport:
+    """A transport that joins all writes of one iteration of the event loop."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         self.call_soon = asyncio.get_running_loop().call_soon
         self.is_closing = transport.is_closing
-        self.held: list[bytes] = []
+        self.buffer: list[bytes] = []
         self.size = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self.held:
+        if not self.buffer:
             self.call_soon(self.flush)
-        self.held.append(data)
+        self.buffer.append(data)
         self.size += len(data)
-        if self.size > MAX_HELD_BYTES:
+        if self.size > MAX_BUFFERED_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        if self.held and not self.is_closing():
-            self.transport.write(b"".join(self.held))
-        self.held.clear()
+        if self.buffer and not self.is_closing():
+            self.transport.write(b"".join(self.buffer))
+        self.buffer.clear()
         self.size = 0
 
     def close(self) -> None:
@@ -66,103 +65,103 @@ class Corked:
 
 
 class Flow(FlowControl):
-    """Reads no more while bytes wait that a client has sent without waiting for answers."""
+    """Reads no more from the socket while pipelined requests wait."""
 
-    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+    def __init__(self, transport: asyncio.Transport, pending: Sized) -> None:
         super().__init__(transport)
-        self.waiting = waiting
+        self.pending = pending
 
     def resume_reading(self) -> None:
-        if not self.waiting:
+        if not self.pending:
             super().resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
-    """Also bounds the time for which a client may send nothing, or not take what it asked for.
+    """Limits the time that a client may send nothing, or receive nothing of its response.
 
-    Of pipelined requests few are parsed before those in front of them are answered, as a request
-    takes many times the memory of its bytes. An Upgrade is ignored (RFC 9110, section 7.8).
+    Only a few pipelined requests are parsed before earlier ones are answered: a parsed request
+    takes much more memory than its bytes. Upgrade is ignored (RFC 9110, section 7.8).
     """
 
-    broken = False
+    malformed = False
     head_timer: asyncio.TimerHandle | None = None
     in_head = False
-    in_tail = False
+    in_trailers = False
     head_size = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(Corked(transport))  # type: ignore[arg-type]
-        self.held = bytearray()
-        self.flow = Flow(self.transport, self.held)
+        super().connection_made(BufferedTransport(transport))  # type: ignore[arg-type]
+        self.pending = bytearray()
+        self.flow = Flow(self.transport, self.pending)
         self.extensions: Any = {"service.abort": self.transport.abort}
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             milliseconds = int(settings.REQUEST_TIMEOUT * 1000)
-            connection = transport.get_extra_info("socket")
-            with suppress(OSError):  # no TCP
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-                # The kernel asks for more when it has this much left to send, not when a third of
-                # some megabytes is free, which a slow client can't take within its time.
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_HELD_BYTES)
+            sock = transport.get_extra_info("socket")
+            with suppress(OSError):  # not TCP
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+                # The kernel takes more data when this little is unsent. By default it waits until
+                # a third of some megabytes is free, which a slow client can't read in time.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_BUFFERED_BYTES)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting_for_head()
-        self.held.clear()
+        self.pending.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self._is_answering() or (len(data) > LITTLE and _piece(data) < len(data)):
-            self.held += data
+        if self._is_answering() or (len(data) > SMALL_BYTES and _parsable_size(data) < len(data)):
+            self.pending += data
         else:
             self._parse(data)
-        if self.held:
-            self._parse_held()
+        if self.pending:
+            self._parse_pending()
         idle = self.cycle is None or self.cycle.response_complete
         if idle and not (self.head_timer or self.timeout_keep_alive_task):
             self._wait_for_head()
 
     def _is_answering(self) -> bool:
-        """Whether nothing may be parsed until an answer has gone out."""
+        """Whether parsing has to wait for the end of a response."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             return False
-        return not cycle.more_body or bool(self.pipeline) or self.broken
+        return not cycle.more_body or bool(self.pipeline) or self.malformed
 
-    def _parse_held(self) -> None:
-        while self.held and not self._is_answering():
-            size = _piece(self.held)
-            piece = bytes(self.held[:size])
-            del self.held[:size]
+    def _parse_pending(self) -> None:
+        while self.pending and not self._is_answering():
+            size = _parsable_size(self.pending)
+            data = bytes(self.pending[:size])
+            del self.pending[:size]
             self.flow.resume_reading()
-            self._parse(piece)
-        if self.held:
+            self._parse(data)
+        if self.pending:
             self.flow.pause_reading()
 
     def _parse(self, data: bytes) -> None:
-        if self.in_head or self.in_tail:
+        if self.in_head or self.in_trailers:
             self.head_size += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self.held[:0] = data[upgrade.args[0] :]
+            self.pending[:0] = data[upgrade.args[0] :]
             self._ignore_upgrade()
         except httptools.HttpParserError:
             self._refuse()
-        if (self.in_head or self.in_tail) and (
-            self.head_size > MAX_HELD_BYTES or len(self.headers) > MAX_FIELDS
+        if (self.in_head or self.in_trailers) and (
+            self.head_size > MAX_BUFFERED_BYTES or len(self.headers) > MAX_FIELDS
         ):
-            self.held.clear()
+            self.pending.clear()
             self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        # uvicorn makes no request of such a head; `_ignore_upgrade` does.
+        # uvicorn then creates no request for this head; `_ignore_upgrade` does.
         return True
 
     def _ignore_upgrade(self) -> None:
-        """Parses the head again without the field; the parser takes no body behind one that has it.
+        """Parses the head again without the field Upgrade, as the parser reads no body after it.
 
-        Method, target, names and values are those that the parser found: none holds a line's end.
+        The parser has validated all parts of the new head, so none contains a line break.
         """
         method, version = self.scope["method"], self.scope["http_version"]
         if method == "CONNECT":
@@ -176,20 +175,20 @@ class Protocol(HttpToolsProtocol):
         self._parse(b"\r\n".join(lines) + HEAD_END)
 
     def _refuse(self) -> None:
-        """Answers what is no HTTP with a 400, behind the answers to the requests before it."""
-        self.held.clear()
+        """Answers invalid HTTP with a 400, after the responses to earlier requests."""
+        self.pending.clear()
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             self._answer_400()
         elif not cycle.more_body:
-            self.broken = True
-        # From here on it is the body of the request itself that is broken.
+            self.malformed = True
+        # In the next cases the body of the current request is invalid.
         elif self.pipeline:
             self.pipeline.popleft()
-            self.broken = True
+            self.malformed = True
         elif cycle.response_started:
             cycle.keep_alive = False
-            self.broken = True
+            self.malformed = True
         else:
             self._answer_400()
 
@@ -200,19 +199,19 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if len(self.tasks) == 1:
-            # Nobody else is served just now; with many, writing all at once takes less time.
+            # No other request is active. With many, one write for all costs less.
             self.transport.flush()  # type: ignore[attr-defined]
-        if self.broken and not self.pipeline:
+        if self.malformed and not self.pipeline:
             self._answer_400()
         if not self.in_head and self.cycle.response_complete:
-            # Else an idle connection would keep its last head, which may be large.
+            # An idle connection must not keep its last head, which may be large.
             self.url = b""
             self.scope = self.cycle.scope = {}  # type: ignore[typeddict-item]
         super().on_response_complete()
-        if self.held and not self.transport.is_closing():
-            self._parse_held()
+        if self.pending and not self.transport.is_closing():
+            self._parse_pending()
         if self.in_head and self.cycle.response_complete:
-            # Part of the next head has come already.
+            # Part of the next head has arrived.
             self._unset_keepalive_if_required()
             self._wait_for_head()
 
@@ -231,24 +230,23 @@ class Protocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         super().on_headers_complete()
-        # What follows the body is no header (RFC 9110, section 6.5.1); nobody reads it.
+        # Trailers are not headers (RFC 9110, section 6.5.1). They go into this list, unread.
         self.headers = []
 
     def on_chunk_header(self) -> None:
-        # Until some of the chunk has come it may be the last one, which trailers follow; they are
-        # bounded as a head is.
-        self.in_tail = True
+        # This may be the last chunk, before the trailers. They have the same limits as a head.
+        self.in_trailers = True
         self.head_size = 0
 
     def on_body(self, body: bytes) -> None:
-        self.in_tail = False
+        self.in_trailers = False
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self.in_tail = False
+        self.in_trailers = False
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:
-            # The end of a body that nobody wanted; from here on the connection is idle.
+            # The response came before the end of the body. The connection is idle now.
             self._stop_waiting_for_head()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -257,8 +255,8 @@ class Protocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         idle = self.cycle is None or self.cycle.response_complete
         if idle and (self.cycle is None or self.in_head):
-            # Its request is on the way, and would be reset.
-            self.loop.call_later(LAST_CALL, super().shutdown)
+            # Closing now would reset a request that is on its way.
+            self.loop.call_later(LAST_REQUEST_SECONDS, super().shutdown)
         else:
             super().shutdown()
 
@@ -271,9 +269,9 @@ class Protocol(HttpToolsProtocol):
             self.head_timer = None
 
 
-def _piece(data: bytes | bytearray) -> int:
-    """How many of the bytes may be parsed at once, as they hold few heads."""
-    # A search for one byte takes a tenth of the time, and large bodies seldom hold it.
-    line = data.find(b"\r", LITTLE)
+def _parsable_size(data: bytes | bytearray) -> int:
+    """The number of bytes to parse at once: up to the first end of a head after SMALL_BYTES."""
+    # The search for one byte is ten times faster, and large bodies seldom contain it.
+    line = data.find(b"\r", SMALL_BYTES)
     end = -1 if line < 0 else data.find(HEAD_END, line)
     return len(data) if end < 0 else end + len(HEAD_END)

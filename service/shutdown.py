@@ -1,8 +1,8 @@
-"""Ends listening without a reset: all connections that the kernel has taken are served.
+"""Stops listening without a reset: every connection that the kernel accepted is served.
 
-To close a listening socket resets the connections in its queue. uvicorn does that first of all, so
-that a stop under load would reset some clients each time. Here the kernel is told to begin no more
-connections, the queue is emptied, and only then the socket is closed.
+Closing a listening socket resets the connections in its queue. uvicorn closes it first, so a stop
+under load resets some clients. This module makes the kernel drop new connections, accepts those in
+the queue, and then closes the socket.
 """
 
 import asyncio
@@ -20,22 +20,22 @@ from uvicorn.server import Server
 if sys.platform == "linux":
     import fcntl
 
-# Seconds for handshakes that have begun, and for emptying the queue at the most.
+# Seconds to wait for handshakes in progress, and the most seconds to empty the queue.
 HANDSHAKE_SECONDS = 0.01
 MAX_DRAIN_SECONDS = 1.0
 
-# Linux's socket options that Python doesn't name, and a filter (classic BPF) for the TCP header:
-# a packet with the flag SYN, which opens a connection, is dropped, any other passes.
+# Linux socket options that Python doesn't define, and a filter (classic BPF) on the TCP header. It
+# drops packets with the flag SYN, which open a connection.
 SO_ATTACH_FILTER = 26
 SO_DETACH_FILTER = 27
 NO_SYN = ctypes.create_string_buffer(
     b"".join(
         struct.pack("HBBI", *instruction)
         for instruction in (
-            (0x30, 0, 0, 13),  # load the byte of flags
+            (0x30, 0, 0, 13),  # load the flags
             (0x45, 0, 1, 2),  # skip one instruction unless SYN is set
-            (0x06, 0, 0, 0),  # take nothing of the packet
-            (0x06, 0, 0, 0xFFFFFFFF),  # take all of it
+            (0x06, 0, 0, 0),  # drop the packet
+            (0x06, 0, 0, 0xFFFFFFFF),  # accept the packet
         )
     )
 )
@@ -44,20 +44,19 @@ _serve = Server.main_loop
 
 
 def install() -> None:
-    """Makes uvicorn's servers stop this way; they have no hook for it."""
+    """Replaces the main loop of uvicorn's servers, which have no hook for their end."""
     Server.main_loop = main_loop  # type: ignore[assignment, method-assign]
 
 
 async def main_loop(server: Server) -> None:
-    """Serves until the server is asked to stop, and then stops listening.
+    """Serves until the server has to stop, and then stops listening.
 
-    Of several processes on one socket the last one ends it, also for the process that supervises
-    them and has it open; the others leave the queue to it.
+    If several processes share a socket, the last one empties the queue and shuts the socket down.
     """
     with _sockets(server) as listeners:
-        _share(listeners)
+        _lock_shared(listeners)
         await _serve(server)
-        # For requests from here on; of those under way uvicorn ends the connections itself.
+        # For later requests; uvicorn closes the connections of current ones itself.
         state = server.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         last = [one for one in listeners if _is_last(one, server.config)]
@@ -65,17 +64,18 @@ async def main_loop(server: Server) -> None:
         for one in last:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-            _filter(one, SO_DETACH_FILTER)
+            _set_filter(one, SO_DETACH_FILTER)
     for each in server.servers:
         each.close()
-    # uvicorn tells all connections to end, and knows one only some turns after it was accepted.
+    # uvicorn then closes all connections that it knows. It knows one only some iterations after
+    # the event loop accepted it.
     for _ in range(3):
         await asyncio.sleep(0)
 
 
 @contextmanager
 def _sockets(server: Server) -> Iterator[list[socket.socket]]:
-    """The listening sockets, which stay the event loop's to close."""
+    """The listening sockets. The event loop still owns them and closes them."""
     found = [socket.socket(fileno=one.fileno()) for each in server.servers for one in each.sockets]
     try:
         yield found
@@ -84,8 +84,8 @@ def _sockets(server: Server) -> Iterator[list[socket.socket]]:
             one.detach()
 
 
-def _share(listeners: list[socket.socket]) -> None:
-    """Lets other processes see, by locks, that this one takes connections from the sockets."""
+def _lock_shared(listeners: list[socket.socket]) -> None:
+    """Locks the sockets, to show other processes that this one accepts connections."""
     if sys.platform == "linux":
         for one in listeners:
             with suppress(OSError):
@@ -93,14 +93,14 @@ def _share(listeners: list[socket.socket]) -> None:
 
 
 def _is_last(listener: socket.socket, config: Config) -> bool:
-    """Whether nobody goes on to take connections from the socket when this process stops."""
+    """Whether no other process accepts connections from the socket."""
     if config.fd is not None:
-        return False  # another program has made it, and goes on with it
+        return False  # another program owns the socket and continues to use it
     if config.workers == 1:
         return True
     if sys.platform == "linux":
         with suppress(OSError):
-            # Let go first: of two that stop together, each would wait for the other.
+            # Unlock first: if two processes stop together, neither could get the exclusive lock.
             fcntl.lockf(listener, fcntl.LOCK_UN)
             fcntl.lockf(listener, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -108,9 +108,9 @@ def _is_last(listener: socket.socket, config: Config) -> bool:
 
 
 async def _accept_queued(listeners: list[socket.socket]) -> None:
-    """Returns when the event loop has accepted all connections in the queues."""
+    """Waits until the event loop has accepted all queued connections."""
     for one in listeners:
-        _filter(one, SO_ATTACH_FILTER)
+        _set_filter(one, SO_ATTACH_FILTER)
     await asyncio.sleep(HANDSHAKE_SECONDS)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + MAX_DRAIN_SECONDS
@@ -118,8 +118,8 @@ async def _accept_queued(listeners: list[socket.socket]) -> None:
         await asyncio.sleep(0)
 
 
-def _filter(listener: socket.socket, option: int) -> None:
-    """Attaches or detaches the filter, where there is one."""
+def _set_filter(listener: socket.socket, option: int) -> None:
+    """Attaches or detaches the filter, if the system supports it."""
     if sys.platform == "linux":
         program = struct.pack("HL", len(NO_SYN) // 8, ctypes.addressof(NO_SYN))
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The tables, in pure SQLAlchemy: Alembic imports this with no web framework installed."""
+"""All tables, in SQLAlchemy alone: Alembic imports this without a web framework."""
 
 from typing import Any, Protocol
 
@@ -8,12 +8,12 @@ metadata = sqlalchemy.MetaData()
 
 
 class Row(Protocol):
-    """A row of any table, as either driver gives it; columns are taken by name."""
+    """A row of any table, from either driver. Columns are read by name."""
 
     def __getitem__(self, name: str, /) -> Any: ...
 
 
-# 64 bits on either database; SQLite numbers rows by itself for the type INTEGER only.
+# 64 bits on both databases. SQLite generates ids only for the type INTEGER.
 ID = sqlalchemy.BigInteger().with_variant(sqlalchemy.Integer, "sqlite")
 
 notes = sqlalchemy.Table(
@@ -22,11 +22,11 @@ notes = sqlalchemy.Table(
     sqlalchemy.Column("id", ID, primary_key=True),
     sqlalchemy.Column("text", sqlalchemy.String, nullable=False),
     sqlalchemy.Column("completed", sqlalchemy.Boolean, nullable=False),
-    # The text without regard to case, as Python's str.casefold has it, where the text is not ASCII.
-    # What lower() does with the rest of Unicode depends on the server and its locale.
+    # The text after Python's str.casefold, or NULL if it is ASCII. For other characters the
+    # database's lower() depends on the server and its locale.
     sqlalchemy.Column("folded", sqlalchemy.String),
     sqlalchemy.Index("notes_completed", "completed", "id"),
-    # An id is never given again after its note is deleted, as on PostgreSQL.
+    # The id of a deleted note is not reused, as on PostgreSQL.
     sqlite_autoincrement=True,
 )
 
@@ -34,17 +34,17 @@ notes = sqlalchemy.Table(
 idempotency_keys = sqlalchemy.Table(
     "idempotency_keys",
     metadata,
-    # The client's key; where it is a user's, behind the user's id and a quote.
+    # The client's key. For a user: the user's id, a quote and the client's key.
     sqlalchemy.Column("key", sqlalchemy.String, primary_key=True),
-    # SHA-256 of the request, in hexadecimal digits.
+    # SHA-256 of the request, in hexadecimal.
     sqlalchemy.Column("fingerprint", sqlalchemy.String, nullable=False),
-    # The notes that were stored, as JSON; NULL only within the transaction that stores them.
+    # The first response, as JSON. NULL only within the transaction of the first request.
     sqlalchemy.Column("response", sqlalchemy.String),
     # Seconds since the epoch.
     sqlalchemy.Column("created_at", sqlalchemy.BigInteger, nullable=False, index=True),
 )
 
-# Who may come in where ACCESS is token.
+# The users for ACCESS=token.
 users = sqlalchemy.Table(
     "users",
     metadata,
@@ -54,7 +54,7 @@ users = sqlalchemy.Table(
     sqlalchemy.Column("is_active", sqlalchemy.Boolean, nullable=False),
     # Seconds since the epoch.
     sqlalchemy.Column("created_at", sqlalchemy.BigInteger, nullable=False),
-    # SHA-256 of the user's token, in hexadecimal digits; the token itself is kept nowhere.
+    # SHA-256 of the user's token, in hexadecimal. The token itself is not stored.
     sqlalchemy.Column("token_sha256", sqlalchemy.String(64), nullable=False, unique=True),
     sqlalchemy.CheckConstraint("username = lower(username)", name="users_username_lower"),
     sqlite_autoincrement=True,
