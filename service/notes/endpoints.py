@@ -1,4 +1,4 @@
-"""The operations on notes: each parses its request, calls a query, and responds."""
+"""The operations on notes. Each parses its request, calls a query, and responds."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
@@ -36,14 +36,14 @@ async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
 
 
 get_note = coalesce(_get_notes, max_batch=1_000, observe=metrics.batch("get_notes"))
-# The bodies of a hundred creates, each as large as MAX_BODY_BYTES, still fit into one statement.
+# A hundred notes, each of MAX_BODY_BYTES, still fit into one statement.
 insert_note = coalesce(queries.insert_notes, max_batch=100, observe=metrics.batch("insert_notes"))
 
 
-# Checking a query takes half as long as all the rest of a listing, and few are asked for often.
+# Cached: validation costs half as much as the rest of a listing, and few queries are frequent.
 @lru_cache(1000)
 def _page_request(query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
-    """What the query of a listing asks for, and whether that is a page of limited length."""
+    """The page that a query string requests, and whether the query has a limit."""
     query = load(listing_query.load, dict(QueryParams(query_string)), "query")
     selection = Selection(query["order"] == "desc", query["completed"], query["q"])
     limit = query["limit"]
@@ -55,7 +55,7 @@ def _page_request(query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]
 async def read_notes(request: Request) -> Response:
     ndjson = preferences.wants_ndjson(request)
     query_string = request.scope["query_string"]
-    # Long ones would fill the memory.
+    # Long query strings would fill the cache's memory.
     read = _page_request if len(query_string) < 200 else _page_request.__wrapped__
     page_request, is_limited = read(query_string, ndjson)
     kind = NDJSON if ndjson else "application/json"
@@ -72,10 +72,6 @@ def _encode(note: Row) -> bytes:
 
 def _tag(note: Row) -> str:
     return conditions.etag(_encode(note))
-
-
-def _encode_all(new: Sequence[Row]) -> bytes:
-    return orjson.dumps(dump(new))
 
 
 async def create_note(request: Request) -> Response:
@@ -107,7 +103,7 @@ async def create_notes(request: Request) -> Response:
     new = await load_all(load_note, values, MAX_BATCH, "body")
 
     async def store(run: Run = fetch) -> bytes:
-        return _encode_all(await queries.insert_notes(new, run))
+        return orjson.dumps(dump(await queries.insert_notes(new, run)))
 
     if "idempotency-key" in request.headers:
         stored = await idempotency.store_once(request, body, store)

@@ -1,4 +1,4 @@
-"""Pages of notes, encoded once for all who want the same one, and listings made of them."""
+"""Pages of notes, and listings in many pages. Concurrent callers share an encoded page."""
 
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
@@ -17,7 +17,7 @@ dump = compile_dump(note_out)
 
 
 class PageRequest(NamedTuple):
-    """What a page of a listing depends on; `ndjson` is for NDJSON."""
+    """All that identifies a page. `ndjson` means NDJSON instead of JSON."""
 
     selection: Selection
     after: int | None
@@ -26,7 +26,7 @@ class PageRequest(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Some notes in a row, and the id to go on after; None at the end."""
+    """Encoded notes, and the last id if more notes follow."""
 
     body: bytes
     after: int | None
@@ -47,7 +47,7 @@ read_page = coalesce(
 
 
 async def stream(request: PageRequest, page: Page) -> AsyncGenerator[bytes | memoryview, None]:
-    """All notes of a listing, from its first page on; views of bodies, as copies may be large."""
+    """All notes of a listing, from its first page. Yields views, because copies may be large."""
     yield page.body if request.ndjson else memoryview(page.body)[:-1]
     while page.after is not None:
         page = await read_page(request._replace(after=page.after))

@@ -1,4 +1,4 @@
-"""What can be done with notes: one operation each, no HTTP in sight."""
+"""The queries on notes, without HTTP."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -14,18 +14,18 @@ from service.schemas.fields import MAX_ID
 from service.tables import Row, notes
 
 PAGE_LENGTH = 1000
-# Notes can be as large as MAX_BODY_BYTES, and a page has to fit into memory. A page that would have
-# more bytes of text than MAX_PAGE_BYTES has SHORT_PAGE_LENGTH notes at most.
+# A note may have MAX_BODY_BYTES, and a page has to fit into memory. If the texts of a page exceed
+# MAX_PAGE_BYTES, the page has at most SHORT_PAGE_LENGTH notes.
 MAX_PAGE_BYTES = 2_000_000
 SHORT_PAGE_LENGTH = 17
 
-# A note's columns as clients get them, and the names of those whose values clients give.
+# The columns that clients get, and the names of the columns that clients give.
 COLUMNS = [dialect.shown(notes.c[name]) for name in note_out.dump_fields]
 GIVEN = list(note_in.load_fields)
 
 
 class Selection(NamedTuple):
-    """Which notes a listing has, and in which order."""
+    """The filters and the order of a listing."""
 
     descending: bool = False
     completed: bool | None = None
@@ -33,7 +33,7 @@ class Selection(NamedTuple):
 
 
 def fold(text: str) -> str | None:
-    """What the column `folded` keeps of a text: nothing where ASCII's lower() does as well."""
+    """The value of the column `folded`: None for ASCII, where lower() gives the same."""
     return None if text.isascii() else text.casefold()
 
 
@@ -53,7 +53,7 @@ def _page(descending: bool, by_completed: bool, by_text: bool) -> Operation:
 
 
 _THIS = notes.c.id == bindparam("note_id", type_=BigInteger)
-# The note is still what :old_... say.
+# The note still has the values :old_...
 _SAME = [
     dialect.compared(notes.c[name]).is_not_distinct_from(
         bindparam(f"old_{name}", type_=notes.c[name].type)
@@ -64,7 +64,7 @@ _SAME = [
 
 @cache
 def _update(names: tuple[str, ...], conditional: bool) -> Operation:
-    """Changes the values that are given; a statement that gives none changes nothing."""
+    """The update of some values, possibly none."""
     given = [*names, "folded"] if "text" in names else names
     values: dict[str, ColumnElement[Any]] = {
         name: bindparam(f"new_{name}", type_=notes.c[name].type) for name in given
@@ -86,9 +86,9 @@ async def list_notes(
     after: int | None = None,
     limit: int = PAGE_LENGTH,
 ) -> tuple[Sequence[Row], bool]:
-    """The selection's notes behind an id, and whether there are others behind these.
+    """The notes of a selection after an id, and whether more notes follow.
 
-    They are as many as `limit` unless there are fewer or they are very large.
+    There are fewer than `limit` only at the end, or if the notes are very large.
     """
     if after is None:
         after = MAX_ID + 1 if selection.descending else 0
@@ -98,23 +98,20 @@ async def list_notes(
     if len(rows) > limit:
         return rows[:limit], True
     if len(rows) == SHORT_PAGE_LENGTH:
-        # Either there are no more, or they would have been too large.
+        # Either this is the end, or more notes would be too large.
         after = rows[-1]["id"]
         return rows, bool(await fetch(statement, after=after, limit=1, **chosen))
     return rows, False
 
 
 async def get_notes(ids: Iterable[int]) -> dict[int, Row]:
-    """Those of the notes that there are, by id."""
+    """The existing notes with these ids, by id."""
     rows = await fetch(_BY_IDS, ids=list(ids))
     return {row["id"]: row for row in rows}
 
 
 async def insert_notes(new: Sequence[Mapping[str, Any]], run: Run = fetch) -> Sequence[Row]:
-    """Stores notes, each with all values but the id: all or none.
-
-    Gives them with their ids, which rise in the order given.
-    """
+    """Stores all of the notes or none. Returns them with ids, which ascend in the given order."""
     new = [{**note, "folded": fold(note["text"])} for note in new]
     rows = await run(_INSERT, rows=new)
     return sorted(rows, key=lambda row: row["id"])
@@ -123,7 +120,7 @@ async def insert_notes(new: Sequence[Mapping[str, Any]], run: Run = fetch) -> Se
 async def update_note(
     note_id: int, changes: Mapping[str, Any], old: Row | None = None
 ) -> Row | None:
-    """Changes the values given; None if there is no such note, or it is no longer as `old`."""
+    """Updates a note; None if there is no such note, or it differs from `old`."""
     values = {f"new_{name}": value for name, value in changes.items()}
     if "text" in changes:
         values["new_folded"] = fold(changes["text"])
@@ -133,7 +130,7 @@ async def update_note(
 
 
 async def delete_note(note_id: int, old: Row | None = None) -> bool:
-    """Whether there was such a note, still as `old` where that is given."""
+    """Deletes a note; False if there is no such note, or it differs from `old`."""
     return bool(await fetch(_DELETE[old is not None], note_id=note_id, **_old(old)))
 
 

@@ -1,4 +1,4 @@
-"""The one place where the shape of notes and of a listing's query is written."""
+"""The shape of notes and of a listing's query."""
 
 from marshmallow import fields
 
@@ -6,8 +6,8 @@ from service.schemas.fields import MAX_ID, Boolean, Choice, Input, Integer, Quer
 
 MAX_PAGE = 1000
 MAX_BATCH = 1000
-# PostgreSQL can't break off the search of one note, which takes as long as the note's length times
-# this: up to two seconds for a note of 1 MB.
+# PostgreSQL can't interrupt the search in one note. Its duration grows with the note's length times
+# this: up to two seconds for 1 MB.
 MAX_Q = 200
 
 
@@ -22,7 +22,7 @@ class Note(NoteIn):
     """A note as clients get it."""
 
     class Meta:
-        # Inherited fields come first otherwise.
+        # Without this, inherited fields come first.
         fields = ("id", *NoteIn._declared_fields)
 
     id = fields.Integer(required=True)

@@ -1,4 +1,4 @@
-"""marshmallow fields that read input as pydantic does, name errors as it does, and write times."""
+"""marshmallow fields that read input, and name errors, as pydantic does."""
 
 import math
 import re
@@ -7,20 +7,20 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
-# The largest integer that JSON's readers take exactly (RFC 8259, section 6).
+# The largest integer that all JSON parsers read exactly (RFC 8259, section 6).
 MAX_ID = 2**53 - 1
 
-# What pydantic takes for a boolean in text, in any case.
+# Texts that pydantic reads as a boolean, in upper or lower case.
 BOOLEANS = {
     **dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True),
     **dict.fromkeys(("0", "off", "f", "false", "n", "no"), False),
 }
-# As many digits as Python reads.
+# int() reads at most 4300 digits.
 INTEGER = re.compile(r"[+-]?[0-9]{1,4300}")
 
 
 def is_unicode(value: str) -> bool:
-    """False where a lone surrogate keeps the text from being encoded."""
+    """False for a text with a lone surrogate, which UTF-8 can't encode."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -29,7 +29,7 @@ def is_unicode(value: str) -> bool:
 
 
 class Text(fields.String):
-    """Text that every database can store: any Unicode but NUL and lone surrogates."""
+    """A text that every database can store: any Unicode except NUL and lone surrogates."""
 
     default_error_messages = {
         "required": "missing",
@@ -71,19 +71,19 @@ class Boolean(fields.Boolean):
         raise self.make_error("invalid")
 
     def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> bool:
-        # SQLite keeps booleans as integers.
+        # SQLite stores booleans as integers.
         return bool(value)
 
     @staticmethod
     def _is_integer(value: Any) -> bool:
-        """Whether pydantic sees a number of 64 bits, which names another error."""
+        """Whether pydantic reads an integer of 64 bits, for which the error is another."""
         if isinstance(value, int):
             return -(2**63) <= value < 2**63
         return isinstance(value, float) and value.is_integer() and abs(value) < 2**63
 
 
 class Integer(fields.Integer):
-    """An integer as pydantic reads it in its lax mode, within bounds; by default of 32 bits."""
+    """An integer as pydantic reads it in its lax mode, from `ge` to `le`."""
 
     default_error_messages = {"required": "missing", "null": "int_type", "invalid": "int_type"}
 
@@ -114,7 +114,7 @@ class Integer(fields.Integer):
 
 
 class Date(fields.Date):
-    """A day, written as YYYY-MM-DD (RFC 3339, full-date)."""
+    """A date as YYYY-MM-DD (RFC 3339, full-date)."""
 
     default_error_messages = {"required": "missing", "null": "date_type", "invalid": "date_type"}
 
@@ -128,7 +128,7 @@ class Date(fields.Date):
 
 
 class QueryText(Text):
-    """A text in a query string, of at most so many characters."""
+    """A text in a query string, of at most `max_length` characters."""
 
     def __init__(self, max_length: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -141,7 +141,7 @@ class QueryText(Text):
 
 
 class Choice(fields.String):
-    """One of some words."""
+    """One of some fixed words."""
 
     def __init__(self, *choices: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -162,7 +162,7 @@ class Timestamp(fields.DateTime):
 
 
 class Input(Schema):
-    """Input of any kind: unknown keys are dropped, as FastAPI does."""
+    """The base of all input schemas. It drops unknown keys, as FastAPI does."""
 
     error_messages = {"type": "model_attributes_type"}
 

@@ -1,4 +1,4 @@
-"""Work that would keep the event loop for long, in slices between which others' work goes on."""
+"""Runs long work in slices, so that it doesn't block the event loop."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ SLICE_SECONDS = 0.003
 async def in_slices(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """The function's results for the items.
 
-    The event loop is kept for SLICE_SECONDS at a time, and for as long as one call takes.
+    Blocks the event loop for at most SLICE_SECONDS and one call at a time.
     """
     results = []
     began = time.perf_counter()

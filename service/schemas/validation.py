@@ -1,7 +1,7 @@
-"""Input through marshmallow; what is wrong with it in FastAPI's words.
+"""Loads input with marshmallow, and describes errors in FastAPI's words.
 
-The messages of the schemas' fields are the type names of FastAPI's validation errors; a message
-with details is a dictionary with `type` and the details.
+The fields' messages are the type names of FastAPI's validation errors. A message with details is a
+dictionary of `type` and the details.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ Loc = tuple[str | int, ...]
 
 
 class InvalidInput(Exception):
-    """What a 422 tells: errors in FastAPI's shape."""
+    """The errors for a 422, in FastAPI's shape."""
 
     def __init__(self, *errors: dict[str, Any]) -> None:
         super().__init__(errors)
@@ -55,7 +55,7 @@ class InvalidInput(Exception):
 
 
 def describe(message: str | dict[str, Any], loc: Loc, value: Any) -> dict[str, Any]:
-    """One error as FastAPI words it; a message of marshmallow's own keeps its words."""
+    """One error in FastAPI's words. A message of marshmallow stays as it is."""
     details = dict(message) if isinstance(message, dict) else {"type": message}
     type_name = details.pop("type")
     text = MESSAGES.get(type_name)
@@ -66,18 +66,18 @@ def describe(message: str | dict[str, Any], loc: Loc, value: Any) -> dict[str, A
 
 
 def load(deserialize: Callable[[Any], Any], data: Any, *loc: str) -> Any:
-    """The data as a schema's `load` has it; InvalidInput with all its errors, in fields' order."""
+    """Loads the data. Raises InvalidInput with all errors, in the order of the fields."""
     try:
         return deserialize(data)
     except ValidationError as error:
-        # Its traceback leads to marshmallow's frames, which hold the error and all of the data.
+        # The traceback's frames in marshmallow hold the error and the data: a reference cycle.
         raise InvalidInput(*_walk(error.messages, data, loc)) from error.with_traceback(None)
 
 
 async def load_all(deserialize: Callable[[Any], Any], data: Any, most: int, *loc: str) -> list[Any]:
-    """An array's items as a schema's `load` has them; InvalidInput with the errors of all items.
+    """Loads the items of an array. Raises InvalidInput with the errors of all items.
 
-    Of an array that is none, is empty or has more than `most` items, that is the only error.
+    If the data is not an array, is empty or has more than `most` items, this is the only error.
     """
     if not isinstance(data, list):
         raise InvalidInput(describe("list_type", loc, data))
@@ -103,7 +103,7 @@ async def load_all(deserialize: Callable[[Any], Any], data: Any, most: int, *loc
 
 
 def _walk(messages: Any, data: Any, loc: Loc) -> Iterator[dict[str, Any]]:
-    """marshmallow's messages are nested as the data is."""
+    """Finds all errors. marshmallow's messages have the same nesting as the data."""
     if isinstance(messages, list):
         for message in messages:
             yield describe(message, loc, data)

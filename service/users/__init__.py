@@ -1,4 +1,4 @@
-"""Users: what can be done with them, without any web framework."""
+"""Users. An import of this package loads no web framework."""
 
 from service.users.queries import get_user
 

@@ -1,4 +1,4 @@
-"""Access for users alone, where ACCESS is token: requests need a user's token (RFC 6750)."""
+"""Access with ACCESS=token: a request needs the token of an active user (RFC 6750)."""
 
 import asyncio
 import logging
@@ -23,16 +23,15 @@ CAPACITY = 10_000
 
 
 class TokenMemory:
-    """The active users of tokens; at most `capacity` of them, for some seconds each.
+    """A cache of active users by their token's digest: at most `capacity`, each for `seconds`.
 
-    Lookups are by digests alone, whose bytes nobody can choose, so the time that they take tells
-    nothing.
+    A lookup compares only digests. Clients can't choose a digest, so timing reveals nothing.
     """
 
     def __init__(self, seconds: float, capacity: int) -> None:
         self._seconds = seconds
         self._capacity = capacity
-        # By digest: the user, and until when it is remembered.
+        # By digest: the user, and the time of expiry.
         self._users: dict[str, tuple[Row, float]] = {}
         self._ask = coalesce(self._ask_all, max_batch=1_000, observe=metrics.batch("get_active"))
 
@@ -40,12 +39,12 @@ class TokenMemory:
         return len(self._users)
 
     async def find(self, digest: str) -> Row | None:
-        """The active user, with `id` and `username`, whose token has this digest."""
+        """The active user whose token has this digest: `id` and `username`."""
         user, until = self._users.get(digest, (None, 0.0))
         return user if until > time.monotonic() else await self._ask(digest)
 
     async def _ask_all(self, digests: list[str]) -> list[Row | None]:
-        # The time starts before the query, so a token that is revoked meanwhile gains none.
+        # The lifetime starts before the query, so a token that is revoked meanwhile gains no time.
         until = time.monotonic() + self._seconds
         active = await queries.get_active(set(digests))
         if len(self._users) + len(active) > self._capacity:
@@ -58,7 +57,7 @@ memory = TokenMemory(ACCESS_CACHE_SECONDS, CAPACITY)
 
 
 class Guard:
-    """Lets only users through to an app, as `user` of the scope; HTTPException 401 for others."""
+    """Puts the user into the scope as `user`. Raises HTTPException 401 without a valid token."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -75,7 +74,7 @@ class Guard:
 
 @asynccontextmanager
 async def hinting() -> AsyncIterator[None]:
-    """Logs meanwhile how to add a user, where one is needed and there is none."""
+    """Logs how to add a user, if ACCESS=token and there is none."""
     hint = asyncio.create_task(_hint())
     try:
         yield

@@ -1,4 +1,4 @@
-"""Parse, call `users`, respond."""
+"""The operations on users. Each parses its request, calls a query, and responds."""
 
 import orjson
 from starlette.exceptions import HTTPException

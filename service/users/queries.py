@@ -1,4 +1,4 @@
-"""What can be done with users: one operation each, no HTTP in sight."""
+"""The queries on users, without HTTP."""
 
 import hashlib
 import re
@@ -13,11 +13,11 @@ from service.database.statements import fetch
 from service.tables import Row, users
 from service.users.schemas import MAX_USERNAME
 
-# What the world may know of a user.
+# All columns except the digest of the token.
 COLUMNS = [users.c.id, users.c.username, users.c.is_active, users.c.created_at]
 
 PREFIX = "notes_"
-# 32 bytes in URL-safe Base64.
+# A token contains 32 bytes in URL-safe Base64.
 _is_token = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43}}").fullmatch
 _is_username = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_USERNAME}}}").fullmatch
 
@@ -51,7 +51,7 @@ _ACTIVE = dialect.prepare(
 
 
 def normalize(username: str) -> str | None:
-    """The username in lower case, as it is stored; None for what can't be one."""
+    """The username in lower case, as it is stored; None if it is invalid."""
     return username.lower() if _is_username(username) else None
 
 
@@ -60,18 +60,18 @@ def new_token() -> str:
 
 
 def digest(token: str) -> str | None:
-    """What is stored of a token; None for what can't be one."""
+    """The stored digest of a token; None if the token is invalid."""
     return hashlib.sha256(token.encode()).hexdigest() if _is_token(token) else None
 
 
 async def get_user(username: str) -> Row | None:
-    """The user with this name, in upper or lower case, without the token's digest."""
+    """The user with this name, in upper or lower case, if there is one."""
     rows = await fetch(_BY_NAME, name=normalize(username))
     return rows[0] if rows else None
 
 
 async def list_users() -> Sequence[Row]:
-    """All users, by name."""
+    """All users, in the order of their names."""
     return await fetch(_ALL)
 
 
@@ -81,7 +81,7 @@ async def has_users() -> bool:
 
 
 async def add_user(username: str, token: str) -> Row | None:
-    """Stores an active user; None if there is one with this name, ValueError for no username."""
+    """Stores an active user. None if the name exists; ValueError if it is invalid."""
     name = normalize(username)
     if name is None:
         raise ValueError(f"{username!r} is no username")
@@ -90,23 +90,23 @@ async def add_user(username: str, token: str) -> Row | None:
 
 
 async def set_active(username: str, active: bool) -> Row | None:
-    """Lets a user in or no longer; None if there is no such user."""
+    """Activates or deactivates a user; None if there is no such user."""
     rows = await fetch(_SET_ACTIVE, name=normalize(username), active=active)
     return rows[0] if rows else None
 
 
 async def set_token(username: str, token: str) -> Row | None:
-    """Gives a user another token instead of the old one; None if there is no such user."""
+    """Replaces a user's token; None if there is no such user."""
     rows = await fetch(_SET_TOKEN, name=normalize(username), digest=digest(token))
     return rows[0] if rows else None
 
 
 async def remove_user(username: str) -> bool:
-    """Removes a user for good; gives whether there was such a user."""
+    """Deletes a user; False if there was no such user."""
     return bool(await fetch(_DELETE, name=normalize(username)))
 
 
 async def get_active(digests: Iterable[str]) -> dict[str, Row]:
-    """The active users of tokens with these digests, by digest; `id` and `username` of each."""
+    """The active users by their token's digest, with `id` and `username`."""
     rows = await fetch(_ACTIVE, digests=list(digests))
     return {row["token_sha256"]: row for row in rows}

@@ -1,4 +1,4 @@
-"""The one place where the shape of users is written."""
+"""The shape of users."""
 
 from marshmallow import Schema, fields
 

@@ -1,4 +1,4 @@
-"""One logfmt line a request on stdout."""
+"""The access log: one logfmt line for each request, on stdout."""
 
 import asyncio
 import json
@@ -10,13 +10,12 @@ from starlette.types import Scope
 from service.settings import ACCESS
 
 FLUSH_SECONDS = 0.2
-# A line that is longer doesn't wait for others, as many of them would fill the memory.
-LONG = 1000
+# A longer line is written at once, because many of them would fill the memory.
+LONG_LINE = 1000
 
 _lines: list[str] = []
 
-
-# What logfmt takes without quotes: visible ASCII but for these three.
+# logfmt needs no quotes for visible ASCII without ", = and \.
 _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 
 
@@ -25,20 +24,20 @@ def _quote(value: str) -> str:
 
 
 def write(scope: Scope, status: int, seconds: float, size: int, request_id: bytes) -> None:
-    """Writes a request's line soon; one system call serves many lines."""
+    """Writes a request's line within FLUSH_SECONDS; one system call writes many lines."""
     path = _quote(scope["raw_path"].decode("latin-1"))
-    # A name that a proxy gave, which may be anything.
+    # X-Forwarded-For may contain any text.
     client = _quote(scope["client"][0]) if scope["client"] else ""
     user = ""
     if ACCESS == "token":
-        # Empty for a request without a user; a username needs no quotes.
+        # Empty without a user. A username needs no quotes.
         user = f" user={scope['user']['username'] if 'user' in scope else ''}"
     line = (
         f"method={scope['method']} path={path} status={status} duration_ms={seconds * 1e3:.1f}"
         f" bytes={size} request_id={request_id.decode()} fwd={client}{user}\n"
     )
     _lines.append(line)
-    if len(line) > LONG:
+    if len(line) > LONG_LINE:
         flush()
     elif len(_lines) == 1:
         asyncio.get_running_loop().call_later(FLUSH_SECONDS, flush)

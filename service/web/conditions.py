@@ -20,7 +20,7 @@ _TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|$))*")
 
 
 def etag(body: bytes) -> str:
-    """A strong entity tag: the same for the same bytes and, as good as ever, no others."""
+    """A strong entity tag: a hash of the bytes."""
     return f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
 
 
@@ -32,9 +32,9 @@ def is_conditional(request: Request) -> bool:
 
 
 def check(request: Request, tag: str) -> None:
-    """Evaluates the conditions on a representation that there is (RFC 9110, section 13.2.2).
+    """Evaluates the conditions for an existing item with this tag (RFC 9110, section 13.2.2).
 
-    Raises HTTPException 412, or 304 for a GET or HEAD whose client has it already.
+    Raises HTTPException 412, or 304 for a GET or HEAD if the client has the same item.
     """
     if "if-match" in request.headers and not _names(request, "if-match", tag, weak=False):
         raise HTTPException(412)
@@ -45,7 +45,7 @@ def check(request: Request, tag: str) -> None:
 
 
 def _names(request: Request, header: str, tag: str, weak: bool) -> bool:
-    """Whether the header is `*` or lists the tag; garbage lists nothing."""
+    """Whether the header is `*` or lists the tag. An invalid header lists nothing."""
     value = ", ".join(request.headers.getlist(header)).strip()
     if value == "*":
         return True
@@ -60,11 +60,11 @@ async def write(
     tag: Callable[[Item], str],
     act: Callable[[Item | None], Awaitable[Result | None]],
 ) -> Result:
-    """Gives what `act` does to an item under the request's conditions; HTTPException 404 or 412.
+    """Writes an item under the request's conditions; raises HTTPException 404 or 412.
 
-    `find` reads the item and `tag` gives its entity tag. Where the request has conditions, `act`
-    gets the item that meets them, and gives nothing if the item has changed since. So one of two
-    clients with the same condition wins, and no lock is held in between.
+    `find` reads the item, `tag` makes its entity tag, and `act` writes it. With conditions, `act`
+    gets the item that meets them. It returns nothing if the item changed meanwhile; then this
+    reads the item again. So of two clients with the same condition one wins, without a lock.
     """
     if not is_conditional(request):
         done = await act(None)
@@ -81,7 +81,7 @@ async def write(
 
 
 def answer(request: Request, body: bytes) -> Response:
-    """The item that a GET asks for, with its entity tag, under the request's conditions."""
+    """The answer to a GET under the request's conditions, with an entity tag."""
     tag = etag(body)
     if is_conditional(request):
         check(request, tag)

@@ -1,4 +1,4 @@
-"""Cross-origin requests: which pages of other origins may call the service."""
+"""Cross-origin requests (CORS)."""
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -8,24 +8,20 @@ from starlette.types import ASGIApp
 from service.settings import CORS_ORIGINS
 from service.web.errors import error_response
 
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+EXPOSED_HEADERS = ["ETag", "Link", "Location", "Preference-Applied", "Retry-After", "X-Request-ID"]
+
 
 class CORS(CORSMiddleware):
-    """Lets the pages of CORS_ORIGINS call; a preflight that it refuses is JSON, as all errors."""
+    """Allows the origins of CORS_ORIGINS. A refused preflight is JSON, like every error."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(
             app,
             allow_origins=CORS_ORIGINS,
-            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_methods=METHODS,
             allow_headers=["*"],
-            expose_headers=[
-                "ETag",
-                "Link",
-                "Location",
-                "Preference-Applied",
-                "Retry-After",
-                "X-Request-ID",
-            ],
+            expose_headers=EXPOSED_HEADERS,
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:

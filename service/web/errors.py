@@ -1,4 +1,4 @@
-"""Exceptions to JSON, in one place: every error body is `{"detail": …}`."""
+"""Exceptions to responses. Every error body is `{"detail": …}`."""
 
 import json
 import logging
@@ -37,10 +37,10 @@ def _response(detail: bytes, status_code: int, headers: Mapping[str, str] | None
 
 
 def _encode(value: Any) -> bytes:
-    """JSON, whatever a client's JSON may have put into the value.
+    """JSON for any value that a client's JSON can contain.
 
-    NaN and the infinities become null, as JSON has no word for them; lone surrogates become
-    U+FFFD, as UTF-8 has none.
+    NaN and the infinities become null, because JSON lacks them. Lone surrogates become U+FFFD,
+    because UTF-8 lacks them.
     """
     try:
         text = _dumps(value, allow_nan=False)
@@ -53,8 +53,8 @@ def _encode(value: Any) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-async def _tell(errors: Sequence[dict[str, Any]]) -> Response:
-    """The 422 with these errors, of which each may be as large as a body."""
+async def _invalid_input_response(errors: Sequence[dict[str, Any]]) -> Response:
+    """The 422. It is made in slices, because each error may be as large as a body."""
     try:
         encoded = await in_slices(_encode, errors)
     except RecursionError:
@@ -63,7 +63,7 @@ async def _tell(errors: Sequence[dict[str, Any]]) -> Response:
 
 
 def _log(error: DatabaseUnavailable) -> None:
-    """Logs trouble with the database, of which each query tells, once a second."""
+    """Logs the error at most once a second, because every query may raise one."""
     global _logged_at
     now = time.monotonic()
     if now - _logged_at >= LOG_SECONDS:
@@ -72,16 +72,16 @@ def _log(error: DatabaseUnavailable) -> None:
 
 
 async def answer(error: Exception) -> Response | None:
-    """The response that tells an exception; None for a defect of this service."""
+    """The response for an exception; None for a defect of this service."""
     match error:
         case InvalidInput():
-            return await _tell(error.errors)
+            return await _invalid_input_response(error.errors)
         case HTTPException(status_code=304):
             return Response(status_code=304, headers=error.headers)
         case HTTPException():
             return error_response(error.detail, error.status_code, error.headers)
         case ClientDisconnect():
-            # Nobody is there to read it, but the log wants no traceback for what is no defect.
+            # No client reads this. It keeps a traceback out of the log, as this is no defect.
             return error_response("Client disconnected", 400)
         case DatabaseUnavailable():
             _log(error)

@@ -1,6 +1,6 @@
-"""What every request passes first: limits, deadline, request id, log line, metrics, errors.
+"""The outermost layer: limits, deadline, request id, access log, metrics and errors.
 
-One plain ASGI class around the whole application, as each layer costs every request.
+It is one plain ASGI class, because each layer costs every request.
 """
 
 import asyncio
@@ -33,29 +33,29 @@ from service.web.errors import RETRY, error_response
 
 logger = logging.getLogger("service")
 
-# What routers send and take; another value is replaced.
+# Routers send and accept these ids. Any other value is replaced.
 _is_request_id = re.compile(rb"[A-Za-z0-9+/=-]{20,200}").fullmatch
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
-# Random for the process; a counter makes the rest, as a system call for each would cost more.
+# An id is a random prefix of the process and a counter: cheaper than random bytes for each.
 _ID_PREFIX = os.urandom(10).hex().encode()
 _ids = itertools.count()
 _CLOSE = {"Connection": "close"}
-# A body over so many bytes goes out in parts, each of which waits for its client.
-_LARGE = 65_536
-_PART = 131_072
+# A larger body is sent in parts. Each part waits until the client has read the previous one.
+_LARGE_BYTES = 65_536
+_PART_BYTES = 131_072
 
 
 class ServiceMiddleware:
-    """The outermost ASGI application; `wrap` is the middleware around `app` and around errors.
+    """The outermost ASGI application. `wrap` puts the other middleware around `app` and errors.
 
-    Answers what the application raises, so that Starlette's own layers for that, whose wrappers
-    around `send` cost each request, are not needed.
+    It also answers exceptions. It replaces Starlette's two layers for this, because each wraps
+    `send` at every request.
     """
 
     def __init__(self, app: ASGIApp, wrap: Callable[[ASGIApp], ASGIApp]) -> None:
         self.app = wrap(app)
         self.wrap = wrap
-        # By when each request under way has to get on.
+        # The deadline of each active request, by `time.perf_counter`.
         self.deadlines: dict[asyncio.Task[None], float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +68,7 @@ class ServiceMiddleware:
         task = asyncio.current_task()
         assert task is not None
 
-        # No coroutine of its own, as that would cost each message some more.
+        # Not a coroutine, because this would cost more for each message.
         def count(message: Message) -> Awaitable[None]:
             nonlocal status, size
             if message["type"] == "http.response.start":
@@ -77,15 +77,15 @@ class ServiceMiddleware:
                 headers.append(_NOSNIFF)
                 headers.append((b"x-request-id", request_id))
                 if SERVER_TIMING:
-                    passed = (time.perf_counter() - began) * 1000
-                    headers.append((b"server-timing", b"app;dur=%.1f" % passed))
+                    elapsed = (time.perf_counter() - began) * 1000
+                    headers.append((b"server-timing", b"app;dur=%.1f" % elapsed))
             else:
                 length = len(message["body"])
                 size += length
-                if length > _LARGE:
+                if length > _LARGE_BYTES:
                     return self._send_in_parts(message, send, task)
                 if "more_body" in message:
-                    # A long answer may take as long as its client keeps reading it.
+                    # A stream may take as long as the client reads it.
                     self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
             return send(message)
 
@@ -102,18 +102,17 @@ class ServiceMiddleware:
                 if response is None:
                     logger.exception("request_id=%s", request_id.decode())
                     response = error_response("Internal Server Error", 500)
-            # Not within `except`: while a client takes its answer, the error, which may hold all
-            # that the client sent, is gone.
+            # Outside of `except`: the error may hold the request's body, and must be freed before
+            # a slow client reads the response.
             if response is not None and not status:
                 await self.wrap(response)(scope, receive, count)
         except asyncio.CancelledError:
-            # By the deadline, or at the end of the grace of a shutdown. An answer that has begun
-            # is broken off.
+            # The deadline has elapsed, or the grace period of the shutdown has ended.
             task.uncancel()
             if status:
                 await _abort(scope)
             else:
-                await self.wrap(_late(scope))(scope, receive, count)
+                await self.wrap(_timeout_response(scope))(scope, receive, count)
         finally:
             del self.deadlines[task]
             seconds = time.perf_counter() - began
@@ -124,31 +123,31 @@ class ServiceMiddleware:
                 access_log.write(scope, status, seconds, size, request_id)
 
     async def _send_in_parts(self, message: Message, send: Send, task: asyncio.Task[None]) -> None:
-        """Sends a large body; at the end of an answer, returns when the transport has none of it.
+        """Sends a large body. After the last part it waits until the transport's buffer is empty.
 
-        Before that the request is under way, so that its deadline and MAX_REQUESTS bound the memory
-        of bodies that clients don't take.
+        Until then the request is active. So its deadline and MAX_REQUESTS limit the memory of
+        bodies that clients don't read.
         """
         body = message["body"]
-        for start in range(0, len(body), _PART):
-            # A slice, so that the transport doesn't hold the whole body.
-            part = bytes(body[start : start + _PART])
+        for start in range(0, len(body), _PART_BYTES):
+            # A copy, so that the transport doesn't keep the whole body.
+            part = bytes(body[start : start + _PART_BYTES])
             self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
             await send({"type": "http.response.body", "body": part, "more_body": True})
         if not message.get("more_body", False):
-            # `send` first waits until the client has taken the parts before.
+            # `send` first waits until the client has read the previous parts.
             self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
             await send({"type": "http.response.body", "body": b""})
 
     async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            async with self._watched():
-                await self.app(scope, receive, _told(send))
+            async with self._running():
+                await self.app(scope, receive, _shorten_startup_error(send))
         else:
             await self.app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
-        """The answer to a request that shall not reach the application; health checks always do."""
+        """The response that refuses a request, if any. Health checks are never refused."""
         if scope["path"].startswith("/health/"):
             return None
         if len(self.deadlines) >= MAX_REQUESTS:
@@ -160,8 +159,8 @@ class ServiceMiddleware:
         return None
 
     @asynccontextmanager
-    async def _watched(self) -> AsyncIterator[None]:
-        watch = asyncio.create_task(self._watch())
+    async def _running(self) -> AsyncIterator[None]:
+        watch = asyncio.create_task(self._cancel_overdue())
         try:
             yield
         finally:
@@ -169,8 +168,8 @@ class ServiceMiddleware:
             access_log.flush()
             metrics.end()
 
-    async def _watch(self) -> None:
-        """Ends requests whose deadline has passed; a timer for each would cost each of them."""
+    async def _cancel_overdue(self) -> None:
+        """Cancels overdue requests. This costs less than a timer for each request."""
         while True:
             await asyncio.sleep(min(1.0, REQUEST_TIMEOUT / 4))
             now = time.perf_counter()
@@ -180,19 +179,19 @@ class ServiceMiddleware:
                     task.cancel()
 
 
-def _told(send: Send) -> Send:
-    """Tells in one line why the service can't start, where the reason is known."""
+def _shorten_startup_error(send: Send) -> Send:
+    """Shortens a known error at startup to one line."""
 
-    async def tell(message: Message) -> None:
+    async def send_short(message: Message) -> None:
         error = sys.exception()
         if message["type"] == "lifespan.startup.failed" and isinstance(
             error, sqlite3.DatabaseError
         ):
-            # Starlette gives a traceback.
+            # Starlette's message is a traceback.
             message["message"] = f"The database can't be used: {error}"
         await send(message)
 
-    return tell
+    return send_short
 
 
 def _request_id(scope: Scope) -> bytes:
@@ -203,21 +202,21 @@ def _request_id(scope: Scope) -> bytes:
 
 
 async def _abort(scope: Scope) -> None:
-    """Ends the connection at once; to close it would wait until the client takes what is sent."""
+    """Aborts the connection. Closing it would wait for the client to read all data."""
     if "extensions" in scope:
         scope["extensions"]["service.abort"]()
-        # Until the server has taken note; it would log an answer that is not complete.
+        # uvicorn must notice this first, or it logs an incomplete response.
         await asyncio.sleep(0)
 
 
-def _late(scope: Scope) -> Response:
+def _timeout_response(scope: Scope) -> Response:
     if "body_expected" in scope:
         return error_response("The body did not arrive in time", 408, _CLOSE)
     return error_response("Service Unavailable", 503, RETRY)
 
 
 def _is_host(name: str, allowed: str) -> bool:
-    """Whether a host in lower case is one of ALLOWED_HOSTS."""
+    """Whether a host in lower case matches an item of ALLOWED_HOSTS."""
     if allowed == "*":
         return True
     if allowed.startswith("*."):

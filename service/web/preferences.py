@@ -1,10 +1,10 @@
-"""What a request prefers of its answer: Prefer (RFC 7240) and Accept (RFC 9110)."""
+"""The preferences of a request: Prefer (RFC 7240) and Accept (RFC 9110)."""
 
 import re
 
 from starlette.requests import Request
 
-# An item of a list, in which a comma may stand between quotes.
+# An item of a list; it may contain a comma in quotes.
 _ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
 
@@ -18,7 +18,7 @@ def wants_minimal(request: Request) -> bool:
 
 
 def wants_ndjson(request: Request) -> bool:
-    """Whether `Accept` names NDJSON, and JSON not as much."""
+    """Whether `Accept` names NDJSON with a higher quality than JSON."""
     values = [value for name, value in request.scope["headers"] if name == b"accept"]
     accept = b",".join(values).decode("latin-1").lower()
     if "ndjson" not in accept:

@@ -1,4 +1,4 @@
-"""Reads a request's body the way FastAPI does, within a limit."""
+"""Reads the parts of a request. Bodies are read as in FastAPI, up to a limit."""
 
 import json
 import re
@@ -16,20 +16,20 @@ from service.schemas.fields import MAX_ID
 from service.schemas.slices import in_slices
 from service.schemas.validation import InvalidInput, describe
 
-# The rest of the body is not read, so the connection can't serve another request.
+# The rest of the body is not read, so the connection can't be reused.
 TOO_LARGE = {"Connection": "close"}
 _ID = re.compile("[1-9][0-9]{0,15}")
-# Bytes after which a run of lines ends with its line.
-RUN = 65_536
+# A chunk of lines has this size, and then continues to the end of its last line.
+CHUNK_BYTES = 65_536
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body, at most MAX_BODY_BYTES of it; HTTPException 413 for more."""
-    # Leading zeros are legal, and int() takes only so many digits.
-    announced = request.headers.get("content-length", "").lstrip("0")[:20]
-    if announced.isdecimal() and int(announced) > settings.MAX_BODY_BYTES:
+    """The whole body. Raises HTTPException 413 for more than MAX_BODY_BYTES."""
+    # Leading zeros are legal, and int() limits the number of digits.
+    declared = request.headers.get("content-length", "").lstrip("0")[:20]
+    if declared.isdecimal() and int(declared) > settings.MAX_BODY_BYTES:
         raise HTTPException(413, "Content Too Large", TOO_LARGE)
-    # What a request that ends at its deadline waits for is the client.
+    # While this is set, a timeout is the client's fault: 408, not 503.
     request.scope["body_expected"] = True
     body = b""
     more = True
@@ -46,9 +46,9 @@ async def read_body(request: Request) -> bytes:
 
 
 def parse(body: bytes, content_type: str) -> Any:
-    """The body as JSON, or as plain text where the content type is no JSON.
+    """The body as JSON, or as a text if the content type is not JSON.
 
-    Raises InvalidInput, or HTTPException 400 for what can't be decoded at all.
+    Raises InvalidInput, or HTTPException 400 if the body can't be decoded.
     """
     if not body:
         raise InvalidInput(describe("missing", ("body",), None))
@@ -56,20 +56,20 @@ def parse(body: bytes, content_type: str) -> Any:
 
 
 async def parse_ndjson(body: bytes, most: int) -> list[Any]:
-    """The values of newline-delimited JSON, blank lines left out; raises as `parse` does.
+    """The values of newline-delimited JSON, without blank lines. Raises the errors of `parse`.
 
-    Of more lines than `most` only one more is read.
+    It parses at most `most` + 1 lines, enough to notice too many.
     """
-    found = await in_slices(lambda run: [line for line in run if line.strip()], _runs(body))
+    found = await in_slices(lambda chunk: [line for line in chunk if line.strip()], _chunks(body))
     lines = islice(chain.from_iterable(found), most + 1)
     return await in_slices(lambda line: _decode(line[1], ("body", line[0])), enumerate(lines))
 
 
-def _runs(body: bytes) -> Iterator[list[bytes]]:
-    """The lines of a body, which may be a million, some at a time."""
+def _chunks(body: bytes) -> Iterator[list[bytes]]:
+    """The lines of a body in chunks, because there may be a million."""
     start = 0
     while start < len(body):
-        end = body.find(b"\n", start + RUN)
+        end = body.find(b"\n", start + CHUNK_BYTES)
         end = len(body) if end < 0 else end
         yield body[start:end].split(b"\n")
         start = end + 1
@@ -86,7 +86,7 @@ def _decode(body: bytes, loc: tuple[str | int, ...], is_json: bool = True) -> An
 
 
 def media_type(content_type: str) -> str:
-    """The lower-case type and subtype of a Content-Type, as FastAPI understands it."""
+    """The type and subtype of a Content-Type in lower case, as FastAPI reads it."""
     message = Message()
     message["content-type"] = content_type
     return message.get_content_type() if content_type else ""
@@ -100,7 +100,7 @@ def _is_json(content_type: str) -> bool:
 
 
 def bearer_token(scope: Scope) -> str | None:
-    """The token in the one Authorization header (RFC 6750, section 2.1); None without one."""
+    """The bearer token (RFC 6750, section 2.1); None without exactly one Authorization header."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(values) != 1:
         return None
@@ -109,7 +109,7 @@ def bearer_token(scope: Scope) -> str | None:
 
 
 def path_id(request: Request, name: str) -> int:
-    """The id in the path by its name there; HTTPException 404 for a text that can't be one."""
+    """The path parameter as an id. Raises HTTPException 404 for an invalid id."""
     text = request.path_params[name]
     if not _ID.fullmatch(text) or int(text) > MAX_ID:
         raise HTTPException(404)

@@ -1,4 +1,4 @@
-"""Responses: JSON that is encoded already, answers to writes, links to further pages."""
+"""Responses: encoded JSON, streams, answers to writes, and links to next pages."""
 
 import asyncio
 import re
@@ -11,12 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-# Newline-delimited JSON.
 NDJSON = "application/x-ndjson"
 
 
 class JSONBytes(Response):
-    """A response whose body is JSON already, without the steps that Response takes for any body."""
+    """A response with encoded JSON. It skips the steps of Response that JSON doesn't need."""
 
     def __init__(
         self,
@@ -35,10 +34,10 @@ class JSONBytes(Response):
 
 
 class Stream(Response):
-    """A response in parts, which ends when its client leaves.
+    """A response in parts. It ends when the client disconnects.
 
-    Starlette's own would cancel whoever makes the parts, and so leave a cycle of an exception, its
-    traceback and a part that may be large.
+    Starlette's StreamingResponse would cancel the generator. This leaves a reference cycle of an
+    exception, its traceback and a part, which may be large.
     """
 
     def __init__(
@@ -56,21 +55,21 @@ class Stream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        leaving = asyncio.ensure_future(_leaves(receive))
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
             async with aclosing(self.parts) as parts:
                 if scope["method"] != "HEAD":
                     async for part in parts:
                         await send({"type": "http.response.body", "body": part, "more_body": True})
-                        if leaving.done():
+                        if disconnect.done():
                             return
             await send({"type": "http.response.body", "body": b""})
         finally:
-            leaving.cancel()
+            disconnect.cancel()
 
 
-async def _leaves(receive: Receive) -> None:
-    """Returns when the client has left."""
+async def _wait_for_disconnect(receive: Receive) -> None:
+    """Waits until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -86,7 +85,7 @@ def written(
     headers: Mapping[str, str] | None = None,
     media_type: str = "application/json",
 ) -> Response:
-    """The answer to a write: the body, or none where the client prefers a minimal one."""
+    """The answer to a write: 200 with the body, or 204 if the client prefers `minimal`."""
     extra = {} if headers is None else dict(headers)
     if minimal:
         extra["Preference-Applied"] = "return=minimal"
@@ -96,11 +95,11 @@ def written(
 
 
 def next_link(request: Request, after: int) -> tuple[bytes, bytes]:
-    """The Link header (RFC 8288) to the page that follows."""
-    # The other parameters stay as they were sent, which parsing them might not give.
+    """The Link header (RFC 8288) to the next page."""
+    # Other parameters stay exactly as they were sent; parsing might change them.
     items = request.url.query.split("&")
     kept = [item for item in items if unquote_plus(item.partition("=")[0]) != "after"]
-    # But for what would end the URL between its angle brackets.
+    # Only characters that can't stand between angle brackets are escaped.
     kept = [re.sub(r'[<>"\\^`{|}\s]', lambda found: quote(found[0]), item) for item in kept]
     url = request.url.replace(query="&".join([*filter(None, kept), f"after={after}"]))
     return b"link", f'<{url}>; rel="next"'.encode("latin-1")

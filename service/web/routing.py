@@ -1,4 +1,4 @@
-"""What a resource is made of: paths, and a handler for each method of a path."""
+"""Resources: their paths, and a handler for each method of a path."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Path(NamedTuple):
-    """A path of a resource, its handlers by method, and its name where URLs are made of it."""
+    """A path, its handlers by method, and a name for making URLs."""
 
     path: str
     handlers: dict[str, Handler]
@@ -21,9 +21,9 @@ class Path(NamedTuple):
 
 
 class Resource(NamedTuple):
-    """A resource, as the application and the OpenAPI document need it.
+    """A resource, for the application and the OpenAPI document.
 
-    `schemas` are by component name, `operations` by the name of the handler.
+    `schemas` has component names as keys, `operations` has handlers' names.
     """
 
     paths: list[Path]
@@ -32,10 +32,10 @@ class Resource(NamedTuple):
 
 
 class Methods:
-    """The ASGI app of one path: a handler for each method, given by its name in capitals.
+    """The ASGI app of one path. The keywords are methods in capitals.
 
-    `HEAD` is answered by `GET`, `OPTIONS` with 204, any other method with 405; `Allow` names them
-    all. Starlette's HTTPEndpoint finds all this out anew at each request.
+    The handler of `GET` also answers `HEAD`. `OPTIONS` gets 204, and other methods get 405, both
+    with `Allow`. Starlette's HTTPEndpoint would look all this up at each request.
     """
 
     def __init__(self, **handlers: Handler) -> None:
