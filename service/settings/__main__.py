@@ -1,1 +1,1 @@
-"""`python -m service.settings` checks the settings and does nothing else."""
+"""`python -m service.settings` only checks the settings."""

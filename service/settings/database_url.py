@@ -1,4 +1,4 @@
-"""What DATABASE_URL says: a file, or a server as libpq's URIs name it, in asyncpg's words.
+"""Parses DATABASE_URL: a SQLite file, or a server with libpq's options, translated for asyncpg.
 
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS
 """
@@ -13,8 +13,8 @@ from service.settings.tls import TLS, one_of, take_tls
 
 SESSIONS = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
 
-# Options that may be left out, as nothing less is promised or protected without them, and with
-# which values: asyncpg has no such setting or does so anyway; the last two are for Prisma's pool.
+# Ignored options, and the values for which ignoring them is safe (None: all values). asyncpg has no
+# such setting, or always behaves like this. The last two configure Prisma's pool.
 WITHOUT_EFFECT: dict[str, tuple[str, ...] | None] = {
     "client_encoding": None,
     "gssencmode": ("disable", "prefer"),
@@ -34,19 +34,19 @@ WITHOUT_EFFECT: dict[str, tuple[str, ...] | None] = {
 
 
 class DatabaseURL(NamedTuple):
-    """A URL that encode/databases and SQLAlchemy read alike, and what asyncpg is told beside it."""
+    """A URL for encode/databases and SQLAlchemy, and further options for asyncpg."""
 
     url: str
     tls: TLS = TLS()
     server_settings: dict[str, str] = {}
     arguments: dict[str, Any] = {}
     connect_timeout: float | None = None
-    # Behind PgBouncer in transaction mode, by Prisma's name for that.
+    # Prisma's option for PgBouncer in transaction mode.
     pgbouncer: bool = False
 
 
 def parse_database_url(text: str) -> DatabaseURL:
-    """Raises ValueError, with no password in it, for a URL that can't be connected to."""
+    """Raises ValueError, without the password, for an invalid URL."""
     text = text.strip()
     if text.startswith("sqlite:///"):
         return DatabaseURL("sqlite:///" + quote(_file(text.removeprefix("sqlite:///"))))
@@ -58,7 +58,7 @@ def parse_database_url(text: str) -> DatabaseURL:
     rest, _, query = rest.partition("?")
     authority, _, name = rest.partition("/")
     if "@" in name + query and "@" not in authority:
-        raise ValueError("has an @ after a / or ?: within names, write %40, %2F and %3F instead")
+        raise ValueError("has an @ after a / or ?: in names and passwords, write %40, %2F and %3F")
     login, _, address = authority.rpartition("@")
     user, _, password = login.partition(":")
     found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::(.*))?", address, re.DOTALL)
@@ -82,30 +82,30 @@ def _decode(text: str) -> str:
     try:
         decoded = unquote_to_bytes(text).decode()
     except UnicodeError:
-        raise ValueError("has characters that are no UTF-8") from None
+        raise ValueError("has characters that are not UTF-8") from None
     if "\0" in decoded:
-        raise ValueError("has a NUL")
+        raise ValueError("contains a NUL character")
     return decoded
 
 
 def _file(name: str) -> str:
-    """The absolute path, so that SQLite can't take a name such as `file:a` for a URI."""
+    """The absolute path, because SQLite would read a name such as `file:a` as a URI."""
     if "?" in name or "#" in name:
-        raise ValueError("must name a file, as sqlite:///notes.db does, without options")
+        raise ValueError("must name a file without options, such as sqlite:///notes.db")
     name = _decode(name)
     file = Path(name)
     if file.name in ("", ":memory:") or name.endswith("/"):
-        raise ValueError("must name a file, as sqlite:///notes.db does")
+        raise ValueError("must name a file, such as sqlite:///notes.db")
     try:
         if file.is_dir() or not file.parent.is_dir():
-            raise ValueError(f"names {name!r}, which is a folder or in no folder")
+            raise ValueError(f"names {name!r}, which is a folder, or its folder does not exist")
     except OSError as error:
         raise ValueError(f"names {name!r}: {error.strerror}") from None
     return str(file.absolute())
 
 
 def _server(given: dict[str, str]) -> DatabaseURL:
-    """Takes the options one by one; those that are left then are not supported."""
+    """Removes the known options one by one. The rest is not supported."""
     take = given.pop
     url = _url(take("host"), take("port"), take("user"), take("password"), take("dbname"))
     tls = take_tls(given)
@@ -132,14 +132,14 @@ def _server(given: dict[str, str]) -> DatabaseURL:
 
 def _url(host: str, port: str, user: str, password: str, database: str) -> str:
     if "," in host or "," in port:
-        raise ValueError("names several hosts, which is not supported")
+        raise ValueError("names several hosts; only one is supported")
     if not host:
         raise ValueError("names no host")
     if port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
-        raise ValueError("has a port that is no number from 1 to 65535")
+        raise ValueError("has a port that is not a number from 1 to 65535")
     folder = host.startswith("/")
     if not folder and re.search(r"[\s/?#@\[\]\\]", host):
-        raise ValueError("names a host that can't be one")
+        raise ValueError("names an invalid host")
     login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
     address = "" if folder else f"[{host}]" if ":" in host else host
     return "".join(
@@ -149,14 +149,14 @@ def _url(host: str, port: str, user: str, password: str, database: str) -> str:
             address,
             f":{port}" if port else "",
             f"/{quote(database, safe='')}",
-            # Both take the folder of a Unix socket so.
+            # Both libraries expect the folder of a Unix socket here.
             f"?host={quote(host, safe='')}" if folder else "",
         )
     )
 
 
 def _seconds(text: str) -> float | None:
-    """As libpq has it: no limit for 0 and less."""
+    """As in libpq, 0 and less mean no limit."""
     if not text:
         return None
     try:
@@ -164,5 +164,5 @@ def _seconds(text: str) -> float | None:
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds):
-        raise ValueError("has a connect_timeout that is no number of seconds")
+        raise ValueError("has a connect_timeout that is not a number of seconds")
     return seconds if seconds > 0 else None

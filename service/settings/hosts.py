@@ -1,4 +1,4 @@
-"""Hosts, origins and networks, as settings list them."""
+"""Parses the hosts, origins and networks of settings."""
 
 import ipaddress
 import re
@@ -11,18 +11,20 @@ def split(text: str) -> list[str]:
 
 
 def parse_host(text: str) -> str:
-    """A host as a request's URL names it, in lower case; IPv6 with or without brackets."""
+    """A host in lower case, as in a request's URL. IPv6 may have brackets."""
     host = text.lower().removesuffix(".")
     if _is_name(host):
         return host
     try:
         return str(ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]")))
     except ValueError:
-        raise ValueError(f"has {text!r}, which is no host without scheme, port and path") from None
+        raise ValueError(
+            f"has {text!r}, which is not a host (without scheme, port and path)"
+        ) from None
 
 
 def parse_hosts(text: str) -> list[str]:
-    """Hosts; `*` for any, and with `*.` in front all below a domain."""
+    """Hosts. `*` means any host, `*.example.com` any host below the domain."""
 
     def parse(part: str) -> str:
         if part == "*":
@@ -33,7 +35,7 @@ def parse_hosts(text: str) -> list[str]:
 
 
 def parse_origins(text: str) -> list[str]:
-    """Origins as browsers send them: in lower case, without the scheme's own port (RFC 6454)."""
+    """Origins as browsers send them: in lower case, without the default port (RFC 6454)."""
 
     def parse(part: str) -> str:
         if part == "*":
@@ -41,27 +43,27 @@ def parse_origins(text: str) -> list[str]:
         found = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([^/]*?)(?::([0-9]{1,5}))?", part.lower())
         if found is None or not 0 < int(found[3] or 1) < 65536:
             raise ValueError(
-                f"has {part!r}, which is no origin such as https://app.example.com without a path"
+                f"has {part!r}, which is not an origin such as https://app.example.com"
             )
         host = parse_host(found[2])
         host = f"[{host}]" if ":" in host else host
-        own = {"http": 80, "https": 443}.get(found[1])
-        port = int(found[3] or own or 0)
-        return f"{found[1]}://{host}" + (f":{port}" if port and port != own else "")
+        default = {"http": 80, "https": 443}.get(found[1])
+        port = int(found[3] or default or 0)
+        return f"{found[1]}://{host}" + (f":{port}" if port and port != default else "")
 
     return [parse(part) for part in split(text)]
 
 
 def parse_networks(text: str) -> None:
-    """Only checks them: uvicorn reads them itself, and says nothing of those that it can't read."""
+    """Only checks the value: uvicorn reads it itself, but ignores invalid items silently."""
     for part in split(text) if text != "*" else []:
         try:
             ipaddress.ip_network(part)
         except ValueError:
-            raise ValueError(f"has {part!r}, which is no address or network") from None
+            raise ValueError(f"has {part!r}, which is not an address or a network") from None
 
 
 def parse_address(text: str) -> None:
-    """A host to serve on."""
+    """Checks the host to serve on."""
     if text:
         parse_host(text.partition("%")[0])

@@ -1,15 +1,15 @@
-"""TLS to the database server: what its URL asks for, and the context that does it."""
+"""TLS to the database server: the URL's options, and the context for asyncpg."""
 
 from ssl import CERT_NONE, VERIFY_X509_STRICT, SSLContext, create_default_context
 from typing import NamedTuple
 
-# What `sslmode=` means to asyncpg, by libpq's names; and what `ssl=` means to encode/databases.
+# The values of libpq's `sslmode=`, which asyncpg knows, and of encode/databases' `ssl=`.
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 SSL_FLAGS = {"true": True, "false": False}
 
 
 class TLS(NamedTuple):
-    """How the server's certificate is verified, and which one the client has."""
+    """The verification of the server's certificate, and the client's own certificate."""
 
     mode: str | bool | None = None
     ca_file: str = ""
@@ -21,7 +21,7 @@ class TLS(NamedTuple):
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise ValueError(f"has an unknown {name}; known are {', '.join(known)}")
+        raise ValueError(f"has an unknown {name}; use one of {', '.join(known)}")
     return value
 
 
@@ -37,16 +37,16 @@ def take_tls(given: dict[str, str]) -> TLS:
     bindings = ("disable", "prefer", "require")
     binding = one_of("channel_binding", take("channel_binding", "prefer"), bindings)
     if binding == "require" and chosen in ("disable", False):
-        raise ValueError("requires channel_binding but no TLS")
+        raise ValueError("requires channel_binding but disables TLS")
     certificate = (take("sslcert", ""), take("sslkey", ""), take("sslpassword", ""))
     return TLS(chosen, take("sslrootcert", ""), *certificate, binding == "require")
 
 
 def context(tls: TLS) -> SSLContext | str | bool | None:
-    """asyncpg's `ssl`; OSError where a file can't be read.
+    """asyncpg's argument `ssl`. Raises OSError for an unreadable file.
 
-    asyncpg knows no channel binding. Its purpose is to be sure of the server; a certificate that is
-    verified for the server's name does that as well.
+    asyncpg lacks channel binding. Its purpose is to authenticate the server. A certificate that is
+    verified for the server's name does this too.
     """
     verify = tls.ca_file or tls.channel_binding or tls.mode in ("verify-ca", "verify-full", True)
     if tls.mode in ("disable", False) or not (verify or tls.certificate):
@@ -54,14 +54,14 @@ def context(tls: TLS) -> SSLContext | str | bool | None:
     own = tls.ca_file not in ("", "system")
     made = create_default_context(cafile=tls.ca_file if own else None)
     if own:
-        # Python 3.13 and newer refuse a CA without keyUsage. Those that PostgreSQL's manual makes
-        # have none, and libpq accepts them.
+        # Python 3.13 and newer refuse a CA without keyUsage. A CA made by PostgreSQL's manual has
+        # none, and libpq accepts it.
         made.verify_flags &= ~VERIFY_X509_STRICT
-    # Anybody can have a certificate of the CAs that the system trusts, for some name.
+    # Anybody can get a certificate from a CA of the system, for some name. So check the name.
     made.check_hostname = bool(verify and not (own and tls.mode == "verify-ca"))
     if not verify:
         made.verify_mode = CERT_NONE
     if tls.certificate:
-        # Without a password OpenSSL would ask for one at the terminal.
+        # Without a password, OpenSSL would ask at the terminal.
         made.load_cert_chain(tls.certificate, tls.key or None, lambda: tls.password)
     return made
