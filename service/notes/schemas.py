@@ -14,8 +14,13 @@ MAX_Q = 200
 class NoteIn(Input):
     """A note as clients send it."""
 
-    text = Text(required=True)
-    completed = Boolean(required=True)
+    text = Text(
+        required=True,
+        metadata={"description": "What is to be done", "examples": ["Buy milk"]},
+    )
+    completed = Boolean(
+        required=True, metadata={"description": "Whether it is done", "examples": [False]}
+    )
 
 
 class Note(NoteIn):
@@ -25,7 +30,10 @@ class Note(NoteIn):
         # Without this, inherited fields come first.
         fields = ("id", *NoteIn._declared_fields)
 
-    id = fields.Integer(required=True)
+    id = fields.Integer(
+        required=True,
+        metadata={"description": "Given by the service, and never again", "examples": [1]},
+    )
 
 
 class ListingQuery(Input):

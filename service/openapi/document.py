@@ -20,12 +20,29 @@ VALIDATION_ERROR = {
         "loc": {
             "type": "array",
             "title": "Location",
+            "description": "Where it is: in the body, the query or a header, and from there on",
+            "examples": [["body", "text"]],
             "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
         },
-        "msg": {"type": "string", "title": "Message"},
-        "type": {"type": "string", "title": "Error Type"},
-        "input": {"title": "Input"},
-        "ctx": {"type": "object", "title": "Context"},
+        "msg": {
+            "type": "string",
+            "title": "Message",
+            "description": "For people",
+            "examples": ["Input should be a valid string"],
+        },
+        "type": {
+            "type": "string",
+            "title": "Error Type",
+            "description": "For programs",
+            "examples": ["string_type"],
+        },
+        "input": {"title": "Input", "description": "The value that is wrong", "examples": [7]},
+        "ctx": {
+            "type": "object",
+            "title": "Context",
+            "description": "The bounds that the value breaks",
+            "examples": [{"le": 1000}],
+        },
     },
     "required": ["loc", "msg", "type"],
 }
@@ -36,6 +53,7 @@ HTTP_VALIDATION_ERROR = {
         "detail": {
             "type": "array",
             "title": "Detail",
+            "description": "All that is wrong",
             "items": {"$ref": "#/components/schemas/ValidationError"},
         }
     },
@@ -43,17 +61,38 @@ HTTP_VALIDATION_ERROR = {
 ERROR = {
     "type": "object",
     "title": "Error",
-    "properties": {"detail": {"type": "string", "title": "Detail"}},
+    "properties": {
+        "detail": {
+            "type": "string",
+            "title": "Detail",
+            "description": "What is wrong, in words",
+            "examples": ["Not Found"],
+        }
+    },
     "required": ["detail"],
 }
 
-
+INFO = {
+    "description": "Short texts, each of them done or not. Every error is JSON with `detail`.",
+    "contact": {"name": "Whoever operates this service"},
+}
+TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "The token of an active user. Without one every answer is a 401.",
+}
 UNAUTHENTICATED = {
     "401": {
         **response("No token of an active user", "Error"),
-        "headers": {"WWW-Authenticate": header("Bearer")},
+        "headers": {"WWW-Authenticate": header("How to authenticate", "Bearer")},
     }
 }
+
+
+# Generated clients make one type of all the errors of an operation, and one of all other answers.
+# An operation of the FastAPI example has just those that the example's document names, so that
+# programs for the example fit; its description tells of the rest.
+OF_THE_EXAMPLE = {"200", "422"}
 
 
 def operations(resource: Resource, path: Path, by_token: bool) -> dict[str, Any]:
@@ -63,28 +102,43 @@ def operations(resource: Resource, path: Path, by_token: bool) -> dict[str, Any]
         name = handler.__name__
         described = resource.operations[name]
         if by_token:
-            responses = {**described["responses"], **UNAUTHENTICATED}
-            described = {**described, "responses": responses, "security": [{"token": []}]}
+            described = {**described, "security": [{"token": []}]}
+            if not described["responses"].keys() <= OF_THE_EXAMPLE:
+                described["responses"] = {**described["responses"], **UNAUTHENTICATED}
         item[method.lower()] = {
             "summary": name.replace("_", " ").title(),
             "operationId": re.sub(r"\W", "_", f"{name}{path.path}_{method.lower()}"),
             **described,
+            "tags": [tag["name"] for tag in described.get("tags", [])],
         }
     return item
 
 
 def document(resources: Sequence[Resource], by_token: bool) -> dict[str, Any]:
     """The OpenAPI 3.1 document of the resources, which may be open by token only."""
-    spec = APISpec("Notes", __version__, "3.1.0", plugins=[MarshmallowPlugin()])
+    spec = APISpec(
+        "Notes",
+        __version__,
+        "3.1.0",
+        info=INFO,
+        servers=[{"url": "/", "description": "This service"}],
+        plugins=[MarshmallowPlugin()],
+    )
     spec.components.schema("HTTPValidationError", HTTP_VALIDATION_ERROR)
     spec.components.schema("ValidationError", VALIDATION_ERROR)
     spec.components.schema("Error", ERROR)
     if by_token:
-        spec.components.security_scheme("token", {"type": "http", "scheme": "bearer"})
+        spec.components.security_scheme("token", TOKEN)
+    else:
+        spec.options["security"] = []
     schemas = {name: schema for one in resources for name, schema in one.schemas.items()}
     for name, schema in schemas.items():
         spec.components.schema(name, schema=schema)
     for resource in resources:
+        described = resource.operations.values()
+        tags = {tag["name"]: tag for operation in described for tag in operation.get("tags", [])}
+        for tag in tags.values():
+            spec.tag(tag)
         for path in resource.paths:
             spec.path(path.path, operations=operations(resource, path, by_token))
     result = spec.to_dict()

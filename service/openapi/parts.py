@@ -3,6 +3,11 @@
 from typing import Any
 
 
+def tag(name: str, description: str) -> dict[str, Any]:
+    """The heading under which an operation stands."""
+    return {"tags": [{"name": name, "description": description}]}
+
+
 def json_content(schema: str | dict[str, Any]) -> dict[str, Any]:
     """A body of JSON: a component's name, or a schema."""
     if isinstance(schema, str):
@@ -14,17 +19,26 @@ def response(description: str, schema: str | dict[str, Any]) -> dict[str, Any]:
     return {"description": description, **json_content(schema)}
 
 
-def header(description: str, schema_type: str = "string") -> dict[str, Any]:
-    return {"description": description, "schema": {"type": schema_type}}
+def header(description: str, example: Any, schema_type: str = "string") -> dict[str, Any]:
+    return {"description": description, "schema": {"type": schema_type, "examples": [example]}}
 
 
-def parameter(place: str, name: str, description: str, **schema: Any) -> dict[str, Any]:
+def parameter(
+    place: str, name: str, description: str, example: Any, **schema: Any
+) -> dict[str, Any]:
+    """A parameter; only one in the path is required.
+
+    The page at /docs fills in what is required, and leaves the rest to the reader.
+    """
+    required = place == "path"
+    title = name.replace("_", " ").title()
     return {
         "name": name,
         "in": place,
-        "required": place == "path",
+        "required": required,
         "description": description,
-        "schema": {"title": name.replace("_", " ").title(), **schema},
+        **({"example": example} if required else {}),
+        "schema": {"title": title, **schema, **({} if required else {"examples": [example]})},
     }
 
 
@@ -34,7 +48,43 @@ INVALID = {"422": response("Validation Error", "HTTPValidationError")}
 UNAVAILABLE = {
     "503": {
         **response("The database is away, full or slow", "Error"),
-        "headers": {"Retry-After": header("Seconds to wait", "integer")},
+        "headers": {"Retry-After": header("Seconds to wait", 1, "integer")},
     }
 }
 BODY_ERRORS = {**UNPARSABLE, **TOO_LARGE, **INVALID, **UNAVAILABLE}
+
+# RFC 9110, section 8.8.3.
+_TAG = r'(W/)?"[!#-~\u0080-\u00ff]*"'
+TAGS = rf"^(\*|{_TAG}([ \t]*,[ \t]*{_TAG})*)$"
+IF_MATCH = parameter(
+    "header",
+    "If-Match",
+    "Entity tags, one of which is the current one, or `*`. A tag is all that `ETag` has.",
+    '"5d3f0a0c7e2b4f6a8c9d0e1f"',
+    type="string",
+    pattern=TAGS,
+)
+IF_NONE_MATCH = parameter(
+    "header",
+    "If-None-Match",
+    "Entity tags, none of which is the current one, or `*`",
+    '"5d3f0a0c7e2b4f6a8c9d0e1f"',
+    type="string",
+    pattern=TAGS,
+)
+PREFER = parameter(
+    "header",
+    "Prefer",
+    "`return=minimal` for an answer without a body (RFC 7240)",
+    "return=representation",
+    type="string",
+)
+KEY = parameter(
+    "header",
+    "Idempotency-Key",
+    "Makes a retry safe: the same key and body store once, for 24 hours. The same key with another"
+    " body is a 422.",
+    "8e03978e-40d5-43e8-bc93-6894a57f9324",
+    type="string",
+    pattern=r'^("[ !#-\[\]-~]{1,255}"|[!#-~]{1,255})$',
+)

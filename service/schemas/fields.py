@@ -10,6 +10,9 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields
 # The largest integer that all JSON parsers read exactly (RFC 8259, section 6).
 MAX_ID = 2**53 - 1
 
+# A regular expression of JSON Schema's dialect, for any text without NUL.
+NO_NUL = r"^[^\u0000]*$"
+
 # Texts that pydantic reads as a boolean, in upper or lower case.
 BOOLEANS = {
     **dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True),
@@ -36,6 +39,10 @@ class Text(fields.String):
         "null": "string_type",
         "invalid": "string_type",
     }
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = {**self.metadata, "pattern": NO_NUL}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if not isinstance(value, str):

@@ -1,11 +1,13 @@
 """The OpenAPI document: valid, whole, and the example's where clients are generated from it."""
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx2
+import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
@@ -62,6 +64,68 @@ def test_every_route_is_described() -> None:
     }
     described = {(path, method) for path, item in document["paths"].items() for method in item}
     assert described == routed
+
+
+def test_everything_is_explained() -> None:
+    """Operations, tags, parameters, headers and fields have a description, and an example."""
+    tags = {tag["name"] for tag in document["tags"] if tag["description"]}
+    for item in document["paths"].values():
+        for operation in item.values():
+            assert operation["description"]
+            assert operation["summary"]
+            assert set(operation["tags"]) <= tags
+            assert operation["tags"]
+            headers = [
+                header
+                for answer in operation["responses"].values()
+                for header in answer.get("headers", {}).values()
+            ]
+            for each in [*operation["parameters"], *headers]:
+                assert each["description"]
+                assert "example" in each or each["schema"]["examples"], each
+    for name, schema in document["components"]["schemas"].items():
+        for field, value in schema["properties"].items():
+            assert value["description"], f"{name}.{field}"
+            # An array's examples are those of its items.
+            assert value.get("examples") or "items" in value, f"{name}.{field}"
+
+
+def described(method: str, path: str, name: str) -> re.Pattern[str]:
+    """The pattern of an operation's parameter."""
+    parameters = document["paths"][path][method]["parameters"]
+    (schema,) = (each["schema"] for each in parameters if each["name"] == name)
+    return re.compile(schema["pattern"])
+
+
+@pytest.mark.parametrize(
+    "key", ["a", "8e03-~!", '"a b"', "", '""', '"', 'a"b', "a b", "a,b", '"a,b"', "é", "k" * 256]
+)
+def test_the_pattern_of_keys_is_the_services(service: httpx2.Client, key: str) -> None:
+    """The service takes an `Idempotency-Key` if, and only if, the document's pattern does."""
+    matches = described("post", "/notes/", "Idempotency-Key").search(key) is not None
+    note = {"text": "", "completed": True}
+    answer = service.post("/notes/", json=note, headers={b"idempotency-key": key.encode()})
+    assert answer.status_code == (200 if matches else 422)
+
+
+@pytest.mark.parametrize("value", ["TAG", "W/TAG", "*", '"a", TAG', '"a",W/TAG', "bare", "TAG x"])
+def test_the_pattern_of_conditions_is_the_services(service: httpx2.Client, value: str) -> None:
+    """A condition that has the document's pattern is seen; any other matches nothing."""
+    path = f"/notes/{service.post('/notes/', json={'text': '', 'completed': True}).json()['id']}"
+    tag = service.get(path).headers["etag"]
+    value = value.replace("TAG", tag).replace("bare", tag.strip('"'))
+    matches = described("get", "/notes/{note_id}", "If-None-Match").search(value) is not None
+    answer = service.get(path, headers={"if-none-match": value})
+    assert answer.status_code == (304 if matches else 200)
+
+
+def test_the_pattern_of_texts_is_the_services(service: httpx2.Client) -> None:
+    """The service takes any text but one with NUL, as the document says."""
+    schema = document["components"]["schemas"]["NoteIn"]
+    pattern = re.compile(schema["properties"]["text"]["pattern"])
+    for text in ("", "a\nb\n", "\x01\x1f", "\U0001f600", "\0", "a\0b", "\na\0"):
+        answer = service.post("/notes/", json={"text": text, "completed": True})
+        assert answer.status_code == (200 if pattern.search(text) else 422), repr(text)
 
 
 def test_errors_have_the_shape_of_the_document(pair: Pair) -> None:

@@ -238,3 +238,5 @@ def test_a_new_resource_is_described(tags: httpx2.Client) -> None:
     validate(document, cls=OpenAPIV31SpecValidator)
     operations = document["paths"]["/tags/"] | document["paths"]["/tags/{tag_id}"]
     assert set(operations) == {"get", "post", "put", "delete"}
+    assert all(operation["tags"] == ["Tags"] for operation in operations.values())
+    assert "Tags" in [tag["name"] for tag in document["tags"]]
