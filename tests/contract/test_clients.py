@@ -1,0 +1,248 @@
+"""Generated clients and linters: what well-known tools make of the OpenAPI document.
+
+The tools stand in tests/clients, pinned. Their programs for the FastAPI example are compiled with
+what is generated from its document, and unchanged with what is generated from this service's.
+"""
+
+import fcntl
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from benchmarks.fastapi_twin import app as twin
+from service.app import document
+from tests.support.databases import ROOT, environment
+
+CLIENTS = ROOT / "tests/clients"
+CACHE = ROOT / ".cache/clients"
+# openapi-python-client formats with the ruff that it finds.
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+PROGRAMS = ("openapi-fetch", "orval", "hey-api")
+VARIABLES = {
+    "REDOCLY_TELEMETRY": "off",
+    "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true",
+    "NO_COLOR": "1",
+    "PATH": PATH,
+}
+
+
+def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
+    """A command's output; AssertionError with it for any other status."""
+    result = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment(**VARIABLES),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == status, result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def tools() -> Path:
+    """The folder of the installed tools, which is kept until others are pinned."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        assert "CI" not in os.environ, "nothing is skipped in CI"
+        pytest.skip("node and npm are needed")
+    pinned = (CLIENTS / "package-lock.json").read_bytes()
+    installed = CACHE / "installed"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE.parent / "clients.lock").open("w") as lock:
+        # Others may want to install at the same time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not installed.exists() or installed.read_bytes() != pinned:
+            installed.unlink(missing_ok=True)
+            for name in ("package.json", "package-lock.json", ".npmrc"):
+                shutil.copy(CLIENTS / name, CACHE)
+            run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=CACHE)
+            installed.write_bytes(pinned)
+    return CACHE / "node_modules"
+
+
+@pytest.fixture(scope="module")
+def workshop(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both documents, and in `twin` and `service` what is made of them."""
+    folder = tmp_path_factory.mktemp("clients")
+    (folder / "node_modules").symlink_to(tools)
+    for name in ("tsconfig.json", ".spectral.yaml"):
+        shutil.copy(CLIENTS / name, folder)
+    (folder / "twin.json").write_text(json.dumps(twin.openapi()))
+    (folder / "service.json").write_text(json.dumps(document))
+    for name in ("twin", "service"):
+        shutil.copytree(CLIENTS / "example", folder / name)
+    shutil.copytree(CLIENTS / "batch", folder / "service", dirs_exist_ok=True)
+    return folder
+
+
+def commands(name: str) -> dict[str, list[str]]:
+    """What makes a client of a document, by tool."""
+    source = f"{name}.json"
+    node = "node_modules/.bin"
+    return {
+        "openapi-typescript": [
+            f"{node}/openapi-typescript",
+            source,
+            f"--output={name}/schema.d.ts",
+        ],
+        "orval": [
+            f"{node}/orval",
+            f"--input={source}",
+            f"--output={name}/generated.ts",
+            "--client=fetch",
+        ],
+        "hey-api": [
+            f"{node}/openapi-ts",
+            f"--input={source}",
+            f"--output={name}/hey",
+            "--client=@hey-api/client-fetch",
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def outputs(workshop: Path) -> dict[str, str]:
+    """What the generators said of the service's document, by tool."""
+    outputs = {
+        tool: run(*command, cwd=workshop)
+        for name in ("twin", "service")
+        for tool, command in commands(name).items()
+    }
+    outputs["openapi-python-client"] = run(
+        "openapi-python-client",
+        "generate",
+        "--path=service.json",
+        "--meta=none",
+        "--output-path=notes_client",
+        cwd=workshop,
+    )
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def built(workshop: Path, outputs: dict[str, str]) -> Path:
+    """The folder of the programs, compiled with what was generated from both documents."""
+    assert run("node_modules/.bin/tsc", "--project", ".", cwd=workshop) == ""
+    return workshop / "built"
+
+
+@pytest.mark.parametrize("tool", [*commands(""), "openapi-python-client"])
+def test_clients_are_generated(outputs: dict[str, str], tool: str) -> None:
+    """Each generator makes a client of the document and has nothing to warn of."""
+    assert re.findall(r"(?i)warn|error|unsupported|skip", outputs[tool]) == [], outputs[tool]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_for_the_example_work(
+    built: Path, workshop: Path, service: httpx2.Client, program: str
+) -> None:
+    """A program for the example compiles against this document, and lists, creates, is refused."""
+    for name in ("twin", "service"):
+        assert (built / name / f"{program}.js").exists()
+    url = str(service.base_url).rstrip("/")
+    result = json.loads(run("node", built / f"service/{program}.js", url, cwd=workshop))
+    note = {"text": "a", "completed": True}
+    assert result == {
+        "created": result["listed"][0],
+        "listed": [{"id": result["created"]["id"], **note}],
+        "refused": "Input should be a valid string",
+    }
+    assert service.get("/notes/").json() == result["listed"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_generated_clients_store_batches(
+    built: Path, workshop: Path, service: httpx2.Client, program: str
+) -> None:
+    """Generated clients store a batch, list a page of it, and are told what is wrong."""
+    url = str(service.base_url).rstrip("/")
+    result = json.loads(run("node", built / f"service/{program}-batch.js", url, cwd=workshop))
+    assert result == {
+        "stored": ["b", "c"],
+        "page": ["b"],
+        "refused": "List should have at least 1 item after validation, not 0",
+    }
+    assert [note["text"] for note in service.get("/notes/").json()] == ["b", "c"]
+
+
+def test_python_clients_work(
+    workshop: Path,
+    outputs: dict[str, str],
+    service: httpx2.Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client that openapi-python-client makes creates, stores a batch and lists."""
+    monkeypatch.syspath_prepend(workshop)
+    package = importlib.import_module("notes_client")
+    models = importlib.import_module("notes_client.models")
+    create, batch, read = (
+        importlib.import_module(f"notes_client.api.notes.{name}").sync
+        for name in (
+            "create_note_notes_post",
+            "create_notes_notes_batch_post",
+            "read_notes_notes_get",
+        )
+    )
+    with package.Client(base_url=str(service.base_url), raise_on_unexpected_status=True) as client:
+        new = [models.NoteIn(text=text, completed=text == "b") for text in "abc"]
+        created = create(client=client, body=new[0])
+        stored = batch(client=client, body=new[1:], idempotency_key="python")
+        listed = read(client=client)
+        page = read(client=client, limit=1, completed=True)
+        empty = batch(client=client, body=[])
+    assert [created, *stored] == listed
+    assert [note.text for note in listed] == ["a", "b", "c"]
+    assert [note.text for note in page] == ["b"]
+    assert "at least 1 item" in empty.detail[0].msg
+
+
+def test_spectral_finds_the_slash_alone(workshop: Path) -> None:
+    """By Spectral's rules for OpenAPI all is well but the slash that the example has."""
+    linted = run(
+        "node_modules/.bin/spectral", "lint", "service.json", "--format=json", cwd=workshop
+    )
+    found = [(each["code"], each["path"]) for each in json.loads(linted)]
+    assert found == [("path-keys-no-trailing-slash", ["paths", "/notes/"])]
+
+
+def test_redocly_finds_what_the_example_has(workshop: Path) -> None:
+    """By Redocly's recommended rules no error is there that the example's document doesn't have."""
+
+    lint = ("node_modules/.bin/redocly", "lint", "--extends=recommended", "--format=json")
+
+    def errors(name: str) -> set[tuple[str, str]]:
+        linted = subprocess.run(
+            [*lint, f"{name}.json"],
+            cwd=workshop,
+            env=environment(**VARIABLES),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return {
+            (problem["ruleId"], problem["location"][0]["pointer"])
+            for problem in json.loads(linted.stdout)["problems"]
+            if problem["severity"] == "error"
+        }
+
+    assert errors("service") <= errors("twin")
+
+
+def test_the_tools_are_pinned() -> None:
+    """The lock pins each package by its digest, and names no registry."""
+    lock = json.loads((CLIENTS / "package-lock.json").read_text())
+    packages = [package for name, package in lock["packages"].items() if name]
+    assert all("integrity" in package or package.get("inBundle") for package in packages)
+    assert not any("resolved" in package for package in packages)
