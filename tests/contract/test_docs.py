@@ -68,9 +68,9 @@ def find(browser: Chrome, selector: str) -> Callable[[], None]:
     return WebDriverWait(browser, 30).until(condition).click
 
 
-def try_out(browser: Chrome, method: str, body: str = "") -> str:
+def try_out(browser: Chrome, operation: str, body: str = "") -> str:
     """Carries the operation out with "Try it out" and gives the response that the page shows."""
-    operation = f".opblock-{method} "
+    operation += " "
     find(browser, operation + ".opblock-summary-control")()
     find(browser, operation + ".try-out__btn")()
     if body:
@@ -121,7 +121,7 @@ def test_browser_creates_and_lists_notes(service: httpx2.Client, browser: Chrome
     origin = f"http://{HOST}:{service.base_url.port}"
     browser.get(f"{origin}/docs")
 
-    created = try_out(browser, "post", '{"text": "From the browser", "completed": true}')
+    created = try_out(browser, ".opblock-post", '{"text": "From the browser", "completed": true}')
 
     notes = service.get("/notes/").json()
     note = notes[-1]
@@ -130,7 +130,7 @@ def test_browser_creates_and_lists_notes(service: httpx2.Client, browser: Chrome
     assert f'"id": {note["id"]}' in created
     assert '"text": "From the browser"' in created
 
-    listed = try_out(browser, "get")
+    listed = try_out(browser, ".opblock-get")
 
     assert listed.startswith("200")
     assert f'"id": {note["id"]}' in listed
@@ -141,6 +141,35 @@ def test_browser_creates_and_lists_notes(service: httpx2.Client, browser: Chrome
     assert [entry for entry in log_of(browser, "browser") if entry["level"] == "SEVERE"] == []
 
 
+def test_browser_shows_what_works(
+    new_database: Callable[[str], str], tmp_path: Path, browser: Chrome
+) -> None:
+    """The page has headings and explains each operation, and its examples work as they are."""
+    database_url = new_database("sqlite")
+    add_user(database_url, "bob")
+    with running(database_url, tmp_path / "log") as url:
+        browser.get(f"http://{HOST}:{urlsplit(url).port}/docs")
+        find(browser, ".opblock-summary-control")
+        document = httpx2.get(f"{url}/openapi.json").json()
+        headings = browser.find_elements(By.CSS_SELECTOR, "h3.opblock-tag")
+        assert [heading.text.split("\n") for heading in headings] == [
+            [tag["name"], tag["description"]] for tag in document["tags"]
+        ]
+
+        for item in document["paths"].values():
+            for described in item.values():
+                operation = f"#operations-{described['tags'][0]}-{described['operationId']}"
+                answer = try_out(browser, operation)
+                assert answer[:3] in ("200", "204"), answer
+                shown = browser.find_element(By.CSS_SELECTOR, operation).text
+                # Markdown's marks aren't shown.
+                assert described["description"].partition(".")[0].partition("`")[0] in shown
+                for parameter in described["parameters"]:
+                    assert parameter["description"].partition("`")[0] in shown
+        notes = httpx2.get(f"{url}/notes/").json()
+        assert notes == [{"id": 2, "text": "Buy milk", "completed": False}]
+
+
 def test_browser_authorizes(
     new_database: Callable[[str], str], tmp_path: Path, browser: Chrome
 ) -> None:
@@ -149,7 +178,7 @@ def test_browser_authorizes(
     token = add_user(database_url, "bob")
     with running(database_url, tmp_path / "log", ACCESS="token") as url:
         browser.get(f"http://{HOST}:{urlsplit(url).port}/docs")
-        assert try_out(browser, "get").startswith("401")
+        assert try_out(browser, ".opblock-get").startswith("401")
 
         find(browser, ".scheme-container .authorize")()
         find(browser, ".auth-container input")()

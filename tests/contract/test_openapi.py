@@ -138,6 +138,14 @@ def test_errors_have_the_shape_of_the_document(pair: Pair) -> None:
         assert set(detail) <= set(schemas["ValidationError"]["properties"])
 
 
+def test_the_example_of_an_error_is_true(service: httpx2.Client) -> None:
+    """The example of a 422 is what the service says of that input."""
+    properties = document["components"]["schemas"]["ValidationError"]["properties"]
+    example = {name: value["examples"][0] for name, value in properties.items()}
+    answer = service.get("/notes/", params={example["loc"][1]: example["input"]})
+    assert answer.json() == {"detail": [example]}
+
+
 def test_the_length_of_a_search_is_the_documents(service: httpx2.Client) -> None:
     """A search may have as many characters as the document says, and no more."""
     parameters = document["paths"]["/notes/"]["get"]["parameters"]
