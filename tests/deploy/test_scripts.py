@@ -247,6 +247,46 @@ def test_a_database_that_is_away_ends_the_run(newcomer: Newcomer) -> None:
     assert line.startswith(f"Database {url.replace('s3cr3t', '***')}: ")
 
 
+def fake_command(path: Path, body: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("which", ["", "dev"])
+def test_a_long_installation_is_not_silent(tmp_path: Path, which: str) -> None:
+    """While pip works, a line every few seconds says for how long, and how much is there."""
+    folder = copy_repository(tmp_path / "clone")
+    log = tmp_path / "log"
+    # Three seconds pass at once, and pip waits until twelve were told of.
+    fake_command(tmp_path / "bin/sleep", "exec /bin/sleep 0.01")
+    fake_command(
+        folder / ".venv/bin/pip",
+        f"for i in $(seq 500); do grep -q ' 12 s, ' '{log}' && exit; /bin/sleep 0.01; done; exit 1",
+    )
+    (folder / ".venv/lib/python3/site-packages/one.dist-info").mkdir(parents=True)
+    environment = bare_environment()
+    environment["PATH"] = f"{tmp_path}/bin:{environment['PATH']}"
+
+    with log.open("wb") as output:
+        subprocess.run(
+            [folder / "scripts/install", *filter(None, [which])],
+            env=environment,
+            check=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+        )
+
+    name = "requirements-dev.txt" if which else "requirements.txt"
+    step = f"Installing {name} ..."
+    lines = log.read_text().splitlines()
+    assert len(lines) > 4
+    assert lines == [
+        f"{step} {3 * n} s, packages so far: 1" if n else step for n in range(len(lines))
+    ]
+
+
 def test_old_python_is_refused(tmp_path: Path) -> None:
     """An interpreter older than 3.11 gives one line that says what to do, and nothing is made."""
     folder = copy_repository(tmp_path / "clone")
