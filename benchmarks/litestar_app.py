@@ -23,8 +23,15 @@ class Note(msgspec.Struct):
 
 
 @get("/notes/")
-async def list_notes(state: State) -> list[Note]:
-    rows = await state.pool.fetch("SELECT id, text, completed FROM notes")
+async def list_notes(state: State, limit: int | None = None, after: int = 0) -> list[Note]:
+    if limit is None:
+        rows = await state.pool.fetch("SELECT id, text, completed FROM notes")
+    else:
+        rows = await state.pool.fetch(
+            "SELECT id, text, completed FROM notes WHERE id > $1 ORDER BY id LIMIT $2",
+            after,
+            limit,
+        )
     return [Note(*row) for row in rows]
 
 

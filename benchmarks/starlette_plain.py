@@ -36,11 +36,24 @@ class NoteSchema(Schema):
     completed = fields.Boolean(required=True)
 
 
+class PageSchema(Schema):
+    limit = fields.Integer()
+    after = fields.Integer(load_default=0)
+
+
 note_schema = NoteSchema()
+page_schema = PageSchema()
 
 
 async def list_notes(request: Request) -> JSONResponse:
-    rows = await database.fetch_all(notes.select())
+    query = notes.select()
+    try:
+        page = page_schema.load(request.query_params)
+    except ValidationError as error:
+        return JSONResponse(error.messages, status_code=422)
+    if "limit" in page:
+        query = query.where(notes.c.id > page["after"]).order_by(notes.c.id).limit(page["limit"])
+    rows = await database.fetch_all(query)
     return JSONResponse(note_schema.dump(rows, many=True))
 
 

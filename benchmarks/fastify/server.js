@@ -19,11 +19,21 @@ const notFound = { type: 'object', properties: { detail: { type: 'string' } } }
 
 const app = Fastify({ logger: false })
 
-app.get(
-  '/notes/',
-  { schema: { response: { 200: { type: 'array', items: note } } } },
-  () => sql`SELECT id, text, completed FROM notes`,
-)
+app.get('/notes/', {
+  schema: {
+    querystring: {
+      type: 'object',
+      properties: { limit: { type: 'integer' }, after: { type: 'integer', default: 0 } },
+    },
+    response: { 200: { type: 'array', items: note } },
+  },
+  handler: (request) => {
+    const { limit, after } = request.query
+    return limit === undefined
+      ? sql`SELECT id, text, completed FROM notes`
+      : sql`SELECT id, text, completed FROM notes WHERE id > ${after} ORDER BY id LIMIT ${limit}`
+  },
+})
 
 app.get('/notes/:id', {
   schema: {
