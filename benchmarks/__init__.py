@@ -1,1 +1,1 @@
-"""The benchmark of the service against other frameworks and against its ceilings."""
+"""The benchmark of the service against other frameworks."""

@@ -1,12 +1,35 @@
-"""The notes of the benchmark, and the check that every contender answers the same."""
+"""The notes of the benchmark, what is asked of them, and which answers are right."""
 
 import json
+from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple
 
 Note = dict[str, Any]
 
-NEW_NOTE: Note = {"text": 'Café "Zürich" \\ 1\n\u2028 \U0001f950', "completed": True}
+# What is created under load, and what before it, to see whether it comes back as it went.
+NEW_NOTE: Note = {"text": "Note 0: buy milk, eggs and bread", "completed": False}
+SPECIAL_NOTE: Note = {"text": 'Café "Zürich" \\ 1\n\u2028 \U0001f950', "completed": True}
+PAGE = 20
+
+
+class Exchange(NamedTuple):
+    """A request, and what the body of its answer begins and ends with."""
+
+    method: str
+    path: str
+    body: bytes
+    start: bytes
+    end: bytes = b""
+
+    def is_answered_by(self, answer: bytes, growing: bool) -> bool:
+        """Tells whether an answer is right; `growing` allows for notes that are being created."""
+        if not self.end:
+            return answer == self.start
+        known = len(self.start) + len(self.end)
+        whole = len(answer) == known or (growing and len(answer) > known)
+        return whole and answer.startswith(self.start) and answer.endswith(self.end)
 
 
 def make_note(number: int) -> Note:
@@ -19,59 +42,79 @@ def make_notes(count: int) -> list[Note]:
     return [make_note(number) for number in range(1, count + 1)]
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+def to_json(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def make_exchange(
+    kind: str, notes: Sequence[bytes], ids: int, random: Random, new: Note = NEW_NOTE
+) -> Exchange:
+    """Returns a request of a kind to a table of such notes, each as JSON."""
+    if kind == "create":
+        body = to_json(new)
+        return Exchange("POST", "/notes/", body, b'{"id":', b"," + body[1:])
+    if kind == "one":
+        number = random.randint(1, ids)
+        return Exchange("GET", f"/notes/{number}", b"", notes[number - 1])
+    if kind == "page":
+        after = random.randint(0, len(notes) - PAGE)
+        page = b"[" + b",".join(notes[after : after + PAGE]) + b"]"
+        return Exchange("GET", f"/notes/?limit={PAGE}&after={after}", b"", page)
+    if kind == "search":
+        number = random.randint(1, len(notes))
+        return Exchange(
+            "GET", f"/notes/?q=note%20{number}%3A", b"", b"[" + notes[number - 1] + b"]"
+        )
+    return Exchange("GET", "/notes/", b"", b"[" + b",".join(notes), b"]")
+
+
+def ask(
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, bytes]:
     """Sends one request and returns the answer's status and body."""
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        connection.request(method, path, body, headers)
+        types = {"Content-Type": "application/json"} if body else {}
+        connection.request(method, path, body, types | (headers or {}))
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
 
 
-def set_constants(port: int, count: int) -> None:
+def set_constants(port: int, count: int, new: Note) -> None:
     """Gives the constant contender the bodies that the others make of the table."""
     bodies = {
         "list": make_notes(count),
         "note": make_note(1),
-        "created": {"id": count + 1, **NEW_NOTE},
+        "created": {"id": count + 1, **new},
     }
     for kind, body in bodies.items():
-        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        status, _ = ask(port, "PUT", f"/bodies/{kind}", text.encode())
+        status, _ = ask(port, "PUT", f"/bodies/{kind}", to_json(body))
         if status != 204:
             raise SystemExit(f"The constant bodies can't be set: {status}")
 
 
-def find_difference(port: int, count: int, kinds: tuple[str, ...]) -> str:
+def find_difference(
+    port: int, headers: dict[str, str], count: int, ids: int, kinds: Sequence[str]
+) -> str:
     """Returns how a contender's answers differ from the notes in the table, or nothing.
 
     Creating leaves a note more in the table.
     """
-    requests = {
-        "list": ("GET", "/notes/", None),
-        "one": ("GET", "/notes/1", None),
-        "create": ("POST", "/notes/", json.dumps(NEW_NOTE).encode()),
-    }
-    expected = {"list": make_notes(count), "one": make_note(1)}
-    for kind in kinds:
-        method, path, body = requests[kind]
+    notes = [to_json(note) for note in make_notes(count)]
+    for kind in dict.fromkeys(kinds):
+        exchange = make_exchange(kind, notes, ids, Random(1), SPECIAL_NOTE)
+        method, path = exchange.method, exchange.path
         try:
-            status, answer = ask(port, method, path, body)
-            content = json.loads(answer)
+            status, answer = ask(port, method, path, exchange.body, headers)
+            json.loads(answer)
         except (OSError, HTTPException, ValueError) as error:
             return f"{method} {path}: {error!r}"
-        right = is_new_note(content) if kind == "create" else content == expected[kind]
-        if status != 200 or not right:
+        if status != 200 or not exchange.is_answered_by(answer, growing=kind == "create"):
             return f"{method} {path} answers {status} {answer[:200]!r}"
     return ""
-
-
-def is_new_note(answer: Any) -> bool:
-    return (
-        isinstance(answer, dict)
-        and type(answer.get("id")) is int
-        and answer == {"id": answer["id"], **NEW_NOTE}
-    )

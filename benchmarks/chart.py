@@ -1,4 +1,4 @@
-"""The chart of the requests per second with 32 connections."""
+"""The chart of how the service compares with the others, with 32 connections."""
 
 from pathlib import Path
 
@@ -7,27 +7,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from benchmarks.results import Cell, Results, rate
+from benchmarks.report import number
+from benchmarks.results import Cell, Results, ratio
 
 CONNECTIONS = 32
 COLUMNS = 2
 
-# Both colours and text stand out from white as well as from GitHub's dark background.
+# They stand out from white as well as from GitHub's dark background.
 TEXT = "#7d8590"
-COLOURS = {
-    "service": "#e8590c",
-    "twin": "#0b9e8a",
-    "plain": "#8a63d2",
-    "litestar": "#c99a00",
-    "fastify": "#3d8fe0",
-    "bare": "#6e7681",
-    "constant": "#b1bac4",
-}
+AHEAD = "#e8590c"
+BEHIND = "#3d8fe0"
 
 
 def write_chart(results: Results, folder: Path) -> None:
     """Writes results.svg, where there is something to draw."""
-    cells = [cell for cell in results.cells if cell.connections == CONNECTIONS]
+    cells = [
+        cell
+        for cell in results.cells
+        if cell.connections == CONNECTIONS and len(others(results, cell)) > 1
+    ]
     if not cells:
         return
     path = folder / "results.svg"
@@ -36,40 +34,61 @@ def write_chart(results: Results, folder: Path) -> None:
     print(f"Wrote {path}")
 
 
+def others(results: Results, cell: Cell) -> list[str]:
+    """Returns those that the service can be compared with."""
+    return [
+        name
+        for name in results.names()
+        if name != "service" and ratio(cell, "service", name) is not None
+    ]
+
+
 def draw(results: Results, cells: list[Cell]) -> Figure:
     """Returns a figure with one group of bars for each workload."""
-    names = [name for name in COLOURS if name in results.names()]
     lines = -(-len(cells) // COLUMNS)
-    height = 0.9 + lines * (0.45 + 0.2 * len(names))
-    figure = Figure(figsize=(9, height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08))
+    most = max(len(others(results, cell)) for cell in cells)
+    figure = Figure(
+        figsize=(9, 0.6 + lines * (0.45 + 0.2 * most)),
+        layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08),
+    )
     panels = figure.subplots(lines, COLUMNS, squeeze=False)
     for panel in panels.flat:
         panel.set_axis_off()
     for panel, cell in zip(panels.flat, cells, strict=False):
-        draw_workload(panel, cell, names)
-    handles = [
-        panels[0][0].barh(0, 0, color=COLOURS[name], label=results.title(name)) for name in names
-    ]
-    figure.legend(
-        handles=handles,
-        loc="outside upper left",
-        ncols=len(names),
-        frameon=False,
-        handlelength=0.9,
-        handleheight=0.9,
-        columnspacing=1.3,
-        title=f"Requests per second, {CONNECTIONS} connections",
-        alignment="left",
+        draw_workload(panel, cell, results)
+    figure.suptitle(
+        f"Requests a second of this service / of the other, {CONNECTIONS} connections:"
+        " to the right of the line this service is ahead",
+        x=0.02,
+        ha="left",
+        fontsize=9,
     )
     return figure
 
 
-def draw_workload(panel: Axes, cell: Cell, names: list[str]) -> None:
-    rates = [rate(cell, name) or 0.0 for name in names]
-    bars = panel.barh(names, rates, height=0.78, color=[COLOURS[name] for name in names])
-    labels = panel.bar_label(bars, [f"{one:,.0f}" if one else "\u2013" for one in rates], padding=4)
-    for name, text in zip(names, labels, strict=True):
-        text.set_fontweight("bold" if name == "service" else "normal")
+def draw_workload(panel: Axes, cell: Cell, results: Results) -> None:
+    """Draws the median ratios as bars from 1, and lines from the lowest to the highest."""
+    names = others(results, cell)
+    found = [one for name in names if (one := ratio(cell, "service", name)) is not None]
+    for place, one in enumerate(found):
+        colour = AHEAD if one.median >= 1 else BEHIND
+        panel.barh(place, one.median - 1, left=1, height=0.7, color=colour)
+        panel.plot([one.low, one.high], [place, place], color=TEXT, linewidth=1.2)
+        panel.annotate(
+            number(one.median),
+            (max(one.high, 1), place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    panel.set_xscale("log")
+    low, high = min(one.low for one in found), max(one.high for one in found)
+    panel.set_xlim(min(low, 1) / 1.1, max(high, 1) * (max(high, 1) / min(low, 1)) ** 0.15 * 1.1)
+    panel.axvline(1, color=TEXT, linewidth=0.8)
+    panel.set_axis_on()
+    panel.set_frame_on(False)
+    panel.xaxis.set_visible(False)
+    panel.set_yticks(range(len(names)), [results.title(name) for name in names])
+    panel.tick_params(axis="y", length=0, labelcolor=TEXT)
     panel.invert_yaxis()
-    panel.set_xlim(0, max(rates) * 1.15 or 1)
-    panel.set_title(cell.workload.title, loc="left", fontsize=10, fontweight="bold")
+    panel.set_title(cell.workload.title, loc="left", fontsize=10, fontweight="bold", color=TEXT)

@@ -3,44 +3,58 @@
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from socket import create_server
 
-import psutil
-
+from benchmarks import processes
 from benchmarks.answers import ask
 
 ROOT = Path(__file__).parent.parent
-FASTIFY = ROOT / "benchmarks" / "fastify"
 START_SECONDS = 30.0
 QUIET_SECONDS = 20.0
+
+# What the FastAPI example does; pages are added to most, searches to few.
+BASIC = ("list5", "list100", "list1000", "one", "create", "mix")
+PAGES = (*BASIC, "pages")
+SEARCHES = (*PAGES, "search")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A server to measure; one without an app is the one that runs on Node."""
+    """A server to measure, and the workloads that it takes part in.
+
+    `app` is an application for uvicorn or Granian, or the folder of one that npm installs.
+    """
 
     name: str
     title: str
-    app: str = ""
-    http: str = "httptools"
+    app: str
+    server: str = "uvicorn"
+    workloads: tuple[str, ...] = PAGES
+    access: str = "open"
 
 
+# The last two are no alternatives: one has no framework, and one has no database.
 CONTENDERS = [
-    Contender("twin", "FastAPI twin", "benchmarks.fastapi_twin_by_id:app"),
-    Contender("plain", "Starlette, plain", "benchmarks.starlette_plain:app"),
     # As the Procfile runs it.
-    Contender("service", "this service", "service.app:app", "service.protocol:Protocol"),
+    Contender("service", "this service", "service.app:app", workloads=SEARCHES),
+    Contender("token", "with ACCESS=token", "service.app:app", workloads=("mix",), access="token"),
+    Contender("twin", "FastAPI example", "benchmarks.fastapi_twin_by_id:app", workloads=BASIC),
+    Contender("plain", "Starlette, plain", "benchmarks.starlette_plain:app"),
     Contender("litestar", "Litestar", "benchmarks.litestar_app:app"),
-    Contender("fastify", "Fastify", ""),
-    Contender("bare", "bare ASGI", "benchmarks.bare_asgi:app"),
-    Contender("constant", "constant body", "benchmarks.constant:app"),
+    Contender("blacksheep", "BlackSheep", "benchmarks.blacksheep_app:app"),
+    Contender("granian", "Granian", "benchmarks.granian_app:app", "granian"),
+    Contender("fastify", "Fastify", "fastify", "node"),
+    Contender("bun", "Bun", "bun", "bun"),
+    Contender("bare", "bare ASGI", "benchmarks.bare_asgi:app", workloads=SEARCHES),
+    Contender("constant", "constant body", "benchmarks.constant:app", workloads=BASIC),
 ]
 
 
@@ -52,20 +66,18 @@ class Server:
     process: Process
     port: int
     start_seconds: float
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def ids(self, notes: int) -> int:
+        """Returns how many of the notes to ask for; the constant contender has the first."""
+        return 1 if self.contender.name == "constant" else notes
 
     def rss(self) -> int:
         """Returns the resident memory in bytes, 0 of a server that is gone."""
-        try:
-            return int(psutil.Process(self.process.pid).memory_info().rss)
-        except psutil.NoSuchProcess:
-            return 0
+        return processes.rss(self.process.pid)
 
     def cpu_seconds(self) -> float:
-        try:
-            times = psutil.Process(self.process.pid).cpu_times()
-        except psutil.NoSuchProcess:
-            return 0.0
-        return float(times.user + times.system)
+        return processes.cpu_seconds(self.process.pid)
 
     async def quiet(self) -> None:
         """Waits until the server has worked off what wrk left in its queue.
@@ -80,30 +92,43 @@ class Server:
             used, before = self.cpu_seconds(), used
 
 
-async def prepare_fastify() -> str:
-    """Installs Fastify's packages; returns why it can't take part, or nothing."""
+async def prepare(contender: Contender) -> str:
+    """Installs what npm has to; returns why the contender can't take part, or nothing."""
+    if contender.server not in ("node", "bun"):
+        return ""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         return "node and npm are not installed"
-    if installed():
-        return ""
-    print("Installing Fastify with npm ...", flush=True)
-    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    process = await asyncio.create_subprocess_exec(
-        npm, "ci", *options, cwd=FASTIFY, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT
-    )
-    output, _ = await process.communicate()
-    if process.returncode != 0:
-        lines = output.decode().strip().splitlines()
-        return f"npm ci failed: {lines[0] if lines else process.returncode}"
+    folder = folder_of(contender)
+    if not installed(folder):
+        print(f"Installing {contender.title} with npm ...", flush=True)
+        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        process = await asyncio.create_subprocess_exec(
+            npm, "ci", *options, cwd=folder, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT
+        )
+        output, _ = await process.communicate()
+        if process.returncode != 0:
+            lines = output.decode().strip().splitlines()
+            return f"npm ci failed: {lines[0] if lines else process.returncode}"
+    if contender.server == "bun" and not bun_programs(contender):
+        return "there is no Bun for this machine"
     return ""
 
 
-def installed() -> bool:
+def folder_of(contender: Contender) -> Path:
+    return ROOT / "benchmarks" / contender.app
+
+
+def installed(folder: Path) -> bool:
     """Tells whether npm has installed what the lock file names."""
-    marker = FASTIFY / "node_modules" / ".package-lock.json"
-    lock = FASTIFY / "package-lock.json"
+    marker = folder / "node_modules" / ".package-lock.json"
+    lock = folder / "package-lock.json"
     return marker.exists() and marker.stat().st_mtime >= lock.stat().st_mtime
+
+
+def bun_programs(contender: Contender) -> list[Path]:
+    """Returns where npm has put Bun; the package's own command is made by a script of its own."""
+    return sorted(folder_of(contender).glob("node_modules/@oven/*/bin/bun"))
 
 
 def free_port() -> int:
@@ -112,18 +137,27 @@ def free_port() -> int:
 
 
 def command(contender: Contender, port: int) -> list[str]:
-    if not contender.app:
-        return ["node", str(FASTIFY / "server.js")]
+    if contender.server in ("node", "bun"):
+        program = "node" if contender.server == "node" else str(bun_programs(contender)[0])
+        return [program, str(folder_of(contender) / "server.js")]
+    python = [sys.executable, "-m", contender.server, contender.app]
     options = ["--host", "127.0.0.1", "--port", str(port), "--loop", "uvloop"]
-    options += ["--http", contender.http, "--no-access-log", "--log-level", "warning"]
-    return [sys.executable, "-m", "uvicorn", contender.app, *options]
+    options += ["--log-level", "warning", "--no-access-log"]
+    if contender.server == "granian":
+        return [*python, *options, "--interface", "rsgi", "--http", "1", "--workers", "1"]
+    http = "service.protocol:Protocol" if contender.app == "service.app:app" else "httptools"
+    return [*python, *options, "--http", http]
 
 
-async def start(contender: Contender, database_env: dict[str, str], log: Path) -> Server:
-    """Starts a contender and waits for its first answer."""
+async def start(
+    contender: Contender, database_env: dict[str, str], token: str, log: Path
+) -> Server:
+    """Starts a contender and waits for its first answer; the token is that of a user."""
     port = free_port()
     env = os.environ | database_env
     env |= {"ACCESS_LOG": "0", "PORT": str(port), "NODE_ENV": "production"}
+    env["ACCESS"] = contender.access
+    headers = {"Authorization": f"Bearer {token}"} if contender.access == "token" else {}
     with log.open("ab") as output:
         began = time.perf_counter()
         process = await asyncio.create_subprocess_exec(
@@ -137,27 +171,27 @@ async def start(contender: Contender, database_env: dict[str, str], log: Path) -
             start_new_session=True,
         )
     try:
-        await first_answer(process, port)
+        await first_answer(process, port, headers)
     except RuntimeError as error:
         await stop_process(process)
         raise SystemExit(f"{contender.title}: {error}\n{tail(log)}") from None
     except asyncio.CancelledError:
         await stop_process(process)
         raise
-    return Server(contender, process, port, time.perf_counter() - began)
+    return Server(contender, process, port, time.perf_counter() - began, headers)
 
 
 def tail(log: Path) -> str:
     return log.read_text(errors="replace")[-2000:]
 
 
-async def first_answer(process: Process, port: int) -> None:
+async def first_answer(process: Process, port: int, headers: dict[str, str]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.returncode is not None:
             raise RuntimeError(f"ended with {process.returncode} at its start")
         try:
-            status, _ = ask(port, "GET", "/notes/")
+            status, _ = ask(port, "GET", "/notes/", headers=headers)
         except (OSError, HTTPException):
             await asyncio.sleep(0.005)
             continue
@@ -178,5 +212,6 @@ async def stop_process(process: Process) -> None:
     try:
         await asyncio.wait_for(process.wait(), 10)
     except TimeoutError:
-        process.kill()
+        # With the processes that it started; it began a group of its own.
+        os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

@@ -2,11 +2,16 @@
 
 import asyncio
 import re
+import sys
 from asyncio.subprocess import PIPE, STDOUT
 from dataclasses import dataclass
 from pathlib import Path
 
-SCRIPTS = Path(__file__).parent / "wrk"
+from benchmarks import paced
+from benchmarks.answers import NEW_NOTE, to_json
+from benchmarks.contenders import ROOT, Server
+
+SCRIPT = Path(__file__).parent / "notes.lua"
 
 MISSING_WRK = """\
 wrk makes the load, and it is not installed. How to get it:
@@ -15,18 +20,17 @@ wrk makes the load, and it is not installed. How to get it:
   macOS            brew install wrk
   from source      https://github.com/wg/wrk"""
 
-MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
-
 
 @dataclass(frozen=True)
 class Workload:
-    """What wrk asks for, of a table that holds so many notes."""
+    """What is asked for, in turns, of a table that holds so many notes."""
 
     name: str
     title: str
     notes: int
-    kinds: tuple[str, ...] = ("list",)
-    script: str = ""
+    kinds: tuple[str, ...]
+    alone: bool = True
+    """Whether it is measured with one connection too."""
 
     @property
     def writes(self) -> bool:
@@ -34,45 +38,89 @@ class Workload:
 
 
 WORKLOADS = [
-    Workload("list5", "list 5 notes", 5),
-    Workload("list100", "list 100 notes", 100),
-    Workload("list1000", "list 1,000 notes", 1000),
-    Workload("one", "one note by id", 1000, ("one",), "one.lua"),
-    Workload("create", "create a note", 100, ("create",), "create.lua"),
-    Workload("mix", "90 % reads, 10 % creates", 100, ("list", "one", "create"), "mix.lua"),
+    Workload("list5", "list 5", 5, ("list",)),
+    Workload("list100", "list 100", 100, ("list",)),
+    Workload("list1000", "list 1,000", 1000, ("list",)),
+    Workload("one", "one note", 1000, ("one",)),
+    Workload("create", "create", 100, ("create",)),
+    Workload("mix", "90 % reads", 100, ("one", "list") * 4 + ("one", "create"), alone=False),
+    Workload("pages", "pages of 20", 10_000, ("page",), alone=False),
+    Workload("search", "searches", 1000, ("search",), alone=False),
 ]
 
 
 @dataclass(frozen=True)
 class Shot:
-    """What one run of wrk saw; a spoiled one says why."""
+    """What one run of wrk saw, and the CPU seconds that it cost; a spoiled one says why."""
+
+    requests: int = 0
+    rate: float = 0.0
+    server_cpu: float = 0.0
+    postgres_cpu: float | None = None
+    spoiled: str = ""
+
+
+@dataclass(frozen=True)
+class Paced:
+    """The latencies at a steady rate, in milliseconds; spoiled ones say why."""
 
     rate: float
-    p99_ms: float
-    spoiled: str
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    spoiled: str = ""
 
 
-async def shoot(workload: Workload, port: int, connections: int, seconds: int) -> Shot:
-    """Loads a contender with wrk once."""
-    script = ["-s", str(SCRIPTS / workload.script)] if workload.script else []
+async def shoot(
+    workload: Workload, server: Server, connections: int, seconds: int, notes: Path
+) -> tuple[int, float, str]:
+    """Loads a server with wrk once; returns the requests, those a second, and what went wrong.
+
+    `notes` is a file with the table's notes, each as JSON on a line.
+    """
+    new = to_json(NEW_NOTE)[1:].decode()
+    headers = [part for pair in server.headers.items() for part in ("-H", ": ".join(pair))]
     process = await asyncio.create_subprocess_exec(
-        *["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "--latency"],
-        *[*script, f"http://127.0.0.1:{port}/notes/", "--", str(workload.notes)],
+        *["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", *headers],
+        *["-s", str(SCRIPT), f"http://127.0.0.1:{server.port}/notes/"],
+        *["--", str(notes), str(server.ids(workload.notes)), new, *workload.kinds],
         stdout=PIPE,
         stderr=STDOUT,
     )
     output, _ = await process.communicate()
-    return parse(output.decode(), process.returncode or 0)
+    return parse(output.decode(errors="replace"), process.returncode or 0)
 
 
-def parse(output: str, code: int) -> Shot:
-    """Reads wrk's report."""
+def parse(output: str, code: int) -> tuple[int, float, str]:
+    """Reads wrk's report: the requests, those a second, and what went wrong."""
+    requests = re.search(r"^\s+(\d+) requests in ", output, re.MULTILINE)
     rate = re.search(r"^Requests/sec:\s+([\d.]+)", output, re.MULTILINE)
-    p99 = re.search(r"^\s+99%\s+([\d.]+)(us|ms|s|m)\s*$", output, re.MULTILINE)
-    if code != 0 or rate is None or p99 is None:
-        return Shot(0.0, 0.0, f"wrk failed: {' '.join(output.split())[-200:]}")
-    # wrk has lines for these only where there were any. It counts 4xx and 5xx; that a contender
-    # does not redirect is known from the check of its answers.
-    troubles = re.findall(r"^\s+(Socket errors: .+|Non-2xx or 3xx responses: .+)$", output, re.M)
+    if code != 0 or rate is None or requests is None:
+        return 0, 0.0, f"wrk failed: {' '.join(output.split())[-200:]}"
+    # There are lines for these only where there were any.
+    troubles = re.findall(
+        r"^\s*(Socket errors: .+|Non-2xx or 3xx responses: .+|Wrong answers: .+)$", output, re.M
+    )
     spoiled = "; ".join(troubles) if float(rate[1]) > 0 else "no answers"
-    return Shot(float(rate[1]), float(p99[1]) * MILLISECONDS[p99[2]], spoiled)
+    return int(requests[1]), float(rate[1]), spoiled
+
+
+async def pace(
+    workload: Workload, server: Server, connections: int, rate: float, seconds: int
+) -> Paced:
+    """Sends requests at a steady rate, from a process of its own."""
+    ids = server.ids(workload.notes)
+    order = paced.Order(
+        server.port, server.headers, connections, rate, seconds, workload.notes, ids, workload.kinds
+    )
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "benchmarks.paced"],
+        cwd=ROOT,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    output, _ = await process.communicate(order.to_json())
+    if process.returncode != 0:
+        return Paced(rate, spoiled=f"the paced client failed: {output.decode()[-200:]}")
+    p50, p99, spoiled = paced.read(output)
+    return Paced(rate, 1000 * p50, 1000 * p99, spoiled)

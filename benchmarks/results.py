@@ -6,7 +6,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,23 +13,26 @@ from typing import Any
 
 import psutil
 
-from benchmarks.contenders import FASTIFY, Contender
+from benchmarks.contenders import ROOT, Contender
 from benchmarks.large import Listing
-from benchmarks.load import Shot, Workload
+from benchmarks.load import Paced, Shot, Workload
 
 PACKAGES = [
-    *["fastapi", "starlette", "litestar", "uvicorn", "uvloop", "httptools", "databases"],
-    *["sqlalchemy", "asyncpg", "marshmallow", "msgspec", "orjson", "pydantic"],
+    *["fastapi", "starlette", "litestar", "blacksheep", "granian", "uvicorn", "uvloop"],
+    *["httptools", "databases", "sqlalchemy", "asyncpg", "marshmallow", "msgspec", "orjson"],
+    "pydantic",
 ]
+NPM_PACKAGES = {"fastify/fastify": "fastify", "fastify/postgres": "postgres.js", "bun/bun": "bun"}
 
 
 @dataclass
 class Cell:
-    """The shots at every contender for one workload, in rounds."""
+    """The shots at every contender for one workload, in rounds; then one at half its rate."""
 
     workload: Workload
     connections: int
     shots: dict[str, list[Shot]]
+    paced: dict[str, Paced] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,10 +78,15 @@ def ratio(cell: Cell, of: str, to: str) -> Ratio | None:
     return Ratio(statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Returns the smallest value that so many percent of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)] if ordered else 0.0
+def cpu_per_thousand(cell: Cell, name: str) -> tuple[float, float | None] | None:
+    """Returns the CPU seconds of the server and of PostgreSQL that 1,000 requests took."""
+    shots = [shot for shot in cell.shots.get(name, []) if not shot.spoiled]
+    requests = sum(shot.requests for shot in shots)
+    if not requests:
+        return None
+    server = 1000 * sum(shot.server_cpu for shot in shots) / requests
+    used = [shot.postgres_cpu for shot in shots if shot.postgres_cpu is not None]
+    return server, 1000 * sum(used) / requests if used else None
 
 
 def spoiled(results: Results) -> list[str]:
@@ -91,6 +98,12 @@ def spoiled(results: Results) -> list[str]:
         for name, shots in cell.shots.items()
         for number, shot in enumerate(shots, start=1)
         if shot.spoiled
+    ]
+    lines += [
+        f"{cell.workload.title}, at half the capacity, {results.title(name)}: {paced.spoiled}"
+        for cell in results.cells
+        for name, paced in cell.paced.items()
+        if paced.spoiled
     ]
     lines += [
         f"large listing, {results.title(name)}, round {number}: {listing.spoiled}"
@@ -118,8 +131,9 @@ def versions(postgres: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     found["node"] = first_line("node", "--version").removeprefix("v")
-    for package, title in (("fastify", "fastify"), ("postgres", "postgres.js")):
-        manifest = FASTIFY / "node_modules" / package / "package.json"
+    for place, title in NPM_PACKAGES.items():
+        folder, _, package = place.partition("/")
+        manifest = ROOT / "benchmarks" / folder / "node_modules" / package / "package.json"
         if manifest.exists():
             found[title] = json.loads(manifest.read_text())["version"]
     found["wrk"] = first_line("wrk", "--version").partition(" [")[0].removeprefix("wrk ")

@@ -1,4 +1,4 @@
-"""Measures the service against other frameworks and against its ceilings."""
+"""Measures the service against other frameworks, side by side; takes about 25 minutes."""
 
 import argparse
 import asyncio
@@ -7,21 +7,46 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.answers import find_difference, set_constants
+from benchmarks.answers import (
+    NEW_NOTE,
+    SPECIAL_NOTE,
+    Note,
+    find_difference,
+    make_notes,
+    set_constants,
+    to_json,
+)
 from benchmarks.chart import write_chart
-from benchmarks.contenders import CONTENDERS, ROOT, Contender, Server, prepare_fastify, start, stop
+from benchmarks.contenders import CONTENDERS, ROOT, Contender, Server, prepare, start, stop
 from benchmarks.large import measure, warm_up
-from benchmarks.load import MISSING_WRK, WORKLOADS, Shot, Workload, shoot
-from benchmarks.report import print_report, write_json
+from benchmarks.load import MISSING_WRK, WORKLOADS, Shot, Workload, pace, shoot
+from benchmarks.processes import cpu_seconds, postmaster
+from benchmarks.report import write_report
 from benchmarks.results import Cell, Results, rate, spoiled, versions
-from benchmarks.tables import Connection, fill, kept_at, own_database, postgres, remove_after
+from benchmarks.tables import (
+    Connection,
+    add_user,
+    fill,
+    kept_at,
+    own_database,
+    postgres,
+    remove_after,
+)
 
-# A quick run has the contenders that the targets name, and fewer runs on one connection.
-QUICK_CONTENDERS = ["twin", "service", "fastify", "constant"]
+# A quick run has fewer contenders, and fewer runs on one connection.
+QUICK_CONTENDERS = ["service", "twin", "fastify", "constant"]
 QUICK_ON_ONE_CONNECTION = ["list100", "create"]
 SETTLE_SECONDS = 0.5
+STARTS = 3
+LARGE_ROUNDS = 3
+PACED_SECONDS = 2
+
+# What a run of wrk and a large listing take besides the seconds that are measured, roughly.
+SHOT_EXTRA_SECONDS = 0.25
+LARGE_SECONDS = 3
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,30 +57,66 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("--quick", action="store_true", help="a rough answer within two minutes")
     add("--rounds", type=int, help="rounds of each workload (5; quick: 2)")
-    add("--seconds", type=int, help="seconds that a contender is loaded in a round (3; quick: 1)")
+    add(
+        "--seconds",
+        type=int,
+        help="seconds that a contender is loaded in a round (2, one connection: 1; quick: 1)",
+    )
     add("--only", nargs="+", choices=names, metavar="CONTENDER", help=", ".join(names))
     add("--workloads", nargs="*", choices=workloads, metavar="WORKLOAD", help=", ".join(workloads))
     add("--large", type=int, metavar="N", help="notes of the large listing (300000; quick: none)")
     add("--output", type=Path, help="folder for the results (benchmarks; else benchmarks/partial)")
     options = parser.parse_args(arguments)
-    partial = options.quick or options.only or options.workloads is not None
+    partial = bool(options.quick or options.rounds or options.seconds or options.only)
+    partial = partial or options.workloads is not None or options.large is not None
     quick = options.quick
     options.output = options.output or ROOT / "benchmarks" / ("partial" if partial else "")
     options.only = options.only or (QUICK_CONTENDERS if quick else names)
     options.rounds = options.rounds or (2 if quick else 5)
-    options.seconds = options.seconds or (1 if quick else 3)
+    options.seconds = options.seconds or (1 if quick else 2)
     options.large = (0 if quick else 300_000) if options.large is None else options.large
     options.workloads = workloads if options.workloads is None else options.workloads
     return options
 
 
-def plan(options: argparse.Namespace) -> list[tuple[Workload, int]]:
-    """Returns the workloads with their numbers of connections."""
-    chosen = [workload for workload in WORKLOADS if workload.name in options.workloads]
+def plan(options: argparse.Namespace, contenders: list[Contender]) -> list[tuple[Workload, int]]:
+    """Returns the workloads with their numbers of connections.
+
+    One that only this service could take part in would compare nothing.
+    """
+    chosen = [
+        workload
+        for workload in WORKLOADS
+        if workload.name in options.workloads
+        and (len(takers(workload, contenders)) > 1 or len(contenders) == 1)
+    ]
     on_one = QUICK_ON_ONE_CONNECTION if options.quick else options.workloads
     return [(workload, 32) for workload in chosen] + [
-        (workload, 1) for workload in chosen if workload.name in on_one
+        (workload, 1) for workload in chosen if workload.alone and workload.name in on_one
     ]
+
+
+def takers(workload: Workload, contenders: list[Contender]) -> list[Contender]:
+    return [one for one in contenders if workload.name in one.workloads]
+
+
+def estimate(options: argparse.Namespace, contenders: list[Contender]) -> int:
+    """Returns about how many minutes a run will take."""
+    seconds = float(len(contenders) * (2 if options.quick else STARTS + bool(options.large)))
+    for workload, connections in plan(options, contenders):
+        shot = seconds_of(connections, options) + SHOT_EXTRA_SECONDS
+        extra = 0.0
+        if connections > 1 and not options.quick:
+            extra = 1 + PACED_SECONDS + 2 * SHOT_EXTRA_SECONDS
+        seconds += len(takers(workload, contenders)) * (options.rounds * shot + extra)
+    if options.large:
+        seconds += len(contenders) * LARGE_ROUNDS * LARGE_SECONDS
+    return max(1, round(seconds / 60))
+
+
+def seconds_of(connections: int, options: argparse.Namespace) -> int:
+    """Returns for how long a contender is loaded; with one connection half as long."""
+    return int(options.seconds if connections > 1 else max(1, options.seconds // 2))
 
 
 def progress(text: str) -> None:
@@ -69,155 +130,208 @@ def say(text: str) -> None:
     print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
 
 
+@dataclass
+class Bench:
+    """What a run works with: the table, and what the servers are told."""
+
+    connection: Connection
+    env: dict[str, str]
+    folder: Path
+    options: argparse.Namespace
+    token: str
+    postmaster: int | None
+
+    def postgres_cpu(self) -> float | None:
+        return None if self.postmaster is None else cpu_seconds(self.postmaster)
+
+
 @asynccontextmanager
-async def running(
-    contenders: list[Contender], env: dict[str, str], folder: Path
-) -> AsyncIterator[list[Server]]:
+async def running(bench: Bench, contenders: list[Contender]) -> AsyncIterator[list[Server]]:
     """Starts every contender, and stops them all."""
     servers: list[Server] = []
     try:
         for contender in contenders:
             progress(f"Starting {contender.title}")
-            servers.append(await start(contender, env, folder / f"{contender.name}.log"))
+            log = bench.folder / f"{contender.name}.log"
+            servers.append(await start(contender, bench.env, bench.token, log))
         yield servers
     finally:
         for server in servers:
             await stop(server)
 
 
-async def reset(connection: Connection, servers: list[Server], count: int) -> None:
-    """Fills the table, and the constant contender with what is in the table."""
-    await fill(connection, count)
+async def reset(bench: Bench, servers: list[Server], count: int, new: Note = NEW_NOTE) -> None:
+    """Fills the table, and the constant contender with what is in the table and will be new."""
+    await fill(bench.connection, count)
     for server in servers:
         if server.contender.name == "constant":
-            set_constants(server.port, count)
+            set_constants(server.port, count, new)
 
 
-async def check(
-    connection: Connection, servers: list[Server], workload: Workload
-) -> dict[str, str]:
+async def check(bench: Bench, servers: list[Server], workload: Workload) -> dict[str, str]:
     """Asks every contender the same of the same table; returns who answers something else."""
-    await reset(connection, servers, workload.notes)
+    await reset(bench, servers, workload.notes, SPECIAL_NOTE)
     wrong = {}
     for server in servers:
-        if difference := find_difference(server.port, workload.notes, workload.kinds):
+        ids = server.ids(workload.notes)
+        if difference := find_difference(
+            server.port, server.headers, workload.notes, ids, workload.kinds
+        ):
             wrong[server.contender.name] = difference
-        await remove_after(connection, workload.notes)
+        await remove_after(bench.connection, workload.notes)
     return wrong
 
 
-async def turn(
-    connection: Connection, server: Server, workload: Workload, connections: int, seconds: int
-) -> Shot:
-    """Loads one contender once, with as many notes in the table as every other one finds."""
+def write_notes(bench: Bench, count: int) -> Path:
+    """Writes the table's notes to a file, each as JSON on a line, for wrk to compare with."""
+    path = bench.folder / f"notes-{count}"
+    if not path.exists():
+        path.write_bytes(b"".join(to_json(note) + b"\n" for note in make_notes(count)))
+    return path
+
+
+@asynccontextmanager
+async def ready(bench: Bench, server: Server, workload: Workload) -> AsyncIterator[None]:
+    """Gives each contender as many notes in the table as every other one finds.
+
+    Waits behind it until the server is done.
+    """
+    count = workload.notes
     if workload.writes:
-        await fill(connection, workload.notes)
-    async with kept_at(connection, workload.notes) if workload.name == "mix" else nullcontext():
-        shot = await shoot(workload, server.port, connections, seconds)
+        await fill(bench.connection, count)
+    lists = "list" in workload.kinds
+    async with kept_at(bench.connection, count) if workload.writes and lists else nullcontext():
+        yield
         await server.quiet()
-    return shot
 
 
-async def measure_cell(
-    connection: Connection,
-    servers: list[Server],
-    cell: Cell,
-    options: argparse.Namespace,
-) -> None:
+async def turn(
+    bench: Bench, server: Server, workload: Workload, connections: int, seconds: int
+) -> Shot:
+    """Loads one contender once."""
+    notes = write_notes(bench, workload.notes)
+    async with ready(bench, server, workload):
+        postgres_before, before = bench.postgres_cpu(), server.cpu_seconds()
+        requests, found, spoiled = await shoot(workload, server, connections, seconds, notes)
+        server_cpu, postgres_after = server.cpu_seconds() - before, bench.postgres_cpu()
+    if postgres_before is None or postgres_after is None:
+        return Shot(requests, found, server_cpu, None, spoiled)
+    return Shot(requests, found, server_cpu, postgres_after - postgres_before, spoiled)
+
+
+async def measure_cell(bench: Bench, servers: list[Server], cell: Cell) -> None:
     """Loads the contenders in turns, round by round; no contender always goes first."""
-    workload, connections = cell.workload, cell.connections
-    for name, difference in (await check(connection, servers, workload)).items():
-        cell.shots[name] = [Shot(0.0, 0.0, difference)] * options.rounds
+    workload, connections, options = cell.workload, cell.connections, bench.options
+    for name, difference in (await check(bench, servers, workload)).items():
+        cell.shots[name] = [Shot(spoiled=difference)] * options.rounds
     servers = [server for server in servers if not cell.shots[server.contender.name]]
-    if not servers:
-        return
-    await reset(connection, servers, workload.notes)
-    if not options.quick:
+    await reset(bench, servers, workload.notes)
+    if connections > 1 and not options.quick:
         progress(f"{workload.title}: warming up")
         for server in servers:
-            await turn(connection, server, workload, connections, 1)
+            await turn(bench, server, workload, connections, 1)
     for number in range(options.rounds):
-        first = number % len(servers)
+        first = number % len(servers) if servers else 0
         for server in servers[first:] + servers[:first]:
-            title = server.contender.title
+            name, title = server.contender.name, server.contender.title
             progress(f"{workload.title}: round {number + 1} of {options.rounds}, {title}")
-            shot = await turn(connection, server, workload, connections, options.seconds)
-            cell.shots[server.contender.name].append(shot)
+            seconds = seconds_of(connections, options)
+            cell.shots[name].append(await turn(bench, server, workload, connections, seconds))
+    if connections > 1 and not options.quick:
+        await measure_latencies(bench, servers, cell)
 
 
-async def measure_workloads(
-    connection: Connection, servers: list[Server], results: Results, options: argparse.Namespace
-) -> None:
-    cells = plan(options)
-    if options.quick:
-        mix = WORKLOADS[-1]
-        await reset(connection, servers, mix.notes)
+async def measure_latencies(bench: Bench, servers: list[Server], cell: Cell) -> None:
+    """Sends every contender half of the requests a second that it has answered."""
+    for server in servers:
+        name = server.contender.name
+        capacity = rate(cell, name)
+        if capacity is None:
+            continue
+        progress(f"{cell.workload.title}: half the load, {server.contender.title}")
+        async with ready(bench, server, cell.workload):
+            cell.paced[name] = await pace(
+                cell.workload, server, cell.connections, capacity / 2, PACED_SECONDS
+            )
+
+
+async def measure_workloads(bench: Bench, servers: list[Server], results: Results) -> None:
+    cells = plan(bench.options, results.contenders)
+    if bench.options.quick:
+        mix = next(workload for workload in WORKLOADS if workload.name == "mix")
+        await reset(bench, servers, mix.notes)
         for server in servers:
             progress(f"Warming up {server.contender.title}")
-            await turn(connection, server, mix, 32, 1)
+            await turn(bench, server, mix, 32, 1)
     for number, (workload, connections) in enumerate(cells, start=1):
-        cell = Cell(workload, connections, {server.contender.name: [] for server in servers})
+        here = [server for server in servers if workload.name in server.contender.workloads]
+        cell = Cell(workload, connections, {server.contender.name: [] for server in here})
         results.cells.append(cell)
-        await measure_cell(connection, servers, cell, options)
+        await measure_cell(bench, here, cell)
         rates = ", ".join(
             f"{server.contender.title} {rate(cell, server.contender.name) or 0:,.0f}/s"
-            for server in servers
+            for server in here
         )
         clients = f"{connections} connection{'s' if connections > 1 else ''}"
         say(f"[{number}/{len(cells)}] {workload.title}, {clients}: {rates}")
 
 
-async def measure_large(
-    connection: Connection, servers: list[Server], results: Results, options: argparse.Namespace
-) -> None:
+async def measure_large(bench: Bench, servers: list[Server], results: Results) -> None:
     """Lists very many notes on fresh servers, in turns."""
-    count = options.large
-    servers = [server for server in servers if server.contender.name != "constant"]
-    await fill(connection, count)
+    count = bench.options.large
+    await fill(bench.connection, count)
     for server in servers:
         await asyncio.to_thread(warm_up, server)
         results.large[server.contender.name] = []
     await asyncio.sleep(SETTLE_SECONDS)
     resting = {server.contender.name: server.rss() for server in servers}
-    for number in range(options.rounds):
+    for number in range(LARGE_ROUNDS):
         first = number % len(servers)
         for server in servers[first:] + servers[:first]:
             name = server.contender.name
             progress(f"Listing {count:,} notes: round {number + 1}, {server.contender.title}")
-            await remove_after(connection, count)
+            await remove_after(bench.connection, count)
             listing = await asyncio.to_thread(measure, server, count, resting[name])
             results.large[name].append(listing)
-    say(f"Listed {count:,} notes {options.rounds} times")
+    say(f"Listed {count:,} notes {LARGE_ROUNDS} times")
 
 
 async def run(options: argparse.Namespace) -> Results:
     """Measures everything that the options ask for."""
-    contenders = [contender for contender in CONTENDERS if contender.name in options.only]
     results = Results(settings=settings(options))
-    if "fastify" in options.only and (reason := await prepare_fastify()):
-        contenders = [contender for contender in contenders if contender.name != "fastify"]
-        results.left_out["Fastify"] = reason
-    results.contenders = contenders
+    for contender in CONTENDERS:
+        if contender.name not in options.only:
+            continue
+        if reason := await prepare(contender):
+            results.left_out[contender.title] = reason
+            say(f"{contender.title} is left out: {reason}")
+        else:
+            results.contenders.append(contender)
+    contenders = results.contenders
+    say(f"This takes about {estimate(options, contenders)} min")
     progress("Starting PostgreSQL")
     with postgres() as url, tempfile.TemporaryDirectory(prefix="notes-benchmark-") as temporary:
-        folder = Path(temporary)
         async with own_database(url) as (connection, env):
             results.versions = versions(str(await connection.fetchval("SHOW server_version")))
+            backend = postmaster(connection.get_server_pid())
+            token = await add_user(env)
+            bench = Bench(connection, env, Path(temporary), options, token, backend)
             await fill(connection, 5)
             # The first start may compile modules, so a full run takes the median of three.
-            for _ in range(0 if options.quick else 2):
-                async with running(contenders, env, folder) as servers:
+            for _ in range(0 if options.quick else STARTS - 1):
+                async with running(bench, contenders) as servers:
                     note_starts(results, servers)
-            async with running(contenders, env, folder) as servers:
+            async with running(bench, contenders) as servers:
                 note_starts(results, servers)
                 await asyncio.sleep(SETTLE_SECONDS)
                 results.memory_rest = {one.contender.name: one.rss() for one in servers}
                 say(f"{len(servers)} contenders are up")
-                await measure_workloads(connection, servers, results, options)
+                await measure_workloads(bench, servers, results)
                 results.memory_after = {one.contender.name: one.rss() for one in servers}
-            if options.large:
-                async with running(contenders, env, folder) as servers:
-                    await measure_large(connection, servers, results, options)
+            listing = [one for one in contenders if one.name not in ("constant", "token")]
+            if options.large and listing:
+                async with running(bench, listing) as servers:
+                    await measure_large(bench, servers, results)
     return results
 
 
@@ -240,8 +354,7 @@ def main() -> None:
         results = asyncio.run(run(options))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    print_report(results)
-    write_json(results, options.output)
+    write_report(results, options.output)
     write_chart(results, options.output)
     if spoiled(results):
         raise SystemExit(1)

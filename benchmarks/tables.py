@@ -18,7 +18,7 @@ from databases import DatabaseURL
 from benchmarks.answers import make_note
 from benchmarks.contenders import ROOT
 
-POOL_MAX = 5
+POOL_MAX = 4
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -53,7 +53,7 @@ async def own_database(server_url: str) -> AsyncIterator[tuple[Connection, dict[
         env = environment(urlunsplit(urlsplit(server_url)._replace(path=f"/{name}")))
         connection = await asyncpg.connect(env["DATABASE_URL"])
         try:
-            await make_schema(connection, env)
+            await make_schema(env)
             yield connection, env
         finally:
             await connection.close()
@@ -63,7 +63,7 @@ async def own_database(server_url: str) -> AsyncIterator[tuple[Connection, dict[
 
 
 def environment(url: str) -> dict[str, str]:
-    """Returns the variables that name the database, those of libpq for Fastify's driver."""
+    """Returns the variables that name the database, those of libpq for JavaScript's drivers."""
     parts = DatabaseURL(url)
     return {
         "DATABASE_URL": url,
@@ -76,16 +76,21 @@ def environment(url: str) -> dict[str, str]:
     }
 
 
-async def make_schema(connection: Connection, env: dict[str, str]) -> None:
-    """Migrates as the service does, or makes the table where there are no migrations."""
-    if not (ROOT / "alembic.ini").exists():
-        await connection.execute(
-            "CREATE TABLE notes "
-            "(id serial PRIMARY KEY, text varchar NOT NULL, completed boolean NOT NULL)"
-        )
-        return
+async def make_schema(env: dict[str, str]) -> None:
+    """Migrates as the service does."""
+    await run_python(env, "alembic", "upgrade", "head")
+
+
+async def add_user(env: dict[str, str]) -> str:
+    """Makes a user of the service and returns the token."""
+    output = await run_python(env, "service", "users", "add", "benchmark")
+    return output.split()[-1]
+
+
+async def run_python(env: dict[str, str], *command: str) -> str:
+    """Runs a module and returns what it printed."""
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "alembic", "upgrade", "head"],
+        *[sys.executable, "-m", *command],
         cwd=ROOT,
         env=os.environ | env,
         stdout=PIPE,
@@ -93,7 +98,8 @@ async def make_schema(connection: Connection, env: dict[str, str]) -> None:
     )
     output, _ = await process.communicate()
     if process.returncode != 0:
-        raise SystemExit(f"alembic upgrade head failed:\n{output.decode()}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{output.decode()}")
+    return output.decode()
 
 
 async def fill(connection: Connection, count: int) -> None:

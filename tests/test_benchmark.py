@@ -1,0 +1,72 @@
+"""The benchmark's own client, whose latencies and checks the published figures rest on."""
+
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+
+from benchmarks.answers import make_note, to_json
+from benchmarks.load import parse
+from benchmarks.paced import Order, drive
+
+
+def serve(listener: socket.socket, answer: Callable[[int, int], bytes]) -> None:
+    """Answers on one connection until it ends; `answer` has the request's place and the note."""
+    connection, _ = listener.accept()
+    with connection:
+        place = 0
+        while request := connection.recv(65536):
+            place += 1
+            found = re.match(rb"GET /notes/(\d+) ", request)
+            assert found is not None
+            body = answer(place, int(found[1]))
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+
+
+@contextmanager
+def serving(answer: Callable[[int, int], bytes]) -> Iterator[Order]:
+    """Serves notes, and yields an order for half a second of them on one connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=serve, args=(listener, answer))
+        thread.start()
+        port = listener.getsockname()[1]
+        yield Order(port, {}, 1, rate=200, seconds=0.5, notes=5, ids=5, kinds=("one",))
+        thread.join()
+
+
+def test_a_server_that_stands_still_delays_all_that_is_due() -> None:
+    """A latency counts from when the request was due, also where none could be sent then."""
+
+    def stand_still(place: int, note_id: int) -> bytes:
+        time.sleep(0.3 if place == 10 else 0)
+        return to_json(make_note(note_id))
+
+    with serving(stand_still) as order:
+        latencies, trouble = drive(order)
+
+    assert trouble == ""
+    assert sum(latency > 0.1 for latency in latencies) > 20
+
+
+def test_an_answer_to_another_request_is_wrong() -> None:
+    """A note that is right in itself but not the one that was asked for counts as wrong."""
+
+    def mix_up(place: int, note_id: int) -> bytes:
+        return to_json(make_note(note_id % 5 + 1 if place == 10 else note_id))
+
+    with serving(mix_up) as order:
+        _, trouble = drive(order)
+
+    assert trouble.startswith("Wrong answers: 1, the first: /notes/")
+
+
+def test_wrong_answers_spoil_a_run_of_wrk() -> None:
+    """What the script of wrk says of wrong answers is found in wrk's report."""
+    report = "  8879 requests in 1.01s, 1.00MB read\nRequests/sec:   8791.38\n"
+
+    assert parse(report, 0) == (8879, 8791.38, "")
+    wrong = "Wrong answers: 1, the first: 200 []"
+    assert parse(f"{report}{wrong}\n", 0) == (8879, 8791.38, wrong)
