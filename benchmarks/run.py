@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -227,6 +228,10 @@ async def measure_large(bench: Bench, servers: list[Server], results: Results) -
 
 async def run(options: argparse.Namespace) -> Results:
     """Measures everything that the options ask for."""
+    this = asyncio.current_task()
+    assert this is not None
+    # Servers and PostgreSQL would stay behind otherwise, as they have sessions of their own.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     results = Results(settings=settings(options))
     for contender in CONTENDERS:
         if contender.name not in options.only:
@@ -281,7 +286,7 @@ def main() -> None:
         raise SystemExit(MISSING_WRK)
     try:
         results = asyncio.run(run(options))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         raise SystemExit(130) from None
     write_report(results, options.output)
     write_chart(results, options.output)
