@@ -224,6 +224,9 @@ def is_taken(
     return status != (404 if place == "path" else 422)
 
 
+CONDITIONS = {"If-Match", "If-None-Match"}
+
+
 def test_parameters_are_those_of_the_document(server: Server) -> None:
     """A parameter's value is taken if it fits the document's schema, and else refused."""
     for method, path, operation in operations(server.client):
@@ -236,7 +239,9 @@ def test_parameters_are_those_of_the_document(server: Server) -> None:
                 # Without its last part, a path is another one.
                 if value != "" or place != "path":
                     taken = is_taken(server.client, method, path, parameter, value)
-                    assert taken == fits(schema, value), (method, path, parameter, value)
+                    # A malformed condition names no tag, and is no error.
+                    expected = parameter["name"] in CONDITIONS or fits(schema, value)
+                    assert taken == expected, (method, path, parameter, value)
 
 
 def test_defaults_are_those_of_the_document(server: Server) -> None:
@@ -288,6 +293,7 @@ PROVOKED: dict[str, dict[str, Any]] = {
     "413": {"content": b" " * 1_048_577},
     "422": {"json": [], "params": {"limit": 0}},
 }
+ERROR = {"$ref": "#/components/schemas/Error"}
 # What any answer may have; all other headers are an operation's own.
 ANYWHERE = {
     *("connection", "content-length", "content-type", "date", "server", "transfer-encoding"),
@@ -295,8 +301,17 @@ ANYWHERE = {
 }
 
 
-def assert_described(answer: httpx2.Response, described: dict[str, Any]) -> None:
-    """AssertionError unless the answer has the body and the headers that are described."""
+def assert_described(answer: httpx2.Response, operation: dict[str, Any]) -> None:
+    """AssertionError unless the answer has the body and the headers that are described.
+
+    For the example's operations some statuses are described in words only.
+    """
+    status = str(answer.status_code)
+    if status not in operation["responses"]:
+        assert status in operation["description"], answer.request
+        assert answer.status_code == 204 or fits(ERROR, answer.json())
+        return
+    described = operation["responses"][status]
     headers = {name.lower(): header for name, header in described.get("headers", {}).items()}
     assert set(answer.headers) - ANYWHERE == set(headers), answer.request
     for name, header in headers.items():
@@ -318,8 +333,8 @@ def test_answers_are_those_of_the_document(server: Server) -> None:
             answer = ask(server.client, method, missing if status == "404" else path, **options)
             if str(answer.status_code) == status:
                 had.add(status)
-                assert_described(answer, operation["responses"][status])
-        assert set(operation["responses"]) == had
+                assert_described(answer, operation)
+        assert set(operation["responses"]) <= had
 
 
 def test_trouble_is_that_of_the_document(tmp_path: Path) -> None:
@@ -328,4 +343,4 @@ def test_trouble_is_that_of_the_document(tmp_path: Path) -> None:
         for method, path, operation in operations(client):
             answer = ask(client, method, path)
             assert answer.status_code == 503
-            assert_described(answer, operation["responses"]["503"])
+            assert_described(answer, operation)
