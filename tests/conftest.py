@@ -1,4 +1,4 @@
-"""What tests stand on: real databases, migrated by Alembic, and real servers."""
+"""Fixtures: real databases, migrated by Alembic, and real servers."""
 
 import os
 import shutil
@@ -129,7 +129,7 @@ def pair(
     new_database: Callable[[str], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Pair]:
-    """The service beside its oracle, for tests that don't care what is stored already."""
+    """The service beside its oracle, for tests that work with any stored notes."""
     logs = tmp_path_factory.mktemp("pair")
     with ExitStack() as stack:
         connections = []

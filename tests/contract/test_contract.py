@@ -39,7 +39,7 @@ def error(type: str, *loc: str | int, msg: str, **rest: object) -> dict[str, obj
 
 
 def test_created_notes_are_listed_in_order(service: httpx2.Client) -> None:
-    """What was created comes back, ids rising, keys in the order id, text, completed."""
+    """Created notes are listed with rising ids, and with their keys in order."""
     texts = ["first", "", "naïve ☃ 😀 \u2028", '"\\/\b\f\n\r\t\x1f\x7f', "x" * 100_000]
     for number, text in enumerate(texts):
         created = service.post("/notes/", json={"text": text, "completed": number % 2 == 0})
@@ -95,7 +95,7 @@ def test_wrong_methods_are_405(pair: Pair, method: str) -> None:
 
 @pytest.mark.parametrize("value", ["1", "0", "1.0", "0.0", "-0.0", "1e0", "true", "false"])
 def test_numbers_are_booleans(pair: Pair, value: str) -> None:
-    """JSON's booleans and the numbers that equal 0 and 1 are accepted for `completed`."""
+    """`completed` takes JSON's booleans and the numbers that equal 0 and 1."""
     answer = post(pair, b'{"text":"","completed":%s}' % value.encode())
     assert answer.json()["completed"] is bool(json.loads(value))
 
@@ -144,7 +144,7 @@ def test_other_types_are_no_booleans(pair: Pair, value: str) -> None:
 
 @pytest.mark.parametrize("value", ["null", "1", "1.5", "true", "[]", '{"a":1}'])
 def test_other_types_are_no_text(pair: Pair, value: str) -> None:
-    """A text that is none is a `string_type` error."""
+    """A value of another type is a `string_type` error."""
     answer = post(pair, b'{"text":%s,"completed":true}' % value.encode())
     assert answer.status == 422
     assert answer.json()["detail"] == [
@@ -253,14 +253,14 @@ def test_encodings_of_json(pair: Pair, encoding: str) -> None:
     "body", [b"\xff", b'{"text":"\xff"}', b"1" * 5000, b"[" * 100_000, b'{"a":' * 100_000]
 )
 def test_bodies_past_parsing(pair: Pair, body: bytes) -> None:
-    """What the parser can't take at all answers 400."""
+    """A body that the parser can't read answers 400."""
     answer = post(pair, body)
     assert answer.status == 400
     assert answer.json() == {"detail": "There was an error parsing the body"}
 
 
 def test_extra_and_repeated_keys(pair: Pair) -> None:
-    """Extra keys are dropped, whatever they hold, and of a repeated key the last one wins."""
+    """Extra keys are dropped. Of a repeated key the last one wins."""
     body = (
         b'{"text":1,"id":7,"x":NaN,"y":"\\ud800","z":"\\u0000",'
         b'"completed":2,"completed":1,"text":"b"}'
@@ -336,7 +336,7 @@ def test_bodies_over_the_limit(service: httpx2.Client, announced: bool) -> None:
 
 
 def test_a_length_with_leading_zeros(pair: Pair) -> None:
-    """A Content-Length of many digits is a number like any other."""
+    """A Content-Length may have any number of zeros in front."""
     body = b'{"text":"a","completed":true}'
     length = {"content-length": "0" * 5000 + str(len(body))}
     for connection in pair:

@@ -104,7 +104,7 @@ better = FastAPI()
 
 @better.post("/notes/")
 async def create_note(note: BetterNote) -> dict[str, Any]:
-    """What the example answers, had it no database that can fail."""
+    """The example's answer, if it had no database that can fail."""
     return {"id": 0, **note.model_dump()}
 
 
@@ -122,7 +122,7 @@ def finite(value: Any) -> Any:
 
 @better.exception_handler(RequestValidationError)
 async def refuse(request: Request, error: RequestValidationError) -> Response:
-    """A 422 in the example's words, where the example fails to write it too."""
+    """A 422 in the example's words, also where the example fails to write it."""
     try:
         errors = finite(jsonable_encoder(error.errors()))
     except UnicodeDecodeError:
@@ -146,7 +146,7 @@ def has_odd_text(body: bytes | None) -> bool:
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[TestClient]:
-    """A client of the example made better."""
+    """A client of the improved example."""
     with TestClient(better) as client:
         yield client
 
@@ -159,7 +159,7 @@ def compare(
     body: bytes | None,
     content_type: str | None,
 ) -> None:
-    """Sends a request to both; AssertionError unless the service's answer is the right one."""
+    """Sends a request to both. AssertionError unless the service's answer is right."""
     headers = {} if content_type is None else {"content-type": content_type}
     service, twin = (send(connection, method, path, body, headers) for connection in pair)
     assert service.status < 500
@@ -219,7 +219,7 @@ def compare(
 def test_what_the_example_fails_on_is_told(
     pair: Pair, example: TestClient, body: bytes, content_type: str
 ) -> None:
-    """NUL, lone surrogates, numbers that are none and odd bytes are told beside other errors."""
+    """NUL, lone surrogates, NaN and odd bytes are reported with the other errors."""
     compare(pair, example, "POST", "/notes/", body, content_type)
 
 
@@ -252,7 +252,7 @@ def test_what_was_acknowledged_is_stored(
     pair: Pair,
     note: dict[str, object],
 ) -> None:
-    """A note that was answered with 200 stands in the list, the same to the character."""
+    """An acknowledged note is in the list, the same to the character."""
     body = json.dumps(note).encode()
     answer = send(pair.service, "POST", "/notes/", body, {"content-type": "application/json"})
     if "\0" in str(note["text"]):

@@ -63,7 +63,7 @@ def browser() -> Iterator[Chrome]:
 
 
 def find(browser: Chrome, selector: str) -> Callable[[], None]:
-    """Waits until the element can be clicked, and gives what clicks it."""
+    """Waits until the element can be clicked, and gives a function that clicks it."""
     condition = expected.element_to_be_clickable((By.CSS_SELECTOR, selector))
     return WebDriverWait(browser, 30).until(condition).click
 
@@ -173,7 +173,7 @@ def test_browser_shows_what_works(
 def test_browser_authorizes(
     new_database: Callable[[str], str], tmp_path: Path, browser: Chrome
 ) -> None:
-    """Where a token is needed, "Authorize" takes it and "Try it out" sends it."""
+    """If a token is needed, "Authorize" takes it and "Try it out" sends it."""
     database_url = new_database("sqlite")
     token = add_user(database_url, "bob")
     with running(database_url, tmp_path / "log", ACCESS="token") as url:
@@ -227,7 +227,7 @@ def test_document_names_no_other_server(service: httpx2.Client) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/docs/"])
 def test_redirects_to_docs(service: httpx2.Client, path: str) -> None:
-    """The bare address, and the page's with a slash, lead to the page."""
+    """The bare address leads to the page, and so does the page's with a slash."""
     response = service.get(path)
 
     assert response.status_code == 307

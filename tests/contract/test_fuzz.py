@@ -12,7 +12,7 @@ SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
 
 def fuzz(service: httpx2.Client, folder: Path, *options: str) -> None:
-    """Fuzzes all operations; AssertionError with what was found, and how to repeat it."""
+    """Fuzzes all operations. AssertionError with the failures, and how to repeat them."""
     result = subprocess.run(
         [
             SCHEMATHESIS,

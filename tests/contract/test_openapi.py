@@ -20,7 +20,7 @@ from tests.support.servers import nowhere, serving
 
 
 def holds(value: Any, other: Any) -> bool:
-    """Whether the value has everything of the other, with the same names."""
+    """Whether the value has all names and values of the other."""
     if isinstance(other, dict):
         return isinstance(value, dict) and all(
             key in value and holds(value[key], other[key]) for key in other
@@ -44,7 +44,7 @@ def test_the_document_is_served(service: httpx2.Client) -> None:
 
 
 def test_the_document_holds_the_examples() -> None:
-    """All that a client generator takes from the example's document stands here too."""
+    """The document has everything that client generators find in the example's."""
     example = twin.openapi()
     del example["info"]
     assert holds(document, example)
@@ -212,7 +212,7 @@ def values_about(schema: dict[str, Any]) -> list[Any]:
 def is_taken(
     client: httpx2.Client, method: str, path: str, parameter: dict[str, Any], value: object
 ) -> bool:
-    """Whether the service takes a parameter's value; any key in a path that it takes is stored."""
+    """Whether the service takes a parameter's value. `store` has stored the keys in paths."""
     name, place = parameter["name"], parameter["in"]
     if place == "path":
         path = path.replace(f"{{{name}}}", quote(str(value), safe=""))
@@ -228,7 +228,7 @@ CONDITIONS = {"If-Match", "If-None-Match"}
 
 
 def test_parameters_are_those_of_the_document(server: Server) -> None:
-    """A parameter's value is taken if it fits the document's schema, and else refused."""
+    """A parameter's value is taken if it fits the document's schema, and refused otherwise."""
     for method, path, operation in operations(server.client):
         for parameter in operation["parameters"]:
             schema, place = parameter["schema"], parameter["in"]
@@ -270,7 +270,7 @@ BODIES: list[Any] = [
 
 
 def test_bodies_are_those_of_the_document(server: Server) -> None:
-    """A body is taken if it fits the document's schema, and else refused."""
+    """A body is taken if it fits the document's schema, and refused otherwise."""
     store(server.database_url)
     batches = [*([body] for body in BODIES), *([NOTE] * count for count in (2, 999, 1000, 1001))]
     for method, path, operation in operations(server.client):
@@ -338,7 +338,7 @@ def test_answers_are_those_of_the_document(server: Server) -> None:
 
 
 def test_trouble_is_that_of_the_document(tmp_path: Path) -> None:
-    """Where the database is away, the answer of each operation is the one of the document."""
+    """Without the database each operation has the 503 of the document."""
     with serving(nowhere(), tmp_path / "log") as client:
         for method, path, operation in operations(client):
             answer = ask(client, method, path)

@@ -1,4 +1,4 @@
-"""The README's commands do what it says."""
+"""The README's commands have the output that it shows."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from tests.support.databases import ROOT, environment
 
 
 def examples(readme: str) -> list[tuple[str, str]]:
-    """The commands behind `$` in the console blocks, in order, and what each of them prints."""
+    """The commands behind `$` in the console blocks, in order, each with its output."""
     blocks = re.findall(r"^```console\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
     found = []
     for block in blocks:
@@ -30,7 +30,7 @@ def test_commands_are_found() -> None:
 
 
 def test_the_examples_work(service: httpx2.Client) -> None:
-    """Every command of the README prints, in order, on a fresh database, what stands below it."""
+    """On a fresh database every command of the README prints the text below it."""
     readme = (ROOT / "README.md").read_text()
     found = examples(readme)
     assert len(found) == len(re.findall(r"^[ \t>]*\$ ", readme, re.MULTILINE)) > 0

@@ -1,4 +1,4 @@
-"""Every wait for the database ends, each by its own setting, and so does the service."""
+"""Every wait for the database has its own bound. So has the end of the service."""
 
 import itertools
 import subprocess
@@ -35,7 +35,7 @@ _keys = (f"key-{number}" for number in itertools.count())
 
 
 class Service(NamedTuple):
-    """A service and a client who is as impatient as the tests are."""
+    """A service and a client with little patience."""
 
     client: httpx2.Client
     process: subprocess.Popen[bytes]
@@ -74,14 +74,14 @@ def proxy(new_database: NewDatabase) -> Iterator[Proxy]:
 
 
 def until_served(ask: Callable[[], int]) -> None:
-    """Asks until it gets an answer that is no 503."""
+    """Asks again until the answer is another one than 503."""
     began = time.monotonic()
     while ask() == 503:
         assert time.monotonic() - began < PATIENCE
 
 
 def test_the_wait_for_a_connection_to_open(proxy: Proxy, tmp_path: Path) -> None:
-    """A server that takes connections and says nothing is 503 at DATABASE_CONNECT_TIMEOUT."""
+    """A server that never answers a new connection is 503 at DATABASE_CONNECT_TIMEOUT."""
     with serving(proxy.url, tmp_path, DATABASE_CONNECT_TIMEOUT="0.5") as service:
         asks = (service.read, service.write, service.write_once)
         with proxy.hanging():
@@ -90,7 +90,7 @@ def test_the_wait_for_a_connection_to_open(proxy: Proxy, tmp_path: Path) -> None
 
 
 def test_the_wait_for_a_statement(proxy: Proxy, tmp_path: Path) -> None:
-    """A server that answers no more is 503 at DATABASE_STATEMENT_TIMEOUT; its connection ends."""
+    """A server that stops answering is 503 at DATABASE_STATEMENT_TIMEOUT."""
     with serving(proxy.url, tmp_path, DATABASE_STATEMENT_TIMEOUT="0.5") as service:
         for ask in (service.read, service.write_once):
             assert ask() == 200
@@ -101,7 +101,7 @@ def test_the_wait_for_a_statement(proxy: Proxy, tmp_path: Path) -> None:
 
 
 def test_the_wait_for_the_pool(new_database: NewDatabase, tmp_path: Path) -> None:
-    """Who waits for a free connection gets a 503 at DATABASE_POOL_TIMEOUT, others wait on."""
+    """A request that waits for a free connection gets a 503 at DATABASE_POOL_TIMEOUT."""
     url = new_database("postgresql")
     with (
         serving(url, tmp_path, DATABASE_POOL_TIMEOUT="0.5") as service,
@@ -120,7 +120,7 @@ def test_the_wait_for_the_pool(new_database: NewDatabase, tmp_path: Path) -> Non
 
 
 def test_the_wait_for_other_writes_to_a_file(new_database: NewDatabase, tmp_path: Path) -> None:
-    """A write to SQLite behind one that waits is 503 at DATABASE_POOL_TIMEOUT, and not stored."""
+    """A write behind one that waits for SQLite is 503 at DATABASE_POOL_TIMEOUT."""
     url = new_database("sqlite")
     with (
         serving(url, tmp_path, DATABASE_POOL_TIMEOUT="0.5") as service,
@@ -157,7 +157,7 @@ END
 
 @pytest.fixture(scope="module")
 def slow_file(new_database: NewDatabase) -> str:
-    """A SQLite file in which to store a note takes minutes."""
+    """A SQLite file where storing a note takes minutes."""
     url = new_database("sqlite")
     fill(url, 2000, "x")
     execute(url, SLOW)
@@ -174,7 +174,7 @@ def test_a_slow_statement(slow_file: str, tmp_path: Path) -> None:
 
 
 def end(service: Service) -> None:
-    """Asks it to stop; subprocess.TimeoutExpired if it hasn't long before a platform's SIGKILL."""
+    """Ends it. subprocess.TimeoutExpired if that takes nearly as long as platforms allow."""
     service.process.terminate()
     service.process.wait(20)
 

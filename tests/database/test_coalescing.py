@@ -26,7 +26,7 @@ def joining(
     max_batch: int,
     key: Callable[[Any], Hashable] = lambda argument: None,
 ) -> Callable[[Any], Awaitable[Any]]:
-    """The broken way: a caller takes the answer of whatever query is in flight."""
+    """The broken way: a caller joins any query in flight."""
     flights: dict[Hashable, asyncio.Task[Sequence[Any]]] = {}
 
     async def call(argument: Any) -> Any:
@@ -45,7 +45,7 @@ class Lost(Exception):
 
 @dataclass(eq=False)
 class Query:
-    """A query in flight: who it serves, what it saw when it was sent, and how it will end."""
+    """A query in flight: its callers, the state that it saw when it was sent, and its end."""
 
     arguments: list[Any]
     seen: list[str]
@@ -54,7 +54,7 @@ class Query:
 
 @dataclass(eq=False)
 class Caller:
-    """A caller: what it asks, what was acknowledged and which queries were sent before it did."""
+    """A caller: its question, and the writes and queries from before it asked."""
 
     argument: Any
     acknowledged: list[str]
@@ -119,13 +119,13 @@ class World:
                 query.end.set_result(None)
 
     def check_law(self, caller: Caller) -> None:
-        """What a client can see of the law: the history of asking and answers."""
+        """The law as a client sees it: the history of questions and answers."""
         if caller.argument.startswith("page") and not caller.task.exception():
             missed = set(caller.acknowledged) - set(caller.task.result())
             assert not missed, "an answer missed a write that was acknowledged before"
 
     def check(self, caller: Caller) -> None:
-        """What must hold for a caller when all is over."""
+        """Checks a caller's answer when all is over."""
         if caller.task.cancelled():
             assert caller.cancelled
             return
@@ -155,7 +155,7 @@ steps = st.lists(
 
 
 async def play(coalesce: Coalesce, script: list[tuple[str, int]]) -> World:
-    """Plays a script of arrivals, completions, failures and cancellations, and lets all end."""
+    """Plays a script of arrivals, completions, failures and cancellations to its end."""
     world = World(coalesce)
     for number, (step, value) in enumerate(script):
         match step:
@@ -180,7 +180,7 @@ async def play(coalesce: Coalesce, script: list[tuple[str, int]]) -> World:
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(script=steps)
 def test_every_interleaving_keeps_the_law(settle: int, script: list[tuple[str, int]]) -> None:
-    """Whatever arrives, ends, fails or is cancelled in whatever order, each caller is right."""
+    """Each caller gets the right answer in any order of arrivals, ends and cancellations."""
     if settle:
         script = [step for one in script for step in (one, ("tick", settle))]
     world = asyncio.run(play(coalesce, script))
@@ -223,7 +223,7 @@ def test_nothing_waits_when_there_is_nothing_to_share() -> None:
 
 
 def test_callers_share_the_next_query() -> None:
-    """Those who come while a query is in flight are served together by the next ones."""
+    """Callers that come while a query is in flight share the next ones."""
 
     async def main() -> None:
         world = World(coalesce)
@@ -241,7 +241,7 @@ def test_callers_share_the_next_query() -> None:
 
 
 def test_a_failure_is_its_own_callers_alone() -> None:
-    """A failed query fails those that it served and nobody after them."""
+    """A failed query fails its own callers and nobody after them."""
 
     async def main() -> None:
         world = World(coalesce)
@@ -260,7 +260,7 @@ def test_a_failure_is_its_own_callers_alone() -> None:
 
 
 def test_a_failure_holds_no_argument() -> None:
-    """What callers of a failed query asked with is free without a garbage collection."""
+    """The arguments of a failed query are freed without a garbage collection."""
 
     class Argument:
         pass
@@ -288,7 +288,7 @@ def test_a_failure_holds_no_argument() -> None:
 
 
 def test_a_caller_that_left_is_not_served() -> None:
-    """A write that was cancelled while it waited is never sent; one in flight is not undone."""
+    """A cancelled write is never sent if it still waits. In flight it is not undone."""
 
     async def main() -> None:
         world = World(coalesce)

@@ -101,7 +101,7 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
 def test_tls(
     encrypted: Encrypted, tmp_path: Path, host: str, query: str, ca: str, status: int
 ) -> None:
-    """TLS is spoken, and the server verified, as the URL and DATABASE_CA_FILE say."""
+    """The URL and DATABASE_CA_FILE decide on TLS and on verifying the server."""
     url = encrypted.server.url("template", host) + query.format(**encrypted.files)
     file = encrypted.files[ca]
     with serving(url, tmp_path / "log", DATABASE_CA_FILE=file) as client:
@@ -160,7 +160,7 @@ ssl.create_default_context = make_strict
 def test_tls_where_python_is_strict(
     encrypted: Encrypted, tmp_path: Path, file: str, trusted: str, status: int
 ) -> None:
-    """On every Python a CA in a file may lack `keyUsage`; the system's CAs go by Python's rules."""
+    """On every Python a CA in a file may lack `keyUsage`. The system's CAs follow Python."""
     (tmp_path / "sitecustomize.py").write_text(STRICT)
     variables = {
         "DATABASE_CA_FILE": encrypted.files.get(file, file),
@@ -174,7 +174,7 @@ def test_tls_where_python_is_strict(
 
 
 def test_options_of_the_url(server: Server, tmp_path: Path) -> None:
-    """The service and Alembic give the server a name and settings as libpq does."""
+    """The service and Alembic give the server a name and settings from the URL, as libpq does."""
     plain = server.new_database()
     server_url = server.of_superuser(plain)
     execute(server_url, f"CREATE SCHEMA other AUTHORIZATION {ROLE}")
@@ -190,7 +190,7 @@ def test_options_of_the_url(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", ["-c%20nope%3D1", "-c%20geqo%3Dperhaps", "nonsense"])
 def test_options_that_the_server_refuses(server: Server, tmp_path: Path, options: str) -> None:
-    """Where the server refuses a connection for its options, the service is unavailable."""
+    """If the server refuses the URL's options, the service is unavailable."""
     url = f"{server.new_database()}?options={options}"
     with serving(url, tmp_path / "log") as client:
         assert client.get("/notes/").status_code == 503
@@ -225,7 +225,7 @@ def test_target_session(
 
 
 def test_time_for_connecting_in_the_url(tmp_path: Path) -> None:
-    """A server that says nothing is waited for as long as the URL says."""
+    """The wait for a silent server is as long as the URL says."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://a@127.0.0.1:{silent.getsockname()[1]}/b?connect_timeout=1"
         with serving(url, tmp_path / "log") as client:
@@ -267,7 +267,7 @@ def test_unix_sockets(new_database: NewDatabase, tmp_path: Path, form: str) -> N
     ],
 )
 def test_names_of_files(tmp_path: Path, written: str, name: str) -> None:
-    """The service, Alembic and the commands open the same file, whatever is in its name."""
+    """The service, Alembic and the commands open the same file, with any name."""
     folder = tmp_path / "files"
     (folder / name).parent.mkdir(parents=True)
     url = f"sqlite:///{folder}/{written}"
@@ -319,7 +319,7 @@ def test_pgbouncer_in_transaction_mode(server: Server, tmp_path: Path) -> None:
 
 
 def ask(number: int, client: httpx2.Client) -> httpx2.Response:
-    """A request of some kind; those of the first three kinds store notes."""
+    """Sends a request of some kind. The first three kinds store notes."""
     kind = number % 6
     if kind == 0:
         return client.post("/notes/", json={"text": f"n{number}", "completed": False})
@@ -342,7 +342,7 @@ def ask(number: int, client: httpx2.Client) -> httpx2.Response:
 
 @contextmanager
 def routing(database_url: str, log: Path, **variables: str) -> Iterator[httpx2.Client]:
-    """A client that speaks as a router does, to what the Procfile starts."""
+    """A client that speaks as a router does, to the service as the Procfile starts it."""
     port = free_port()
     variables |= {"PORT": str(port), "DATABASE_URL": database_url}
     headers = {
@@ -377,7 +377,7 @@ def routed(new_database: NewDatabase, tmp_path: Path) -> Iterator[tuple[httpx2.C
 
 
 def test_links_behind_a_router(routed: tuple[httpx2.Client, Path]) -> None:
-    """Redirects and links lead to https where the router was spoken to over https."""
+    """Redirects and links lead to https where the client has spoken https to the router."""
     client, _ = routed
     for _ in range(2):
         posted = client.post("/notes/", json=NOTE, headers={"prefer": "return=minimal"})
@@ -391,7 +391,7 @@ def test_links_behind_a_router(routed: tuple[httpx2.Client, Path]) -> None:
 
 
 def test_the_address_in_the_log(routed: tuple[httpx2.Client, Path]) -> None:
-    """The log has the rightmost address that is no router's, whatever the client has forged."""
+    """The log has the rightmost address that is no router's. Clients can't forge it."""
     client, log = routed
     addresses = {
         "6.6.6.6, 203.0.113.7": "203.0.113.7",
@@ -422,7 +422,7 @@ def test_the_address_in_the_log(routed: tuple[httpx2.Client, Path]) -> None:
 def test_routers_of_the_environment(
     new_database: NewDatabase, tmp_path: Path, value: str, scheme: str, address: str
 ) -> None:
-    """FORWARDED_ALLOW_IPS says under the Procfile whose headers are believed, but for `*`."""
+    """Under the Procfile FORWARDED_ALLOW_IPS names the trusted routers, unless it is `*`."""
     log = tmp_path / "log"
     with routing(new_database("sqlite"), log, FORWARDED_ALLOW_IPS=value) as client:
         forwarded = {"x-forwarded-for": "6.6.6.6, 203.0.113.7, 10.1.2.3"}

@@ -63,7 +63,7 @@ def server() -> Iterator[Server]:
 
 
 class Service(NamedTuple):
-    """A service that lives through all kinds of trouble, and its database."""
+    """A service that goes through all kinds of trouble, and its database."""
 
     client: httpx2.Client
     url: str
@@ -80,7 +80,7 @@ def service(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def lasting(service: Service) -> Iterator[Service]:
-    """The service that the other tests have troubled too; a traceback in its log is a failure."""
+    """The service that other tests trouble too. A traceback in its log is a failure."""
     before = len(service.log.read_text())
     yield service
     assert "Traceback" not in service.log.read_text()[before:]
@@ -88,14 +88,14 @@ def lasting(service: Service) -> Iterator[Service]:
 
 @contextmanager
 def serving(database_url: str, log: Path, **variables: str) -> Iterator[httpx2.Client]:
-    """A client, who doesn't wait for ever, of a service whose timeouts are small."""
+    """A client with little patience, of a service with small timeouts."""
     with servers.serving(database_url, log, **SMALL | variables) as client:
         client.timeout = 15
         yield client
 
 
 def check_unavailable(client: httpx2.Client, first: Callable[[httpx2.Client], Any]) -> None:
-    """Every request that needs the database gets a 503, and the process shows that it lives."""
+    """Every request that needs the database gets a 503. The process is still live."""
     with ThreadPoolExecutor() as threads:
         asked = threads.submit(first, client)
         assert client.get("/health/live").status_code == 200
@@ -113,14 +113,14 @@ def check_unavailable(client: httpx2.Client, first: Callable[[httpx2.Client], An
 
 
 def in_use(client: httpx2.Client) -> float:
-    """The gauge; not a number where a service with the smallest deadline gave no answer."""
+    """The connections at work, or NaN where the smallest deadlines leave no time to answer."""
     with suppress(httpx2.NetworkError, httpx2.RemoteProtocolError):
         return metric(client, "database_connections_in_use")
     return math.nan
 
 
 def check_whole(client: httpx2.Client, server: Server, database_url: str) -> None:
-    """Nothing is in use, nobody is connected too much, and the whole pool works at once."""
+    """Nothing is in use, the pool is no larger than it may be, and all of it works at once."""
     poll(lambda: in_use(client) == 0)
     poll(lambda: server.backends(database_url) <= POOL, server.activity)
     with connections(server.cluster.url) as (watch,), ThreadPoolExecutor() as threads:
@@ -236,7 +236,7 @@ def test_trouble_is_503_until_it_is_over(
     lasting: Service,
     trouble: Callable[[Server, str], AbstractContextManager[None]],
 ) -> None:
-    """While PostgreSQL can't serve, requests get a 503 in time; the first one afterwards works."""
+    """In trouble requests get a 503 in time. The first request afterwards works."""
     client, url, _ = lasting
     check_whole(client, server, url)
     for request in REQUESTS:
@@ -252,7 +252,7 @@ def test_trouble_is_503_until_it_is_over(
 def test_a_service_that_starts_before_its_database(
     server: Server, tmp_path: Path, request_: Callable[[httpx2.Client], httpx2.Response]
 ) -> None:
-    """A service that was there first serves as soon as PostgreSQL is there."""
+    """A service that starts first serves as soon as PostgreSQL is there."""
     url = server.new_database()
     server.cluster.end(signal.SIGINT)
     try:
@@ -267,7 +267,7 @@ def test_a_service_that_starts_before_its_database(
 
 @pytest.mark.parametrize("end", ["SIGINT", "SIGQUIT", "crash"])
 def test_a_restart_between_requests(server: Server, lasting: Service, end: str) -> None:
-    """A client who asks before and after a restart of PostgreSQL doesn't notice it."""
+    """A client that asks before and after a restart of PostgreSQL doesn't notice it."""
     client, url, _ = lasting
     for request in REQUESTS:
         check_whole(client, server, url)
@@ -281,7 +281,7 @@ def test_a_restart_between_requests(server: Server, lasting: Service, end: str) 
 
 
 def test_a_restart_that_nobody_tells_of(server: Server, tmp_path: Path) -> None:
-    """A restart whose word doesn't reach the service fails no read, and a write once."""
+    """A restart that the service isn't told of fails no read, and each kind of write once."""
     url = server.new_database()
     with (
         closing(Proxy(url)) as proxy,
@@ -299,7 +299,7 @@ def test_a_restart_that_nobody_tells_of(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_crash_loses_no_acknowledged_note(server: Server, tmp_path: Path) -> None:
-    """Through two kill -9 of PostgreSQL a 200 is stored once, and a 503 at most once."""
+    """When PostgreSQL crashes, a 200 is stored once, and a 503 at most once."""
     url = server.new_database()
     acknowledged: list[tuple[int, str]] = []
     refused: list[str] = []
@@ -414,7 +414,7 @@ def test_deadlines_at_any_moment(server: Server, tmp_path: Path) -> None:
 
 
 def check_slots(client: httpx2.Client, server: Server, database_url: str) -> None:
-    """The whole pool is at work at once, though no statement is given enough time."""
+    """The whole pool works at once, though no statement has enough time."""
     with (
         connections(server.cluster.url) as (watch,),
         ThreadPoolExecutor() as threads,
@@ -440,7 +440,7 @@ def check_slots(client: httpx2.Client, server: Server, database_url: str) -> Non
 def test_a_database_that_hangs_within_a_statement(
     server: Server, lasting: Service, request_: Callable[[httpx2.Client], httpx2.Response]
 ) -> None:
-    """A request is answered in time though its statement, in a transaction or not, never ends."""
+    """A request is answered in time though its statement never ends."""
     client, url, _ = lasting
     before = execute(server.of_superuser(url), "SELECT count(*) FROM notes")
     with ThreadPoolExecutor() as threads:
@@ -457,7 +457,7 @@ def test_a_database_that_hangs_within_a_statement(
 
 
 def test_termination_while_the_database_hangs(server: Server, tmp_path: Path) -> None:
-    """SIGTERM ends a service whose database hangs, and its requests are answered with 503."""
+    """SIGTERM ends a service whose database hangs. Its requests are answered with 503."""
     url = server.new_database()
     with (
         ThreadPoolExecutor() as threads,

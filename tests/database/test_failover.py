@@ -1,4 +1,4 @@
-"""Another PostgreSQL takes over behind the same address; the first one lives on, read-only."""
+"""Another PostgreSQL takes over behind the same address. The first one stays, read-only."""
 
 import itertools
 import os
@@ -30,14 +30,14 @@ _keys = (f"key-{number}" for number in itertools.count())
 
 
 class Failover(NamedTuple):
-    """A service on two servers, of which one is behind the switch that it knows."""
+    """A service and two servers. A switch, whose address the service knows, leads to one."""
 
     client: httpx2.Client
     servers: list[Server]
     switch: Proxy
 
     def begin(self) -> None:
-        """The first server is in use; each has two notes with a text that tells it apart."""
+        """The first server is in use. Each server has two notes with a text of its own."""
         for name, server in zip("ab", self.servers, strict=True):
             set_read_only(server, False)
             execute(
@@ -63,12 +63,12 @@ class Failover(NamedTuple):
             assert {read.result().json()[0]["text"] for read in reads} == {"a"}
 
     def switch_over(self) -> None:
-        """The second server is behind the switch; the first one can only be read any more."""
+        """The switch leads to the second server. The first one is read-only."""
         set_read_only(self.servers[0], True)
         self.switch.target = self.servers[1].url("template")
 
     def check(self) -> None:
-        """Nobody is connected to the first server, and the second one serves."""
+        """The service has left the first server, and the second one serves."""
         poll(lambda: self.servers[0].backends() == 0, self.servers[0].activity)
         texts = {self.client.get("/notes/2").json()["text"] for _ in range(10)}
         assert texts == {"b"}
@@ -76,7 +76,7 @@ class Failover(NamedTuple):
 
 
 def set_read_only(server: Server, read_only: bool) -> None:
-    """Whether transactions that begin from now on may write, on connections that there are too."""
+    """Makes new transactions read-only or not, also on connections that are open."""
     change = f"SET {READ_ONLY} = on" if read_only else f"RESET {READ_ONLY}"
     server.execute(f"ALTER SYSTEM {change}", "SELECT pg_reload_conf()")
     poll(lambda: bool(server.execute(f"SHOW {READ_ONLY}") == ("on" if read_only else "off")))
@@ -125,7 +125,7 @@ def delete(client: httpx2.Client) -> httpx2.Response:
 def until_served(
     client: httpx2.Client, write: Callable[[httpx2.Client], httpx2.Response]
 ) -> httpx2.Response:
-    """The first answer that is no 503, within the 3 s that are promised."""
+    """The first answer that is no 503, which has to come within the promised 3 s."""
     began = time.monotonic()
     while (answer := write(client)).status_code == 503:
         assert time.monotonic() - began < 3
@@ -142,7 +142,7 @@ WRITES = (create, create_once, create_batch, replace, change, delete)
 def test_a_write_notices_the_failover(
     failover: Failover, write: Callable[[httpx2.Client], httpx2.Response], count: int
 ) -> None:
-    """Writes work within 3 s of a failover, are carried out once, and all reads follow."""
+    """Writes work within 3 s of a failover, each is carried out once, and reads follow."""
     failover.switch_over()
     answer = until_served(failover.client, write)
     assert answer.status_code in (200, 204), answer.text
@@ -157,7 +157,7 @@ def test_a_write_notices_the_failover(
 
 
 def test_a_conditional_write_notices_the_failover(failover: Failover) -> None:
-    """A condition that holds of the former server's note changes none of the new server's."""
+    """A condition that the old server's note meets doesn't change the new server's."""
     failover.switch_over()
     tag = failover.client.get("/notes/1").headers["etag"]
 
@@ -170,7 +170,7 @@ def test_a_conditional_write_notices_the_failover(failover: Failover) -> None:
 
 
 def test_connections_in_use_at_the_failover(failover: Failover) -> None:
-    """A connection that reads from the former server meanwhile is closed when it comes back."""
+    """A connection that still reads from the old server is closed after its use."""
     client, (old, new), _ = failover
     with ThreadPoolExecutor() as threads:
         with locked(old.of_superuser(old.url("template"))):
@@ -186,7 +186,7 @@ def test_connections_in_use_at_the_failover(failover: Failover) -> None:
 
 
 def test_a_server_that_stays_read_only(failover: Failover) -> None:
-    """It serves reads, refuses writes, and is not connected to anew for each of them."""
+    """A read-only server serves reads. Refused writes don't open a connection each."""
     client, (server, _), switch = failover
     set_read_only(server, True)
     before, began, asked = switch.accepted, time.monotonic(), 0

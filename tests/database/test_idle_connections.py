@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that nobody needs any more."""
+"""Connections to PostgreSQL that are not needed any more."""
 
 from pathlib import Path
 

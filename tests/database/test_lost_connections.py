@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that are lost: reads are tried once more, writes never are."""
+"""Lost connections to PostgreSQL: reads are tried once more, writes never."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +104,7 @@ def delete(client: httpx2.Client, note_id: int, text: str) -> httpx2.Response:
 def test_a_write_is_never_tried_again(
     service: Service, write: Write, marker: bytes, texts: list[str]
 ) -> None:
-    """A write that was carried out, and whose answer was lost, is a 503 and carried out once."""
+    """A write whose answer was lost is a 503, and is carried out once."""
     client, proxy, _ = service
     # From here on the statement is prepared, so that the next one is carried out by one message.
     assert write(client, 2, "other").status_code in (200, 204)
@@ -120,7 +120,7 @@ def test_a_write_is_never_tried_again(
 def test_a_retry_with_the_same_key_after_a_lost_answer(
     service: Service, write: Write, marker: bytes, stored: bool
 ) -> None:
-    """A retry with the same key stores nothing twice, whichever answer of PostgreSQL was lost."""
+    """A retry with the same key stores nothing twice, at any lost answer of PostgreSQL."""
     client, proxy, _ = service
     assert write(client, 2, "other").status_code == 200
     before = service.texts()
@@ -144,7 +144,7 @@ READS = (
 
 @pytest.mark.parametrize("path", READS)
 def test_a_read_is_tried_once_more(service: Service, path: str) -> None:
-    """A read whose connection was lost in the middle is answered; one that loses two is a 503."""
+    """A read is answered after one lost connection. After two it is a 503."""
     client, proxy, _ = service
     before = client.get(path)
     assert before.status_code == 200
@@ -160,7 +160,7 @@ WAITING = "FROM pg_stat_activity WHERE datname = current_database() AND wait_eve
 
 
 def test_a_server_that_ends_a_connection(service: Service) -> None:
-    """A read whose connection is terminated while it waits is answered; a write is a 503."""
+    """When a waiting connection is terminated, its read is answered. A write is a 503."""
     client, _, url = service
     for ask, status in (
         (lambda: client.get("/notes/"), 200),
@@ -180,7 +180,7 @@ def test_a_server_that_ends_a_connection(service: Service) -> None:
 
 
 def test_a_connection_that_was_lost_in_silence(service: Service) -> None:
-    """A connection that nobody told the service is dead fails a write, and no read."""
+    """A connection that dies silently fails a write, and no read."""
     client, proxy, _ = service
     for write in (create, create_once, replace):
         assert client.get("/notes/").status_code == 200

@@ -46,7 +46,7 @@ def test_sqlite_is_in_wal_mode(new_database: databases.NewDatabase) -> None:
 
 
 def test_migrations_can_be_printed(database_url: str) -> None:
-    """`--sql` prints the migrations for those who may not run them."""
+    """`--sql` prints the migrations instead of running them."""
     result = databases.alembic(database_url, "upgrade", "head", "--sql")
     assert result.returncode == 0, result.stderr
     assert "CREATE TABLE notes" in result.stdout
@@ -71,7 +71,7 @@ def test_migrations_need_no_web_framework() -> None:
 
 
 def test_two_runs_at_once(empty_database: str) -> None:
-    """Of two runs at once one does all, and the other one finds nothing to do."""
+    """Of two runs at once one does all. The other one finds nothing to do."""
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(databases.alembic, empty_database, "upgrade", "head") for _ in range(2)]
         results = [run.result() for run in runs]
@@ -91,7 +91,7 @@ MENDED = [("a", True), ("Ä", False), ("c", False), ("", False), ("e", False)]
 
 
 def test_the_example_s_database_is_taken_over(empty_database: str, tmp_path: Path) -> None:
-    """A database of the FastAPI example has no NULL any more, and all that one of ours has."""
+    """A database of the FastAPI example gets rid of NULL, and works as any other."""
     kind = urlsplit(empty_database).scheme
     values = ", ".join(f"({values})" for values in FOUND)
     databases.execute(
@@ -129,7 +129,7 @@ TEXTS = ["Straße fegen", "ΣΊΣΥΦΟΣ rollt", "ﬁne", "ИГОЛКА", "İst
 
 
 def test_notes_from_before_searches_are_found(empty_database: str, tmp_path: Path) -> None:
-    """Notes that are older than searches are found in upper and lower case, however many."""
+    """Notes that are older than searches are found in upper and lower case."""
     values = ", ".join(f"('{text}', true)" for text in (*["filler"] * 1100, *TEXTS))
     databases.execute(
         empty_database,
@@ -147,7 +147,7 @@ def test_notes_from_before_searches_are_found(empty_database: str, tmp_path: Pat
 
 
 def test_a_migrated_database_is_not_made_anew(database_url: str) -> None:
-    """Where nothing has to be mended, the migration mends nothing and says nothing."""
+    """A migration that finds no NULL changes and says nothing."""
     assert databases.alembic(database_url, "downgrade", "0004").returncode == 0
     databases.execute(database_url, "INSERT INTO notes (text, completed) VALUES ('a', true)")
     result = databases.alembic(database_url, "upgrade", "head")
@@ -170,7 +170,7 @@ def test_a_closed_port_is_told_in_a_line() -> None:
 
 
 def test_an_unknown_host_is_told_in_a_line() -> None:
-    """A host that nobody knows ends the migration with one line."""
+    """An unknown host ends the migration with one line."""
     assert_one_line("postgresql://bob:s3cr3t@nowhere.invalid/notes", "postgresql://bob:***@nowhere")
 
 
@@ -181,7 +181,7 @@ def test_a_missing_database_is_told_in_a_line(postgresql: str) -> None:
 
 
 def test_a_server_that_says_nothing_is_told_in_a_line() -> None:
-    """A server that doesn't answer ends the migration with one line, within the timeout."""
+    """A silent server ends the migration with one line, within the timeout."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"postgresql://bob:s3cr3t@127.0.0.1:{server.getsockname()[1]}/notes"
         assert_one_line(url, "no answer within 0.2 s", DATABASE_CONNECT_TIMEOUT="0.2")

@@ -1,4 +1,4 @@
-"""Migrations of a table of PostgreSQL that is in use keep all notes, and nobody waiting."""
+"""Migrations of a PostgreSQL table in use keep all notes and block no client."""
 
 import asyncio
 import random
@@ -42,7 +42,7 @@ def database(postgresql: str) -> Iterator[str]:
 
 
 def assert_done(process: subprocess.Popen[str]) -> str:
-    """What a migration has printed that has to succeed."""
+    """The output of a migration, which has to succeed."""
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0, printed
     return printed
@@ -71,7 +71,7 @@ def id_type(url: str) -> str:
 
 
 class Client:
-    """Creates, changes, deletes and reads notes, one after the other, and keeps account of them."""
+    """Creates, changes, deletes and reads notes one by one, and keeps account of them."""
 
     def __init__(self, url: str, number: int, stored: dict[int, tuple[str, bool]]) -> None:
         self.url = url
@@ -115,7 +115,7 @@ class Client:
 
 @contextmanager
 def in_use(url: str, log: Path) -> Iterator[None]:
-    """Serves clients beside the block; AssertionError unless all answers and notes are right."""
+    """Serves clients beside the block. AssertionError unless all answers and notes are right."""
     stored = notes(url)
     with running(url, log) as service, ThreadPoolExecutor(CLIENTS) as pool:
         clients = [Client(service, number, stored) for number in range(CLIENTS)]
@@ -139,7 +139,7 @@ def any_done(runs: list[Any]) -> bool:
 
 
 def test_notes_of_a_table_in_use_get_larger_ids(database: str, tmp_path: Path) -> None:
-    """Clients get right answers while the table is migrated, up and down, and no note is lost."""
+    """While the table is migrated, up and down, clients get right answers."""
     with in_use(database, tmp_path / "log"):
         for command, kind in (("upgrade head", "bigint"), (f"downgrade {BEFORE}", "integer")):
             with migrating(database, *command.split()) as process:
@@ -148,7 +148,7 @@ def test_notes_of_a_table_in_use_get_larger_ids(database: str, tmp_path: Path) -
 
 
 def test_a_migration_that_was_killed_goes_on(database: str, tmp_path: Path) -> None:
-    """However often it is killed, whatever it is at, another run brings it to its end."""
+    """A killed migration is completed by a later run."""
     choice = random.Random(1)
     with in_use(database, tmp_path / "log"):
         for turn in range(4):
@@ -171,7 +171,7 @@ def test_a_migration_that_was_killed_goes_on(database: str, tmp_path: Path) -> N
 
 
 def test_nobody_waits_behind_a_migration_that_waits(database: str, tmp_path: Path) -> None:
-    """While somebody reads the table for long, the migration waits, and all others don't."""
+    """While the migration waits for a long read, other clients don't wait."""
     with (
         serving(database, tmp_path / "log") as http,
         holding(database, "LOCK TABLE notes IN ACCESS SHARE MODE"),
@@ -202,7 +202,7 @@ def unfolded(postgresql: str) -> Iterator[str]:
 
 
 def test_folding_keeps_changes_and_nobody_waiting(unfolded: str, tmp_path: Path) -> None:
-    """While notes are folded for searches they can be changed at once, and stay changed."""
+    """Notes can be changed while they are folded for searches, and stay changed."""
     with (
         serving(unfolded, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="2") as http,
         ExitStack() as held,
@@ -224,7 +224,7 @@ def test_folding_keeps_changes_and_nobody_waiting(unfolded: str, tmp_path: Path)
 
 
 def test_of_two_runs_one_waits(database: str) -> None:
-    """A run that begins during another one waits, holds up none of its steps, and does nothing."""
+    """A run that begins during another one waits for its end, and then does nothing."""
     with ExitStack() as held, migrating(database) as first:
         held.enter_context(holding(database, "LOCK TABLE notes IN ACCESS SHARE MODE"))
         poll(lambda: bool(backends(database, MIGRATES)))
@@ -236,7 +236,7 @@ def test_of_two_runs_one_waits(database: str) -> None:
 
 
 def test_ids_that_are_too_large_are_not_made_smaller(database: str) -> None:
-    """A downgrade is refused, in a line, where a note has an id of more than 32 bits."""
+    """A downgrade is refused in one line if a note has an id of more than 32 bits."""
     databases.migrate(database)
     databases.execute(database, "INSERT INTO notes VALUES ('a', true, NULL, 2147483648)")
     result = databases.alembic(database, "downgrade", BEFORE)

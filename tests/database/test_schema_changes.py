@@ -1,4 +1,4 @@
-"""Tables that are altered while the service serves: no request notices."""
+"""No request notices that tables are altered."""
 
 import itertools
 import threading
@@ -111,7 +111,7 @@ def test_altering_tables_between_requests(altered: tuple[httpx2.Client, str]) ->
 
 
 def test_altering_tables_under_load(altered: tuple[httpx2.Client, str]) -> None:
-    """Clients of a table that is altered time and again get only good answers, each note once."""
+    """Clients get only good answers while a table is altered again and again."""
     client, url = altered
     over = threading.Event()
     statuses: dict[Callable[..., httpx2.Response], list[int]] = {kind: [] for kind in REQUESTS}

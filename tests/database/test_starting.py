@@ -1,4 +1,4 @@
-"""What the service and the commands do about a SQLite file that can't be used at the start."""
+"""The service and the commands with a SQLite file that can't be used at the start."""
 
 import itertools
 import sqlite3
@@ -38,12 +38,12 @@ service.__main__.main(["users", "list"], prog_name="python -m service")
 
 
 def errors(stderr: str) -> list[str]:
-    """What uvicorn says beside its steps."""
+    """uvicorn's lines, except for those about its steps."""
     return [line for line in stderr.splitlines() if not line.startswith("INFO:")]
 
 
 def test_a_service_that_can_not_open_its_file(new_database: NewDatabase) -> None:
-    """The service ends whichever of its connections fails to open, and says why in one line."""
+    """The service ends with one line if any of its connections can't be opened."""
     url = new_database("sqlite")
     for spare in itertools.count():
         limited = "import service.app\n" + LIMITED.format(module="service.app", spare=spare)
@@ -61,7 +61,7 @@ def test_a_service_that_can_not_open_its_file(new_database: NewDatabase) -> None
 
 
 def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None:
-    """A command ends whichever of its connections fails to open, and says why in one line."""
+    """A command ends with one line if any of its connections can't be opened."""
     url = new_database("sqlite")
     for spare in itertools.count():
         module = "service.__main__"
@@ -75,7 +75,7 @@ def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    """A file that holds something else ends the service in one line, and is left as it is."""
+    """A file that is no database ends the service with one line, and is left as it is."""
     file = tmp_path / "notes.db"
     content = b"no database" * 100
     file.write_bytes(content)
@@ -89,7 +89,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_locked(new_database: NewDatabase, tmp_path: Path) -> None:
-    """The service starts while another program keeps the file to itself, and serves afterwards."""
+    """The service starts while another program locks the file, and serves afterwards."""
     url = new_database("sqlite")
     timeout = {"DATABASE_STATEMENT_TIMEOUT": "0.1"}
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as other:

@@ -1,4 +1,4 @@
-"""What clients see when the database is in trouble."""
+"""The answers and the log while the database is in trouble."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ def test_a_database_that_is_away_is_503(tmp_path: Path) -> None:
 
 
 def test_trouble_is_a_line_a_second(tmp_path: Path) -> None:
-    """However many requests a database that is away fails, the log tells of it once a second."""
+    """While the database is away, the log has one line about it a second."""
     with serving(nowhere(), tmp_path / "log") as client:
         began, asked = time.monotonic(), 0
         while asked < 100 or time.monotonic() - began < 2:
@@ -32,7 +32,7 @@ def test_trouble_is_a_line_a_second(tmp_path: Path) -> None:
 
 
 def test_a_locked_file_is_waited_for(new_database: databases.NewDatabase, tmp_path: Path) -> None:
-    """A note waits while another process writes to the SQLite file, and then goes in."""
+    """A new note waits while another process writes to the SQLite file, and is stored then."""
     url = new_database("sqlite")
     with (
         serving(url, tmp_path / "log") as client,

@@ -1,4 +1,4 @@
-"""The commands of whoever operates the service."""
+"""The operator's commands."""
 
 import re
 import subprocess
@@ -47,7 +47,7 @@ def test_users_are_operated(database_url: str) -> None:
 
 
 def test_nothing_to_do(database_url: str) -> None:
-    """A name that is taken or unknown is an error of one line, and changes nothing."""
+    """A name that is taken or unknown is an error of one line and changes nothing."""
     users(database_url, "add", "bob")
     before = users(database_url, "list").stdout
     again = users(database_url, "add", "BOB")
@@ -62,14 +62,14 @@ def test_nothing_to_do(database_url: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "é", "\u212aelvin", "a" * 65, "bob\n", "a/b"])
 def test_no_username(new_database: NewDatabase, name: str) -> None:
-    """What can't be a username is an error of usage that says what can."""
+    """A name that can't be a username is an error of usage, which tells the rules."""
     result = users(new_database("sqlite"), "add", name)
     assert (result.returncode, result.stdout) == (2, "")
     assert "1 to 64 of a-z, 0-9, dot, underscore and hyphen" in result.stderr
 
 
 def test_help_suffices() -> None:
-    """`--help` names every command and says what it does."""
+    """`--help` names and describes every command."""
     text = operate("sqlite:///notes.db", "--help").stdout + users("sqlite:///x.db", "--help").stdout
     for command in ("users", "add", "list", "deactivate", "activate", "rotate", "remove"):
         assert re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE)
@@ -90,7 +90,7 @@ def test_a_database_in_trouble(new_database: NewDatabase, command: str) -> None:
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    """A file that isn't there is not made, and one that holds something else is left as it is."""
+    """A missing file is not made, and a file that is no database is left as it is."""
     file = tmp_path / "notes.db"
     for content in (None, b"no database" * 100):
         if content:
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["add", "rotate"])
 def test_a_token_that_cannot_be_printed(new_database: NewDatabase, command: str) -> None:
-    """Where nobody could read the token, the command says that there is one and what to do."""
+    """If the new token can't be printed, the command says so and gives advice."""
     database_url = new_database("sqlite")
     if command == "rotate":
         users(database_url, "add", "bob")
@@ -124,7 +124,7 @@ def test_a_token_that_cannot_be_printed(new_database: NewDatabase, command: str)
 
 
 def test_commands_need_no_web_framework() -> None:
-    """The commands, and what can be done with users, are imported without Starlette."""
+    """The commands and the queries for users are imported without Starlette."""
     code = (
         "import sys, service.__main__;sys.exit(bool({'starlette', 'uvicorn'} & set(sys.modules)))"
     )

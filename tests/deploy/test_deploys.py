@@ -1,4 +1,4 @@
-"""Deploys: SIGTERM under load loses no request, and retries with a key store a note once."""
+"""Deploys: SIGTERM under load loses no request. Retries with a key store a note once."""
 
 import itertools
 import json
@@ -38,7 +38,7 @@ BACKENDS = """
 
 
 class Web(NamedTuple):
-    """What the Procfile's web command has started."""
+    """The processes that the Procfile's web command has started."""
 
     command: subprocess.Popen[bytes]
     port: int
@@ -51,7 +51,7 @@ class Web(NamedTuple):
         os.killpg(self.command.pid, signal.SIGTERM)
 
     def wait(self) -> None:
-        """Returns when all processes are gone; subprocess.TimeoutExpired if they stay too long."""
+        """Returns when all processes are gone. subprocess.TimeoutExpired if they stay too long."""
         self.command.wait(GRACE)
         poll(lambda: not processes_of(self.command.pid))
 
@@ -78,7 +78,7 @@ def web(
     loop: str = "uvloop",
     grace: int = GRACE,
 ) -> Iterator[Web]:
-    """Serves by the Procfile with so many processes; ends them by force if they are left over."""
+    """Serves by the Procfile with so many processes, and kills those that are left over."""
     command = web_command().replace("--loop uvloop", f"--loop {loop}")
     command = command.replace(f"-graceful-shutdown {GRACE}", f"-graceful-shutdown {grace}")
     variables = {
@@ -121,7 +121,7 @@ class Received(NamedTuple):
 
 
 def receive(connection: socket.socket) -> Received:
-    """http.client's exceptions where there is no answer, or only a part of one."""
+    """An answer. http.client's exceptions if it is missing or only a part."""
     response, body = read_answer(connection)
     return Received(response.status, response.getheader("connection") == "close", body)
 
@@ -130,7 +130,7 @@ def receive(connection: socket.socket) -> Received:
 def test_requests_under_way_are_answered(
     new_database: NewDatabase, tmp_path: Path, count: int
 ) -> None:
-    """Requests that wait for the database at SIGTERM get their answers, and are carried out."""
+    """Requests that wait for the database at SIGTERM are carried out and answered."""
     url = new_database("postgresql")
     execute(url, "INSERT INTO notes (text, completed) VALUES ('old', false)")
     with web(url, tmp_path / "log", count) as server, ExitStack() as stack:
@@ -166,7 +166,7 @@ def test_requests_under_way_are_answered(
 def test_requests_that_take_longer_end_with_the_grace(
     new_database: NewDatabase, tmp_path: Path, count: int
 ) -> None:
-    """A request that is under way for longer than the grace is refused, and all processes end."""
+    """A request that takes longer than the grace is refused, and all processes end."""
     log = tmp_path / "log"
     with web(new_database("sqlite"), log, count, grace=1) as server, server.connect() as client:
         client.sendall(head("POST", "/notes/", "Content-Length: 9"))
@@ -182,7 +182,7 @@ def test_requests_that_take_longer_end_with_the_grace(
 
 
 class Tally(NamedTuple):
-    """What clients have seen."""
+    """The outcomes that clients have seen."""
 
     outcomes: Counter[str]
     stored: dict[int, str]
@@ -287,7 +287,7 @@ def busy(outcomes: Counter[str], answers: int) -> bool:
 def test_termination_loses_no_connection(
     new_database: NewDatabase, tmp_path: Path, count: int
 ) -> None:
-    """At SIGTERM each client that the kernel has let in is answered, and the next is refused."""
+    """At SIGTERM each client with a connection is answered. Later ones are refused."""
     url = new_database("sqlite")
     outcomes: Counter[str] = Counter()
     for number in range(1, 4):
@@ -340,7 +340,7 @@ def test_the_queue_is_served(
 def test_one_process_less_takes_no_connection_from_the_other(
     new_database: NewDatabase, tmp_path: Path
 ) -> None:
-    """A process that ends alone leaves the socket to its sibling, and another takes its place."""
+    """A single process that ends is replaced, and its sibling keeps the socket."""
     log = tmp_path / "log"
     with web(new_database("sqlite"), log, 2) as server:
         started = re.findall(r"Started server process \[(\d+)\]", log.read_text())

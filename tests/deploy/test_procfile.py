@@ -1,4 +1,4 @@
-"""What a Procfile platform such as Heroku reads, carried out by honcho."""
+"""The Procfile, carried out by honcho as by a platform such as Heroku."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def database_url(postgresql: str) -> Iterator[str]:
 
 
 def honcho(name: str, env_file: str = "/dev/null") -> list[str]:
-    """The command for a process of the Procfile; a developer's .env stays out of it."""
+    """The command for a process of the Procfile, which reads no developer's .env."""
     return [sys.executable, "-m", "honcho", "start", "-e", env_file, name]
 
 
@@ -53,7 +53,7 @@ def web(
 
 
 def wait_for_servers(log: Path, count: int) -> None:
-    """Returns when so many server processes have started; AssertionError if they never do."""
+    """Returns when so many server processes have started. AssertionError if they don't."""
     started = "Application startup complete"
     poll(lambda: log.read_text().count(started) == count, log.read_text)
 
@@ -68,7 +68,7 @@ def group_exists(group: int) -> bool:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_release_then_web(database_url: str, tmp_path: Path, count: int) -> None:
-    """The Procfile migrates an empty database and serves from as many processes as asked for."""
+    """The Procfile migrates an empty database, and serves from WEB_CONCURRENCY processes."""
     released = release(database_url)
     assert released.returncode == 0, released.stdout + released.stderr
 
@@ -83,7 +83,7 @@ def test_release_then_web(database_url: str, tmp_path: Path, count: int) -> None
 
 
 def test_empty_variables_are_defaults(database_url: str, tmp_path: Path) -> None:
-    """Variables of the web process that were emptied count as not set."""
+    """Empty variables of the web process count as not set."""
     log = tmp_path / "web.log"
     with web(database_url, log, WEB_CONCURRENCY="", HOST="", MAX_REQUESTS="") as (_, url):
         assert httpx2.get(f"{url}/health/live").status_code == 200
@@ -127,7 +127,7 @@ def test_termination_ends_all_processes(database_url: str, tmp_path: Path, count
 
 @pytest.mark.parametrize("command", [web_command(), "scripts/run"], ids=["Procfile", "scripts"])
 def test_the_flags_are_the_readmes(tmp_path: Path, command: str) -> None:
-    """uvicorn gets the times that README gives reasons for, and nothing that isn't known here."""
+    """uvicorn gets the times that README explains, and no flags but these."""
     readme = " ".join((ROOT / "README.md").read_text().split())
     times = re.search(
         r"keep-alive of (\d+) s outlasts the (\d+) s for which a router keeps idle connections; "
@@ -155,7 +155,7 @@ def test_the_flags_are_the_readmes(tmp_path: Path, command: str) -> None:
 
 
 def test_what_the_flags_do(database_url: str, tmp_path: Path) -> None:
-    """The web process serves on every address, with uvloop; uvicorn adds neither name nor log."""
+    """The web process serves on every address, with uvloop, and without uvicorn's own log."""
     log = tmp_path / "web.log"
     with web(database_url, log) as (started, url):
         answer = httpx2.get(f"{url.replace('127.0.0.1', '127.0.0.2')}/health/live", timeout=30)

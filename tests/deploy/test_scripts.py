@@ -24,14 +24,14 @@ NOTE = {"text": "First", "completed": True}
 
 
 class Newcomer(NamedTuple):
-    """A project after its first run, and what was answered to its first note."""
+    """A project after its first run, and the answer to its first note."""
 
     folder: Path
     answer: dict[str, Any]
 
 
 def copy_repository(folder: Path) -> Path:
-    """Copies what a clone of the working tree would hold: no ignored files, no .venv."""
+    """Copies the files of a clone: no ignored files, no .venv."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -64,7 +64,7 @@ def wait_until_installed(process: subprocess.Popen[bytes], folder: Path, log: Pa
 
 @contextmanager
 def scripts_run(folder: Path, log: Path, port: int, **variables: str) -> Iterator[httpx2.Client]:
-    """Runs scripts/run until the block ends, and yields a client of what serves on the port."""
+    """Runs scripts/run until the block ends, and yields a client of the service."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [folder / "scripts/run"],
@@ -95,7 +95,7 @@ def run_to_the_end(folder: Path, **variables: str) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
-    """Clones, runs, posts a note and stops; from then on nothing can be installed any more."""
+    """Clones, runs, posts a note and stops. Later runs can't install anything."""
     folder = copy_repository(tmp_path_factory.mktemp("clone"))
     log = tmp_path_factory.mktemp("log") / "run.log"
     port = free_port()
@@ -143,7 +143,7 @@ def test_second_run_keeps_notes_and_installs_nothing(newcomer: Newcomer, tmp_pat
 
 
 def test_changed_requirements_are_installed(newcomer: Newcomer) -> None:
-    """Requirements that changed are installed before the service runs; pip's failure ends it."""
+    """Changed requirements are installed before the service runs. A failure of pip ends it."""
     requirements = newcomer.folder / "requirements.txt"
     installed = newcomer.folder / ".venv/installed"
     original = requirements.read_text()
@@ -161,7 +161,7 @@ def test_changed_requirements_are_installed(newcomer: Newcomer) -> None:
 
 
 def test_variables_are_honoured(newcomer: Newcomer, tmp_path: Path) -> None:
-    """HOST, PORT and DATABASE_URL of the environment decide where the service is and stores."""
+    """The environment's HOST, PORT and DATABASE_URL are the service's."""
     port = free_port()
     log = tmp_path / "log"
     variables = {
@@ -191,7 +191,7 @@ def test_env_file_is_read(newcomer: Newcomer, env_file: Path, tmp_path: Path) ->
 
 
 def test_environment_wins_over_env_file(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
-    """A variable that is set already keeps its value, whatever characters are in it."""
+    """A variable of the environment wins over .env, with any characters in it."""
     port = free_port()
     folder = tmp_path / 'it\'s $HOME; "quoted"'
     folder.mkdir()
@@ -227,7 +227,7 @@ def test_nonsense_is_refused(newcomer: Newcomer, tmp_path: Path, name: str, valu
 
 
 def test_empty_variables_are_defaults(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
-    """Variables of .env that are left empty count as not set."""
+    """Empty variables of .env count as not set."""
     port = free_port()
     names = ("HOST", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "MAX_REQUESTS")
     env_file.write_text("".join(f"{name}=\n" for name in names))
@@ -237,7 +237,7 @@ def test_empty_variables_are_defaults(newcomer: Newcomer, env_file: Path, tmp_pa
 
 
 def test_a_database_that_is_away_ends_the_run(newcomer: Newcomer) -> None:
-    """With the database away, the script ends with one line, without the password."""
+    """If the database is away, the script ends with one line, without the password."""
     url = f"postgresql://bob:s3cr3t@127.0.0.1:{free_port()}/notes"
     result = run_to_the_end(newcomer.folder, DATABASE_URL=url)
 
@@ -288,7 +288,7 @@ def test_a_long_installation_is_not_silent(tmp_path: Path, which: str) -> None:
 
 
 def test_old_python_is_refused(tmp_path: Path) -> None:
-    """An interpreter older than 3.11 gives one line that says what to do, and nothing is made."""
+    """An interpreter older than 3.11 gives one line of advice, and nothing is made."""
     folder = copy_repository(tmp_path / "clone")
     python = fake_python(tmp_path / "python3.10", (3, 10, 19))
 

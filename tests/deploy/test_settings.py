@@ -123,7 +123,7 @@ def test_nonsense_stops_everything(variable: str, value: str) -> None:
 
 
 def test_nonsense_ends_workers_for_good() -> None:
-    """uvicorn by hand starts no workers anew that can't be configured."""
+    """uvicorn by hand doesn't restart workers that can't be configured."""
     server = run(*uvicorn(free_port(), "--workers=2"), DATABASE_URL="mysql://user:secret@host")
     assert "Stopping parent process" in server.stderr
     assert 1 <= server.stderr.count("Configuration: DATABASE_URL must start with") <= 2
@@ -161,7 +161,7 @@ def read(name: str, **variables: str) -> Any:
     ],
 )
 def test_usable_values(name: str, value: str, expected: object) -> None:
-    """Space around values doesn't count, and an empty one stands for the default."""
+    """Space around values doesn't count. An empty value stands for the default."""
     assert read(name, **{name: value}) == expected
 
 
@@ -175,7 +175,7 @@ def test_usable_values(name: str, value: str, expected: object) -> None:
     ],
 )
 def test_the_time_for_connecting(variables: dict[str, str], expected: float) -> None:
-    """The URL's counts where no variable says otherwise, as far as REQUEST_TIMEOUT allows."""
+    """The URL's timeout counts if no variable has one, as far as REQUEST_TIMEOUT allows."""
     assert read("DATABASE_CONNECT_TIMEOUT", **variables) == expected
 
 
@@ -204,7 +204,7 @@ def test_pgbouncer_in_the_url() -> None:
     ],
 )  # fmt: skip
 def test_usable_database_urls(text: str, url: str) -> None:
-    """A URL that can be used keeps its parts, in a form that all its readers take alike."""
+    """A usable URL keeps its parts, in a form that all its readers understand."""
     assert parse_database_url(text) == DatabaseURL(url)
 
 
@@ -242,7 +242,7 @@ def test_usable_database_urls(text: str, url: str) -> None:
     ],
 )
 def test_usable_options(query: str, expected: dict[str, Any]) -> None:
-    """libpq's options are honoured, or left out where nothing depends on them."""
+    """libpq's options are honoured, or left out if nothing depends on them."""
     plain = "postgresql://u@h/d"
     assert parse_database_url(f"{plain}?{query}") == DatabaseURL(plain, **expected)
 
@@ -302,7 +302,7 @@ def test_usable_options(query: str, expected: dict[str, Any]) -> None:
     ],
 )
 def test_unusable_database_urls(url: str) -> None:
-    """What can't be opened, or isn't safe to leave out, is refused without the password."""
+    """An option that can't be honoured or ignored is refused, without the password."""
     with pytest.raises(ValueError, match=r"^\w") as refused:
         parse_database_url(url)
     assert "secret" not in str(refused.value)
@@ -310,7 +310,7 @@ def test_unusable_database_urls(url: str) -> None:
 
 
 def readme() -> dict[str, str]:
-    """The default of each variable in README's table, empty where it says none or any."""
+    """The default of each variable in README's table. None and any are empty."""
     row = r"^\| `([A-Z_]+)` \| (?:`([^`]+)`|none|any) \|"
     return dict(re.findall(row, (ROOT / "README.md").read_text(), re.MULTILINE))
 
@@ -326,7 +326,7 @@ def settings_with(variables: dict[str, str]) -> dict[str, Any]:
 
 
 def test_every_setting_is_in_the_readme(tmp_path: Path) -> None:
-    """README's table has each setting and its default, which changes nothing where it is set."""
+    """README's table has each setting and its default. To set a default changes nothing."""
     defaults = readme()
     assert set(defaults) == NAMES
     given = {name: default for name, default in defaults.items() if default}

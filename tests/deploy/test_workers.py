@@ -23,7 +23,7 @@ def pids(folder: Path) -> set[str]:
 
 
 def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: Path) -> None:
-    """After a process was killed the gauges are right, no file is left, and no count has fallen."""
+    """After a process is killed, the gauges are right and no count has fallen."""
     log = tmp_path / "log"
     variables = {
         "WEB_CONCURRENCY": "2",

@@ -32,7 +32,7 @@ oracle = FastAPI()
 async def create_notes(
     notes: Annotated[list[NoteIn], Field(min_length=1, max_length=1000)],
 ) -> list[NoteIn]:
-    """What FastAPI makes of a batch."""
+    """A batch as FastAPI reads it."""
     return notes
 
 
@@ -55,7 +55,7 @@ def note(number: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_a_batch_is_stored_in_its_order(service: httpx2.Client, count: int) -> None:
-    """The answer has the notes in the order sent, with rising ids, and the listing has them too."""
+    """The answer and the listing have the notes in the order sent, with rising ids."""
     before = last_id(service)
     # Neither their texts nor anything else about them puts them in order.
     notes = [note(number * 7919 % count) for number in range(count)]
@@ -101,7 +101,7 @@ BODIES: list[Any] = [
 def test_errors_are_those_of_fastapi(
     service: httpx2.Client, twin: TestClient, body: object
 ) -> None:
-    """What is wrong anywhere in an array is told at once, in FastAPI's words, and nothing kept."""
+    """All errors of an array are reported at once, in FastAPI's words. Nothing is stored."""
     before = last_id(service)
     mine, theirs = (client.post("/notes/batch", json=body) for client in (service, twin))
     assert (mine.status_code, mine.content) == (422, theirs.content)
@@ -148,7 +148,7 @@ def test_bodies_that_are_no_json(
 def test_what_the_example_fails_on(
     service: httpx2.Client, item: bytes, errors: list[tuple[str, str, object]]
 ) -> None:
-    """NUL, lone surrogates and what is no number are errors of the item, as for a single note."""
+    """NUL, lone surrogates and NaN are errors of the item, as for a single note."""
     before = last_id(service)
     body = b'[{"text":"a","completed":true},%s]' % item
     answer = service.post("/notes/batch", content=body, headers=JSON)
@@ -176,7 +176,7 @@ def test_only_post_makes_batches(service: httpx2.Client) -> None:
 
 
 def test_no_batch_is_torn(service: httpx2.Client) -> None:
-    """The order and the ids of a batch are its own, whatever is stored before and after it."""
+    """Notes stored before and after a batch don't come between its notes."""
     seen: set[int] = set()
     for count in (3, 1, 5):
         stored = service.post("/notes/batch", json=[note(number) for number in range(count)]).json()
@@ -204,7 +204,7 @@ batches = (
 def test_random_batches_are_answered_alike(
     service: httpx2.Client, twin: TestClient, body: object, cut: int | None
 ) -> None:
-    """Any array, whole or cut off, is taken or refused as by FastAPI, and stored as read."""
+    """Any array, whole or cut off, is taken or refused as by FastAPI."""
     content = json.dumps(body)[:cut].encode()
     before = last_id(service)
     mine, theirs = (

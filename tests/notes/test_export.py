@@ -73,7 +73,7 @@ def post_lines(
 
 @pytest.mark.parametrize("count", [0, 1, 2, 999, 1000, 1001, 3000])
 def test_any_number_of_notes_is_exported(service: httpx2.Client, count: int) -> None:
-    """Each note is one line of JSON with an end of its own, in the order and words of the list."""
+    """Each note is one line of JSON, in the order and words of the list."""
     before = last_id(service)
     for first in range(0, count, 1000):
         notes = [
@@ -119,7 +119,7 @@ def test_head_of_an_export(service: httpx2.Client) -> None:
 
 
 def test_errors_stay_json(service: httpx2.Client) -> None:
-    """An error is JSON whatever `Accept` says."""
+    """An error is JSON under any `Accept`."""
     for method, url in [("GET", "/notes/?limit=0"), ("GET", "/notes/x"), ("PUT", "/notes/")]:
         answer = service.request(method, url, headers={"accept": LINES})
         assert answer.headers["content-type"] == "application/json"
@@ -178,7 +178,7 @@ def test_errors_stay_json(service: httpx2.Client) -> None:
 def test_only_who_asks_for_lines_gets_them(
     service: httpx2.Client, accept: list[str], lines: bool
 ) -> None:
-    """Lines go to a client that names them, and names JSON not as much; all others get JSON."""
+    """A client gets lines if it prefers them by name. All others get JSON."""
     headers = [(b"accept", value.encode("latin-1")) for value in accept]
     kind = LINES if lines else "application/json"
     answers = [
@@ -191,7 +191,7 @@ def test_only_who_asks_for_lines_gets_them(
 
 
 def test_one_note_is_json(service: httpx2.Client) -> None:
-    """A single note is JSON to a client that asks for lines, too."""
+    """A single note is JSON, also for a client that asks for lines."""
     created = service.post("/notes/", json=GOOD, headers={"accept": LINES})
     read = service.get(f"/notes/{created.json()['id']}", headers={"accept": LINES})
     for answer in (created, read):
@@ -201,7 +201,7 @@ def test_one_note_is_json(service: httpx2.Client) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(accept=st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=30))
 def test_garbage_gets_json(service: httpx2.Client, accept: str) -> None:
-    """An `Accept` of anything at all is answered with JSON."""
+    """A malformed `Accept` is answered with JSON."""
     # The client refuses to send a value with space around it.
     value = accept.strip(" ").encode("latin-1")
     answer = service.get("/notes/?limit=1", headers=[(b"accept", value)])
@@ -212,7 +212,7 @@ def test_garbage_gets_json(service: httpx2.Client, accept: str) -> None:
     "content_type", [LINES, "Application/X-NDJSON", f"{LINES}; charset=utf-8", f"{LINES} ;"]
 )
 def test_lines_are_imported(service: httpx2.Client, content_type: str) -> None:
-    """Notes are read line by line, blank lines left out, and answered as JSON unless asked for."""
+    """Notes are read line by line, without blank lines, and answered as JSON by default."""
     before = last_id(service)
     body = (
         b'\n \r\n{"completed":"on","text":"\xe2\x80\xa8\xc2\x85"}\r\n\n\t\n'
@@ -244,7 +244,7 @@ def test_lines_are_imported(service: httpx2.Client, content_type: str) -> None:
 
 
 def test_json_is_imported_to_lines(service: httpx2.Client) -> None:
-    """An array of JSON is answered in lines where that is asked for."""
+    """An array of JSON is answered in lines if the client asks for them."""
     answer = service.post("/notes/batch", json=[GOOD] * 2, headers={"accept": LINES})
     assert answer.headers["content-type"] == LINES
     assert [json.loads(line)["text"] for line in answer.text.splitlines()] == ["a", "a"]
@@ -268,7 +268,7 @@ LINE = json.dumps(GOOD).encode()
 def test_a_broken_line_is_named(
     service: httpx2.Client, body: bytes, loc: list[str | int], message: str
 ) -> None:
-    """JSON that doesn't parse is told with its line and its place in it, and nothing is stored."""
+    """An error in JSON is reported with its line and its place. Nothing is stored."""
     before = last_id(service)
     answer = post_lines(service, body, accept=LINES)
     assert answer.status_code == 422
@@ -288,7 +288,7 @@ def test_a_broken_line_is_named(
     "items", [[GOOD] * 1000, [GOOD] * 1001, [GOOD] * 1000 + [{}], [GOOD] * 999 + [1]]
 )
 def test_limits_are_those_of_arrays(service: httpx2.Client, items: list[object]) -> None:
-    """A thousand lines are taken; of more, or with a wrong one, none is."""
+    """A thousand lines are stored. More lines are refused, and so is a wrong line."""
     before = last_id(service)
     body = "\n".join(map(json.dumps, items)).encode()
     mine, theirs = post_lines(service, body), service.post("/notes/batch", json=items)
@@ -310,7 +310,7 @@ def test_no_line_is_too_few(service: httpx2.Client, body: bytes) -> None:
 
 @pytest.mark.parametrize("body", [b"\xff", LINE + b'\n{"text":"\xff"}', b"[" * 100_000])
 def test_lines_past_parsing(service: httpx2.Client, body: bytes) -> None:
-    """What the parser can't take at all answers 400, and nothing is stored."""
+    """A body that the parser can't read answers 400, and nothing is stored."""
     before = last_id(service)
     answer = post_lines(service, body)
     assert answer.status_code == 400
@@ -345,7 +345,7 @@ documents = (
 def test_lines_are_read_as_the_items_of_an_array(
     service: httpx2.Client, items: list[object], ascii_only: bool, end: str
 ) -> None:
-    """Lines have the answer of an array of the same items, errors and all."""
+    """Lines have the same answer as an array of the same items."""
     texts = [json.dumps(item, ensure_ascii=ascii_only) for item in items]
     before = last_id(service)
     mine = post_lines(service, end.join(texts).encode())
@@ -383,7 +383,7 @@ storable = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
     )
 )
 def test_a_round_trip_loses_nothing(both: Both, notes: list[dict[str, Any]]) -> None:
-    """What is exported from one database and imported into another is the same there."""
+    """Notes that are exported from one database and imported into another are the same."""
     starts = [last_id(client) for client in both]
     assert both.source.post("/notes/batch", json=notes).status_code == 200
     exported = both.source.get(f"/notes/?after={starts[0]}", headers={"accept": LINES})

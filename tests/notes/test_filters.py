@@ -83,7 +83,7 @@ FOLDED = [
 def test_texts_are_compared_without_case(
     service: httpx2.Client, text: str, hits: list[str], misses: list[str]
 ) -> None:
-    """A text contains what it contains once both are case-folded, signs and spaces included."""
+    """A search compares case-folded texts, with signs and spaces as they are."""
     (note,) = create(service, text)
     for q in hits:
         assert find(service, q=q) == [note], ascii(q)
@@ -92,7 +92,7 @@ def test_texts_are_compared_without_case(
 
 
 def test_the_filter_follows_changes(service: httpx2.Client) -> None:
-    """A note is found by its text of now, however it got it."""
+    """A note is found by its present text, after any kind of write."""
     (note,) = create(service, "Straße")
     path = f"/notes/{note['id']}"
     service.put(path, json={"text": "Gasse", "completed": False})
@@ -140,7 +140,7 @@ def test_nul_is_in_no_text(service: httpx2.Client) -> None:
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_pages_of_rare_notes_are_full(service: httpx2.Client, order: str) -> None:
-    """A page has `limit` notes of those selected, however many others lie between them."""
+    """A page has `limit` of the selected notes, with any number of others between them."""
     for number in range(3):
         create(service, *["hay"] * 999, f"Nädel {number}")
     create(service, *["hay"] * 500)
@@ -186,7 +186,7 @@ def test_filters_select_as_python_does(
     order: str,
     limit: int | None,
 ) -> None:
-    """Any filters, order and limit together select what the same conditions in Python select."""
+    """Filters, order and limit select the same notes as the conditions in Python."""
     databases.execute(server.database_url, "DELETE FROM notes")
     service = server.client
     notes = service.post("/notes/batch", json=entries).json()
@@ -214,7 +214,7 @@ changes = st.fixed_dictionaries({}, optional={"text": texts, "completed": st.boo
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(first=entries, writes=st.lists(entries | changes, max_size=4), q=needles)
 def test_any_changes_are_found(server: Server, first: Note, writes: list[Note], q: str) -> None:
-    """After any changes a note is found by the text and the boolean that it has got."""
+    """After any changes a note is found by its present text and boolean."""
     service = server.client
     note = service.post("/notes/", json=first).json()
     for change in writes:

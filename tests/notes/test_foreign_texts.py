@@ -1,4 +1,4 @@
-"""What other programs have written into the SQLite file, whatever it is."""
+"""Data that other programs have written into the SQLite file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ TEXTS = {
 
 @pytest.fixture
 def foreign(new_database: NewDatabase, tmp_path: Path) -> Iterator[tuple[httpx2.Client, str]]:
-    """A service on a file with one good note, then those texts, then a good one."""
+    """A service on a file with those texts between two good notes."""
     url = new_database("sqlite")
     texts = ["'good'", *TEXTS, "'better'"]
     execute(url, *(f"INSERT INTO notes (text, completed) VALUES ({text}, 1)" for text in texts))
@@ -84,7 +84,7 @@ def check_writes(client: httpx2.Client, url: str, note_id: int) -> None:
 
 
 def test_a_condition_sees_other_programs(foreign: tuple[httpx2.Client, str]) -> None:
-    """A note that another program has changed since is not overwritten under a condition."""
+    """A condition fails after another program has changed the note."""
     client, url = foreign
     for note_id in FOREIGN_IDS:
         path = f"/notes/{note_id}"
@@ -95,7 +95,7 @@ def test_a_condition_sees_other_programs(foreign: tuple[httpx2.Client, str]) -> 
 
 
 def test_users(new_database: NewDatabase, tmp_path: Path) -> None:
-    """A username that is no UTF-8 spoils neither the list of users nor their access."""
+    """A username that is no UTF-8 doesn't spoil the list of users, nor their access."""
     url = new_database("sqlite")
     assert operate(url, "users", "add", "bob").returncode == 0
     values = "CAST(x'ff' AS TEXT), 1, 0, CAST(x'fe' AS TEXT)"
@@ -111,7 +111,7 @@ def test_users(new_database: NewDatabase, tmp_path: Path) -> None:
 
 
 def test_keys(foreign: tuple[httpx2.Client, str]) -> None:
-    """An answer that is kept for an Idempotency-Key is given again though it is no UTF-8."""
+    """A kept answer is given again though another program has made it no UTF-8."""
     client, url = foreign
     headers = {"idempotency-key": "a"}
     note = {"text": "kept", "completed": True}

@@ -14,7 +14,7 @@ REQUESTS = 40
 
 @dataclass
 class History:
-    """What clients saw: when each note was acknowledged, and each answer with when it was asked."""
+    """The times at which notes were acknowledged, and answers with the time of asking."""
 
     acknowledged: dict[int, tuple[float, dict[str, Any]]]
     listings: list[tuple[float, list[dict[str, Any]]]]
@@ -52,7 +52,7 @@ async def record(url: str) -> History:
 
 
 def test_histories_of_concurrent_clients(service: httpx2.Client) -> None:
-    """No answer misses a note acknowledged before it was asked for, and each note is its own."""
+    """No answer misses a note that was acknowledged before the request."""
     history = asyncio.run(record(str(service.base_url)))
     assert len(history.acknowledged) > CLIENTS * REQUESTS / 4
     texts = [note["text"] for _, note in history.acknowledged.values()]

@@ -9,7 +9,7 @@ MAX_ID = 2**53 - 1
 
 
 def go_on_with(database_url: str, next_id: int) -> None:
-    """Makes the next note's id this one, as if so many notes had been there."""
+    """Gives the next note this id, as if there had been so many notes."""
     if database_url.startswith("sqlite"):
         statement = f"INSERT INTO sqlite_sequence VALUES ('notes', {next_id - 1})"
     else:
@@ -41,7 +41,7 @@ def test_ids_go_on_behind_32_bits(server: Server, service: httpx2.Client) -> Non
 
 
 def test_ids_end_where_they_would_not_be_exact(server: Server, service: httpx2.Client) -> None:
-    """The last id is 2^53 - 1: more notes are a 503, and none is stored that can't be read."""
+    """The last id is 2^53 - 1. More notes are a 503, and are not stored."""
     go_on_with(server.database_url, MAX_ID)
     note = {"text": "last", "completed": False}
     last = {"id": MAX_ID, **note}

@@ -34,7 +34,7 @@ def refuse_nul(text: str) -> str:
 
 
 def refuse_odd_integers(text: str) -> str:
-    """FastAPI takes more: spaces around, underscores between, and zeros behind a point."""
+    """FastAPI also takes spaces around, underscores between, and zeros behind a point."""
     if re.fullmatch(r"[+-]?[0-9]{1,4300}", text) is None:
         raise PydanticKnownError("int_parsing")
     return text
@@ -51,7 +51,7 @@ async def read_notes(
     completed: bool | None = None,
     q: Annotated[str, Query(max_length=200), AfterValidator(refuse_nul)] = "",
 ) -> None:
-    """What FastAPI makes of a listing's query."""
+    """A listing's query as FastAPI reads it."""
 
 
 def create(service: httpx2.Client, count: int, text: str = "note") -> list[int]:
@@ -76,7 +76,7 @@ def ids(notes: list[dict[str, Any]]) -> list[int]:
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_pages_are_full_and_the_last_has_no_link(service: httpx2.Client, order: str) -> None:
-    """Every page but the last has `limit` notes, and no page is empty where there are notes."""
+    """Every page but the last has `limit` notes, and the last one is not empty."""
     assert walk(service, f"/notes/?limit=3&order={order}") == [[]]
     wanted: list[int] = []
     for count in range(1, 8):
@@ -91,7 +91,7 @@ def test_pages_are_full_and_the_last_has_no_link(service: httpx2.Client, order: 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_pages_of_the_greatest_length(service: httpx2.Client, order: str) -> None:
-    """A thousand notes are one page, one more note is a second, and no limit is the whole."""
+    """A page has a thousand notes at most. Without a limit the listing is whole."""
     create(service, 1000)
     url = f"/notes/?limit=1000&order={order}"
     assert [len(page) for page in walk(service, url)] == [1000]
@@ -107,7 +107,7 @@ def test_pages_of_the_greatest_length(service: httpx2.Client, order: str) -> Non
 
 
 def test_after_and_order_hold_without_a_limit(service: httpx2.Client) -> None:
-    """A listing goes on after an id, there or not, in the direction of its order."""
+    """A listing goes on after any id, in the direction of its order."""
     first, second, third, fourth = create(service, 4)
     service.delete(f"/notes/{third}")
     expected = {
@@ -133,7 +133,7 @@ def test_after_and_order_hold_without_a_limit(service: httpx2.Client) -> None:
 
 
 def test_the_greatest_id_is_in_reach(server: Server, service: httpx2.Client) -> None:
-    """A note with the greatest id that there can be is found by either order."""
+    """A note with the greatest possible id is found in either order."""
     statement = "INSERT INTO notes (id, text, completed) VALUES ({}, 'note', true)"
     if server.database_url.startswith("sqlite"):
         with sqlite3.connect(server.database_url.removeprefix("sqlite:///")) as connection:
@@ -195,7 +195,7 @@ QUERIES = [
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_links_keep_the_query(service: httpx2.Client, query: str) -> None:
-    """A link is the listing's URL with another `after`, every other parameter as it was."""
+    """A link is the listing's URL with another `after`."""
     notes = [{"text": "note", "completed": False}] * 3
     first, second, third = ids(service.post("/notes/batch", json=notes).json())
     wanted = [first, second, third] if "desc" not in query else [third, second, first]
@@ -238,7 +238,7 @@ parameter = st.tuples(st.text(max_size=3), st.text(max_size=3)).map(
 )
 @given(others=st.lists(parameter, max_size=4), place=st.integers(0, 4))
 def test_links_keep_any_parameters(service: httpx2.Client, others: list[str], place: int) -> None:
-    """Whatever parameters stand in a query, the next page's query has them too, in order."""
+    """The next page's query keeps all parameters, in order."""
     if len(service.get("/notes/?limit=2").json()) < 2:
         create(service, 2)
     query = "&".join([*others[:place], "limit=1", *others[place:]])
@@ -268,7 +268,7 @@ def test_links_keep_any_parameters(service: httpx2.Client, others: list[str], pl
 def test_links_behind_a_router(
     service: httpx2.Client, headers: dict[str, str], prefix: str
 ) -> None:
-    """A link names the scheme and the host that the client has asked, behind a TLS router too."""
+    """A link has the scheme and the host of the client's request, also behind a TLS router."""
     create(service, 2)
     following = next_url(service.get("/notes/?limit=1&order=desc", headers=headers))
     assert following is not None
@@ -276,7 +276,7 @@ def test_links_behind_a_router(
 
 
 def test_head_has_the_link(service: httpx2.Client) -> None:
-    """`HEAD` of a page answers with the link and the length of `GET`, and no body."""
+    """`HEAD` of a page has the link and the length of `GET`, and no body."""
     create(service, 3)
     for query in ("?limit=2", "?limit=3", "?order=desc", "?limit=0"):
         head, get = service.head(f"/notes/{query}"), service.get(f"/notes/{query}")
@@ -318,7 +318,7 @@ steps = st.lists(
 def test_a_walk_misses_nothing_and_repeats_nothing(
     server: Server, count: int, limit: int, order: str, meanwhile: list[list[tuple[str, int]]]
 ) -> None:
-    """A walk has every note that is there throughout once, whatever comes and goes meanwhile."""
+    """A walk has every lasting note once, while others come and go."""
     databases.clear(server.database_url)
     service = server.client
     throughout = set(create(service, count))
@@ -485,7 +485,7 @@ def twin() -> Iterator[TestClient]:
 def test_an_integer_is_a_sign_and_digits(
     service: httpx2.Client, value: str, kind: str | None
 ) -> None:
-    """An integer in a query is an optional sign and ASCII digits; a plus unescaped is a space."""
+    """An integer in a query is an optional sign and ASCII digits."""
     answer = service.get(f"/notes/?limit={value}")
     assert answer.status_code == (422 if kind else 200)
     if kind:
@@ -497,7 +497,7 @@ def test_an_integer_is_a_sign_and_digits(
 def test_near_misses_are_read_as_fastapi_reads_them(
     server: Server, twin: TestClient, name: str
 ) -> None:
-    """Each value that is nearly a number or a word is taken or refused as by the oracle."""
+    """Any value near a number or a word is taken or refused as by the oracle."""
     with connect(str(server.client.base_url)) as connection:
         for value in INTEGERS + WORDS:
             url = f"/notes/?{name}={quote(value, safe='')}"

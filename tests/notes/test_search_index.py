@@ -67,7 +67,7 @@ def indexes(database_url: str) -> dict[str, str]:
 
 
 def upgrade(database_url: str) -> str:
-    """Migrates, which must succeed, and gives all that Alembic has printed."""
+    """Migrates, and gives Alembic's output. AssertionError if it fails."""
     result = databases.alembic(database_url, "upgrade", "head")
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr
@@ -84,7 +84,7 @@ class Million(NamedTuple):
     log: Path
 
     def plans(self, url: str, times: int = 1) -> tuple[httpx2.Response, list[dict[str, Any]]]:
-        """Asks the service, and gives its answer and the plans of the statements on the way."""
+        """Asks the service, and gives its answer and the plans of its statements."""
         before = self.log.stat().st_size
         for _ in range(times):
             answer = self.client.get(url)
@@ -99,7 +99,7 @@ class Million(NamedTuple):
 
 @pytest.fixture(scope="module")
 def million(debian: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Million]:
-    """The service on a database with a million notes, which were there before the indexes."""
+    """The service on a database with a million notes, which are older than the indexes."""
     url = create(debian)
     upgrade(url)
     databases.execute(
@@ -179,7 +179,7 @@ NEEDLES = [250_000, 500_000, 750_000, 1_000_000]
     ],
 )
 def test_a_rare_text_is_found_by_the_index(million: Million, query: str, ids: list[int]) -> None:
-    """A search for three letters or more that few notes have reads the index and those notes."""
+    """A search for three letters or more reads the index and the notes that match."""
     answer, plans = million.plans(f"/notes/?{query}", times=8)
     assert [note["id"] for note in answer.json()] == ids
     assert len(plans) >= 8
@@ -202,7 +202,7 @@ def test_a_rare_text_is_found_by_the_index(million: Million, query: str, ids: li
     ],
 )
 def test_a_page_reads_its_notes_only(million: Million, query: str, ids: range) -> None:
-    """A page reads about as many notes as it has, however few notes of its kind there are."""
+    """A page reads about as many notes as it has, also if few notes are of its kind."""
     answer, plans = million.plans(f"/notes/?{query}", times=8)
     assert [note["id"] for note in answer.json()] == list(ids)
     assert len(plans) >= 8
@@ -213,7 +213,7 @@ def test_a_page_reads_its_notes_only(million: Million, query: str, ids: range) -
 
 @pytest.mark.parametrize("query", ["q=note&limit=100", "q=ote%20&limit=100&after=500000"])
 def test_a_page_of_a_common_text_is_short(million: Million, query: str) -> None:
-    """A page of a search that most notes answer to doesn't read them all."""
+    """A page of a search that most notes match doesn't read them all."""
     answer, plans = million.plans(f"/notes/?{query}", times=8)
     assert len(answer.json()) == 100
     for plan in plans:
@@ -221,7 +221,7 @@ def test_a_page_of_a_common_text_is_short(million: Million, query: str) -> None:
 
 
 def test_a_plan_for_one_text_is_none_for_another(million: Million) -> None:
-    """A search is planned for its own text, whatever has been searched for before."""
+    """A search is planned for its own text, after any other searches."""
     for before, query in (("q=zz", "q=needle"), ("q=needle", "q=note&limit=100")):
         million.plans(f"/notes/?{before}", times=7)
         _, plans = million.plans(f"/notes/?{query}")
@@ -230,7 +230,7 @@ def test_a_plan_for_one_text_is_none_for_another(million: Million) -> None:
 
 
 def test_a_plan_that_reads_everything_is_noticed(million: Million) -> None:
-    """What the tests of this module assert of a plan is wrong without the indexes."""
+    """Without the indexes, the assertions of this module about plans fail."""
     answer, (plan,) = million.plans("/notes/?q=ee")
     assert [note["id"] for note in answer.json()] == NEEDLES
     with pytest.raises(AssertionError):
@@ -251,7 +251,7 @@ def test_migrations_make_the_indexes(million: Million) -> None:
 
 
 def test_migrations_go_up_and_down_with_the_index(debian: Cluster) -> None:
-    """With pg_trgm too, head is what the code says and can be left again."""
+    """With pg_trgm too, the migrated tables are those of the code, and downgrade works."""
     url = create(debian)
     for command in ("upgrade head", "check", "downgrade base"):
         result = databases.alembic(url, *command.split())
@@ -260,7 +260,7 @@ def test_migrations_go_up_and_down_with_the_index(debian: Cluster) -> None:
 
 
 def test_printed_migrations_can_be_run(debian: Cluster) -> None:
-    """What `--sql` prints makes the same indexes when psql runs it."""
+    """The output of `--sql` makes the same indexes when psql runs it."""
     url = create(debian)
     printed = databases.alembic(url, "upgrade", "head", "--sql")
     assert printed.returncode == 0, printed.stderr
@@ -296,14 +296,14 @@ def search_by_role(debian: Cluster, log: Path, *preparations: str) -> tuple[str,
 
 
 def assert_found(http: httpx2.Client) -> None:
-    """AssertionError unless a note that is stored now is found by its text."""
+    """Stores a note. AssertionError unless it is found by its text."""
     note = {"text": "A Needle", "completed": False}
     assert http.post("/notes/", json=note).status_code == 200
     assert [found["text"] for found in http.get("/notes/?q=needle").json()] == ["A Needle"]
 
 
 def test_a_role_without_the_right_migrates(debian: Cluster, tmp_path: Path) -> None:
-    """Where pg_trgm may not be created, the migration succeeds and says so; searches work."""
+    """Without the right to create pg_trgm the migration succeeds with a note, and searches work."""
     printed, names = search_by_role(debian, tmp_path / "log")
     assert "pg_trgm" in printed
     assert "missing" in printed
@@ -311,14 +311,14 @@ def test_a_role_without_the_right_migrates(debian: Cluster, tmp_path: Path) -> N
 
 
 def test_an_extension_that_is_there_is_used(debian: Cluster, tmp_path: Path) -> None:
-    """Where somebody else has created pg_trgm, the migration needs no right to and is silent."""
+    """If pg_trgm is there already, the migration needs no right to create it."""
     printed, names = search_by_role(debian, tmp_path / "log", "CREATE EXTENSION pg_trgm")
     assert "pg_trgm" not in printed
     assert names == {"notes_pkey", "notes_completed", "notes_search"}
 
 
 def test_a_server_without_the_extension_migrates(postgresql: str, tmp_path: Path) -> None:
-    """Where the server has no pg_trgm, the migration succeeds and says so; searches work."""
+    """On a server without pg_trgm the migration succeeds with a note, and searches work."""
     url = databases.create_postgresql(postgresql)
     available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'"
     printed = upgrade(url)
@@ -339,7 +339,7 @@ def valid(database_url: str) -> set[str]:
 
 @pytest.mark.parametrize("version", ["0002", "0004"])
 def test_an_index_that_was_broken_off_is_made_anew(debian: Cluster, version: str) -> None:
-    """An index that isn't valid is made anew, by the next run or by a later version's."""
+    """The next run, or a later version's, makes an invalid index anew."""
     url = create(debian)
     assert databases.alembic(url, "upgrade", version).returncode == 0
     databases.execute(url, "CREATE EXTENSION IF NOT EXISTS pg_trgm")
@@ -362,7 +362,7 @@ def test_an_index_that_was_broken_off_is_made_anew(debian: Cluster, version: str
 
 @pytest.mark.parametrize("name", INDEXES)
 def test_an_index_is_made_while_others_write(debian: Cluster, tmp_path: Path, name: str) -> None:
-    """While an index is made, and waits for someone who writes for long, all others write."""
+    """While the making of an index waits for a long write, others can write."""
     url = create(debian)
     assert databases.alembic(url, "upgrade", "0002").returncode == 0
     databases.execute(
@@ -382,7 +382,7 @@ def test_an_index_is_made_while_others_write(debian: Cluster, tmp_path: Path, na
 
 
 def test_other_trouble_is_told_as_such(debian: Cluster) -> None:
-    """An error that has nothing to do with pg_trgm ends the run, which the next one completes."""
+    """Any other error ends the run. The next run completes it."""
     url = create(debian)
     assert databases.alembic(url, "upgrade", "0002").returncode == 0
     databases.execute(
@@ -401,7 +401,7 @@ def test_other_trouble_is_told_as_such(debian: Cluster) -> None:
 
 
 def test_an_extension_in_another_schema_is_used(debian: Cluster, tmp_path: Path) -> None:
-    """The index is made with pg_trgm from a schema where nobody looks for it."""
+    """The index is made with pg_trgm from a schema outside the search path."""
     printed, names = search_by_role(
         debian,
         tmp_path / "log",
@@ -444,7 +444,7 @@ locale.setlocale(locale.LC_CTYPE, before)
 
 
 def assert_folded(http: httpx2.Client) -> None:
-    """AssertionError unless each query finds the texts that have it, but for case."""
+    """AssertionError unless each query finds the texts that contain it in any case."""
     texts = TEXTS + [text * 2 for text in TEXTS]
     notes = [{"text": text, "completed": True} for text in texts]
     assert http.post("/notes/batch", json=notes).status_code == 200
@@ -458,7 +458,7 @@ def assert_folded(http: httpx2.Client) -> None:
 def test_case_is_none_of_the_locales_business(
     debian: Cluster, tmp_path: Path, options: str
 ) -> None:
-    """Whatever the database's locale, searches by the index take case as Unicode has it."""
+    """Searches by the index ignore case as Unicode defines it, under any locale."""
     url = create(debian, options)
     upgrade(url)
     name = urlsplit(url).path[1:]
@@ -479,7 +479,7 @@ def test_case_is_none_of_the_locales_business(
 def test_case_is_the_same_without_the_index(
     new_database: databases.NewDatabase, tmp_path: Path, kind: str
 ) -> None:
-    """Searches that read every note take case as Unicode has it, on either database."""
+    """Searches that read every note ignore case as Unicode defines it."""
     with serving(new_database(kind), tmp_path / "log") as http:
         assert_folded(http)
 
@@ -488,7 +488,7 @@ def test_case_is_the_same_without_the_index(
 
 
 def test_nothing_is_skipped_in_ci(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Debian's PostgreSQL is not installed, its tests are skipped, but fail in CI."""
+    """Without Debian's PostgreSQL its tests are skipped, and fail in CI."""
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="Debian's postgresql is needed"):
         find(tmp_path)

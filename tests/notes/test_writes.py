@@ -1,4 +1,4 @@
-"""Changing and removing notes; what HEAD, OPTIONS and Prefer say about it."""
+"""Changing and removing notes, with HEAD, OPTIONS and Prefer."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ class NoteIn(BaseModel):
 
 
 class Changes(BaseModel):
-    """A note's changes as FastAPI reads them: what is given is read as in a note."""
+    """A note's changes as FastAPI reads them: given fields are read as in a note."""
 
     text: str = ""
     completed: bool = False
@@ -41,13 +41,13 @@ class Changes(BaseModel):
 
 @oracle.put("/note")
 async def put(note: NoteIn) -> Any:
-    """What FastAPI makes of a whole note."""
+    """A whole note as FastAPI reads it."""
     return note.model_dump()
 
 
 @oracle.patch("/note")
 async def patch(changes: Changes) -> Any:
-    """What FastAPI makes of a part of a note."""
+    """A part of a note as FastAPI reads it."""
     return changes.model_dump(exclude_unset=True)
 
 
@@ -72,7 +72,7 @@ def create(service: httpx2.Client, **values: Any) -> tuple[str, dict[str, Any]]:
 
 
 def test_put_replaces_a_note(service: httpx2.Client) -> None:
-    """`PUT` answers with the note as it is from now on, extra keys dropped, its id kept."""
+    """`PUT` answers with the new note, which keeps its id."""
     (path, note), (other_path, other) = create(service), create(service)
     body = {"completed": "yes", "text": "é \u2028", "id": 0, "x": 1}
     answer = service.put(path, json=body)
@@ -87,7 +87,7 @@ def test_put_replaces_a_note(service: httpx2.Client) -> None:
 
 
 def test_patch_changes_what_is_given(service: httpx2.Client) -> None:
-    """`PATCH` changes the fields given, and with none of them nothing."""
+    """`PATCH` changes the given fields only."""
     path, note = create(service)
     for change in (
         {"text": ""},
@@ -234,7 +234,7 @@ def test_random_changes_are_answered_alike(
 
 
 def test_changes_of_different_fields_both_hold(processes: list[str]) -> None:
-    """Of clients that change different fields of a note at once, none undoes the other."""
+    """Clients that change different fields of a note at once keep each other's changes."""
 
     async def change() -> None:
         async with async_clients(processes) as clients:
@@ -255,7 +255,7 @@ def test_changes_of_different_fields_both_hold(processes: list[str]) -> None:
 
 
 def test_concurrent_writers_get_their_own_answers(processes: list[str]) -> None:
-    """Each of many writers is answered with what it wrote; the last one stays; one deletes."""
+    """Each of many writers gets its own note back. The last write stays. One delete works."""
 
     async def write() -> None:
         async with async_clients(processes * 4) as clients:
@@ -360,7 +360,7 @@ def test_other_preferences_are_ignored(service: httpx2.Client, values: list[str]
 
 
 def test_a_minimal_answer_is_no_other_status(service: httpx2.Client) -> None:
-    """What is read, refused or removed is answered as without the preference."""
+    """Answers to reads, refusals and removals ignore the preference."""
     headers = {"prefer": "return=minimal"}
     path, note = create(service)
     assert service.get(path, headers=headers).json() == note
@@ -375,7 +375,7 @@ def test_a_minimal_answer_is_no_other_status(service: httpx2.Client) -> None:
 
 
 def test_a_new_note_is_located_behind_a_router(service: httpx2.Client) -> None:
-    """The new note's URL has the scheme and the host that the client has asked."""
+    """The new note's URL has the scheme and the host of the client's request."""
     headers = {
         "prefer": "return=minimal",
         "host": "notes.example.org",

@@ -1,4 +1,4 @@
-"""PostgreSQL servers of our own that tests break, encrypt, and put PgBouncer in front of."""
+"""PostgreSQL servers that tests break and encrypt, and PgBouncer in front of them."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ PASSWORD = "right"
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has taken note of it yet."""
+    """Whether a process has ended, also if its parent hasn't noticed yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -36,7 +36,7 @@ def is_gone(pid: int) -> bool:
 
 @contextmanager
 def connections(url: str, most: int = 1) -> Iterator[list[Callable[[str], Any]]]:
-    """Opens connections outside the service, as many as the server lets it, and keeps them.
+    """Opens as many connections as the server allows, and keeps them.
 
     Yields a function for each of them, which runs a statement and gives its first value.
     """
@@ -73,7 +73,7 @@ class Server:
         return f"postgresql://{ROLE}:{PASSWORD}@{host}:{port}/{database}"
 
     def of_superuser(self, url: str) -> str:
-        """The same database, for who may do everything."""
+        """The same database, for the superuser."""
         netloc = f"{SUPERUSER}@127.0.0.1:{self.cluster.port}"
         return urlsplit(url)._replace(netloc=netloc, query="").geturl()
 
@@ -93,7 +93,7 @@ class Server:
         return int(self.execute(f"{sql} AND datname = '{database}'" if database else sql))
 
     def activity(self) -> str:
-        """What the role's connections do, for people."""
+        """The activity of the role's connections, for people."""
         sql = "SELECT string_agg(row_to_json(a)::text, E'\\n') FROM pg_stat_activity a"
         return str(self.execute(f"{sql} WHERE usename = '{ROLE}'"))
 
@@ -106,7 +106,7 @@ class Server:
         poll(lambda: not self.backends(), self.activity)
 
     def pids(self) -> list[int]:
-        """The server's processes, the first of them first."""
+        """The server's processes, beginning with the main one."""
         assert self.cluster.process is not None
         pid = self.cluster.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -118,7 +118,7 @@ class Server:
                 os.kill(pid, number)
 
     def crash(self) -> None:
-        """Kills all processes at once, as a machine that fails does."""
+        """Kills all processes at once, as a failing machine does."""
         pids = self.pids()
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -148,7 +148,7 @@ def write_for(cluster: Cluster, path: Path, text: str) -> None:
 
 @contextmanager
 def running_server() -> Iterator[Server]:
-    """Starts a server of 20 connections that asks the role, and nobody else, for its password."""
+    """Starts a server of 20 connections. It asks only the role for a password."""
     with running_cluster() as cluster:
         write_for(
             cluster,
@@ -170,7 +170,7 @@ def configure(cluster: Cluster, **options: str) -> None:
 class Authority:
     """A certificate authority, by the command `openssl`.
 
-    Its certificate has all that RFC 5280 wants; another one, of the same key, lacks `keyUsage`.
+    Its certificate follows RFC 5280. Another one, of the same key, lacks `keyUsage`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -201,7 +201,7 @@ class Authority:
 
 
 def needs(*programs: str) -> None:
-    """Skips the test where a program is missing, which in CI is a failure."""
+    """Skips the test if a program is missing. In CI that is a failure."""
     for program in programs:
         if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None:
             assert "CI" not in os.environ, "nothing is skipped in CI"
@@ -210,7 +210,7 @@ def needs(*programs: str) -> None:
 
 @contextmanager
 def running_pgbouncer(server: Server, connections: int) -> Iterator[int]:
-    """Starts PgBouncer in transaction mode with so many connections; yields its port."""
+    """Starts PgBouncer in transaction mode with so many connections, and yields its port."""
     needs("pgbouncer")
     port = free_port()
     user = unprivileged(SUPERUSER)

@@ -58,7 +58,7 @@ def migrate(database_url: str) -> None:
 
 
 def execute(database_url: str, *statements: str) -> Any:
-    """Runs statements outside the service; gives the first value of the last."""
+    """Runs statements outside the service, and gives the first value of the last."""
     if database_url.startswith("sqlite"):
         with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
             rows = [file.execute(statement).fetchone() for statement in statements]
@@ -101,14 +101,14 @@ def holding(database_url: str, *statements: str) -> Iterator[None]:
 
 
 def locked(database_url: str, tables: str = "notes") -> AbstractContextManager[None]:
-    """Keeps the tables from everybody else until the block ends; on SQLite, from all writers."""
+    """Locks the tables until the block ends. On SQLite, other programs can still read."""
     if database_url.startswith("sqlite"):
         return holding(database_url)
     return holding(database_url, f"LOCK TABLE {tables}")
 
 
 def fill(database_url: str, count: int, text: str = "note") -> None:
-    """Stores notes with the ids 1 to count; those with odd ids are completed."""
+    """Stores notes with the ids 1 to count. Odd ids are completed."""
     numbers = f"SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count}"
     execute(
         database_url,
@@ -118,7 +118,7 @@ def fill(database_url: str, count: int, text: str = "note") -> None:
 
 
 def clear(database_url: str) -> None:
-    """Empties every table; ids begin with 1 again."""
+    """Empties every table. Ids begin with 1 again."""
     if database_url.startswith("sqlite"):
         execute(database_url, *(f"DELETE FROM {table}" for table in (*TABLES, "sqlite_sequence")))
     else:

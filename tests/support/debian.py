@@ -1,6 +1,6 @@
-"""PostgreSQL servers of our own, which tests may configure, crash and start again.
+"""PostgreSQL servers that tests may configure, crash and start again.
 
-Debian's has what the wheel's lacks: pg_trgm, auto_explain and ICU.
+Debian's PostgreSQL has pg_trgm, auto_explain and ICU, which the wheel's lacks.
 """
 
 import os
@@ -23,7 +23,7 @@ SUPERUSER = "postgres"
 class Cluster:
     """A PostgreSQL server on a data folder, which runs as a child of this process.
 
-    No flush to the disk is waited for: killing processes loses nothing of what they wrote.
+    It doesn't wait for the disk: the data of killed processes is not lost.
     """
 
     def __init__(self, binaries: Path, data: Path, log: Path, user: str | None) -> None:
@@ -36,7 +36,7 @@ class Cluster:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when the server takes connections, also on a folder that a crash has left."""
+        """Returns when the server takes connections, also after a crash."""
 
         def is_ready() -> bool:
             # It gives up while processes of a server that was killed are still there.
@@ -79,14 +79,14 @@ class Cluster:
 
 
 def unprivileged(user: str) -> str | None:
-    """The user to run PostgreSQL as, for it refuses to run as root; None where we aren't."""
+    """The user to run PostgreSQL as, if this process is root. PostgreSQL refuses to be root."""
     return user if os.geteuid() == 0 else None
 
 
 def find(root: Path = Path("/")) -> Path:
     """The folder of Debian's newest PostgreSQL programs that have pg_trgm.
 
-    Skips the test where there are none, which in CI is a failure.
+    Skips the test if there are none. In CI that is a failure.
     """
     versions = [
         int(control.parent.parent.name)

@@ -1,4 +1,4 @@
-"""What uvicorn is told by the Procfile and by scripts/run, by uvicorn's own reading of it."""
+"""The flags that the Procfile and scripts/run give to uvicorn, as uvicorn reads them."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def web_command() -> str:
 
 
 def flags(command: str, folder: Path, **variables: str) -> dict[str, Any]:
-    """uvicorn's parameters, where the command is run in a copy of the project in which it isn't."""
+    """The parameters that the command gives to uvicorn, which doesn't run."""
     programs = folder / ".venv/bin"
     for path, text in {
         programs / "uvicorn": UVICORN,

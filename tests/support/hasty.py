@@ -8,7 +8,7 @@ HASTE = 300
 
 
 class HastyLoop(asyncio.SelectorEventLoop):
-    """Sleeps, and all that waits as long for something to do, take a small part of their time.
+    """Sleeps and timers take a small part of their time.
 
     `asyncio.timeout` takes as long as ever.
     """

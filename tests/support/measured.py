@@ -1,4 +1,4 @@
-"""The service, which also tells how many blocks of memory its process has in use."""
+"""The service, which also tells how many blocks of memory are in use."""
 
 import gc
 import sys

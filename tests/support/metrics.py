@@ -1,4 +1,4 @@
-"""What /metrics tells."""
+"""Values of /metrics."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 def metric(client: httpx2.Client, name: str, **labels: str) -> float:
-    """A value of /metrics; not a number where there is none."""
+    """A value of /metrics, or NaN if there is none."""
     pairs = ",".join(f'{label}="{value}"' for label, value in labels.items())
     sample = re.escape(f"{name}{{{pairs}}}" if pairs else name)
     found = re.search(rf"^{sample} (.*)$", client.get("/metrics").text, re.MULTILINE)

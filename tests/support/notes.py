@@ -1,4 +1,4 @@
-"""Notes as tests make them up, and look for them."""
+"""Notes that tests make up, and ways to find notes."""
 
 import re
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ values = st.recursive(
 
 
 def last_id(client: httpx2.Client) -> int:
-    """The greatest id that there is; 0 where there is none."""
+    """The greatest id, or 0 if there is no note."""
     notes = client.get("/notes/?order=desc&limit=1").json()
     return int(notes[0]["id"]) if notes else 0
 
 
 def next_url(answer: httpx2.Response) -> str | None:
-    """The URL of the next page; AssertionError for a `Link` that is none."""
+    """The URL of the next page. AssertionError for a malformed `Link`."""
     if "link" not in answer.headers:
         return None
     link = re.fullmatch('<([^<>"\\s]+)>; rel="next"', answer.headers["link"])

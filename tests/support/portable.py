@@ -1,4 +1,4 @@
-"""The service where the system has no TCP_USER_TIMEOUT: no kernel ends a connection for it."""
+"""The service on a system without TCP_USER_TIMEOUT: the kernel ends no connection."""
 
 import socket
 

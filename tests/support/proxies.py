@@ -11,7 +11,7 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class Link:
-    """A connection of the service to the server; `is_open` until the service ends it."""
+    """A connection of the service to the server. It `is_open` until the service ends it."""
 
     def __init__(self, service: socket.socket, server: socket.socket, hangs: bool) -> None:
         self.service = service
@@ -32,9 +32,9 @@ class Link:
 
 
 class Proxy:
-    """A port that leads to a PostgreSQL server, and from some moment on to another one.
+    """A port that leads to a PostgreSQL server, and can be switched to another one.
 
-    Connections that there are stay where they lead, as with a name whose address changes.
+    Open connections stay, as with a name whose address changes.
     """
 
     def __init__(self, target: str) -> None:
@@ -51,32 +51,32 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The URL of the database through the proxy, which can't read what is encrypted."""
+        """The URL of the database through the proxy, without encryption."""
         parts = urlsplit(self.target)
         user, at, _ = parts.netloc.rpartition("@")
         netloc = f"{user}{at}127.0.0.1:{self._listener.getsockname()[1]}"
         return parts._replace(netloc=netloc, query="sslmode=disable").geturl()
 
     def lose_answers(self, count: int, marker: bytes = b"") -> None:
-        """The next answers to what has the marker are lost, each with its connection."""
+        """Loses the next answers to messages with the marker, each with its connection."""
         self._losses, self._marker = count, marker
 
     def forget(self) -> None:
-        """Nobody is told of the end of the connections; the next bytes on them meet a reset.
+        """Ends the connections silently. The next bytes on them meet a reset.
 
-        A firewall does so that has dropped them, or a machine that was switched off and on again.
+        A firewall that has dropped them does so, or a machine after a power cut.
         """
         for link in self.links:
             link.is_forgotten = True
 
     def hang(self) -> None:
-        """Nothing passes any more on the connections that there are."""
+        """Lets nothing pass on the open connections any more."""
         for link in self.links:
             link.hangs = True
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Nothing passes on any connection until the block ends, and on these never again."""
+        """Lets nothing pass until the block ends, and on these connections never again."""
         self._hangs = True
         self.hang()
         try:

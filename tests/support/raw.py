@@ -1,4 +1,4 @@
-"""Requests as they stand, to the byte: no client library that tidies paths, headers or bodies."""
+"""Exact requests: no client library tidies their paths, headers or bodies."""
 
 import http.client
 import json
@@ -11,7 +11,7 @@ HEADERS = ("allow", "content-type", "location", "retry-after", "www-authenticate
 
 
 class Answer(NamedTuple):
-    """What a client sees of an answer; the host is left out of a Location."""
+    """An answer as a client sees it, without the host of a Location."""
 
     status: int
     body: bytes

@@ -28,7 +28,7 @@ def nowhere() -> str:
 
 
 def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Returns when the port takes connections; AssertionError with the log if it never does."""
+    """Returns when the port takes connections. AssertionError with the log if it doesn't."""
 
     def is_listening() -> bool:
         assert process.poll() is None, log.read_text()
@@ -39,7 +39,7 @@ def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path)
 
 
 def end(process: subprocess.Popen[Any], how: signal.Signals = signal.SIGTERM) -> None:
-    """Asks a process to end; kills one that doesn't, with subprocess.TimeoutExpired."""
+    """Asks a process to end. Kills it, with subprocess.TimeoutExpired, if it doesn't."""
     process.send_signal(how)
     try:
         process.wait(30)
@@ -50,7 +50,7 @@ def end(process: subprocess.Popen[Any], how: signal.Signals = signal.SIGTERM) ->
 
 
 def fitting(variables: dict[str, str]) -> dict[str, str]:
-    """With times for the database that fit into REQUEST_TIMEOUT, where that one is given."""
+    """Adds timeouts for the database that fit into a given REQUEST_TIMEOUT."""
     if "REQUEST_TIMEOUT" not in variables:
         return variables
     parts = {"CONNECT": 0.2, "POOL": 0.2, "STATEMENT": 0.5}
@@ -62,7 +62,7 @@ def fitting(variables: dict[str, str]) -> dict[str, str]:
 def process(
     arguments: list[str], port: int, log: Path, variables: dict[str, str], cwd: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a server until the block ends, then asks it to stop; its output goes to the log."""
+    """Runs a server until the block ends. Its output goes to the log."""
     with log.open("wb") as output:
         server = subprocess.Popen(
             arguments,
@@ -89,7 +89,7 @@ def uvicorn(port: int, *options: str, app: str = "service.app:app") -> list[str]
 def started(
     database_url: str, log: Path, *options: str, app: str = "service.app:app", **variables: str
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Serves an app on the database and yields its URL, without a slash at the end, and process."""
+    """Serves an app on the database, and yields its URL, without a final slash, and process."""
     port = free_port()
     variables["DATABASE_URL"] = database_url
     with process(uvicorn(port, *options, app=app), port, log, variables) as server:
@@ -100,7 +100,7 @@ def started(
 def running(
     database_url: str, log: Path, *options: str, app: str = "service.app:app", **variables: str
 ) -> Iterator[str]:
-    """Serves an app on the database and yields its URL, without a slash at the end."""
+    """Serves an app on the database, and yields its URL, without a final slash."""
     with started(database_url, log, *options, app=app, **variables) as (url, _):
         yield url
 
@@ -109,7 +109,7 @@ def running(
 def serving(
     database_url: str, log: Path, *options: str, **variables: str
 ) -> Iterator[httpx2.Client]:
-    """Serves on the database and yields a client; AssertionError for a traceback in the log."""
+    """Serves on the database and yields a client. AssertionError for a traceback in the log."""
     with (
         running(database_url, log, *options, **variables) as url,
         httpx2.Client(base_url=url, timeout=30) as client,

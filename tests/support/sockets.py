@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 
 def connect(url: str, receive_buffer: int = 0) -> socket.socket:
-    """Opens a connection, whose buffer for what the service sends may be small."""
+    """Opens a connection, which may have a small buffer for answers."""
     client = socket.socket()
     if receive_buffer:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -28,7 +28,7 @@ def json_request(method: str, path: str, body: bytes, *fields: str) -> bytes:
 
 
 def read_answer(client: socket.socket, method: str = "GET") -> tuple[HTTPResponse, bytes]:
-    """An answer and its body; http.client's exceptions where there is only a part of one."""
+    """An answer and its body. http.client's exceptions if it is only a part."""
     answer = HTTPResponse(client, method=method)
     answer.begin()
     return answer, answer.read()
@@ -46,12 +46,12 @@ def read_slowly(client: socket.socket, size: int, pause: float) -> bytes:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """All that comes until the server ends the connection."""
+    """All bytes until the server ends the connection."""
     return b"".join(iter(lambda: client.recv(1_000_000), b""))
 
 
 def is_closed(client: socket.socket) -> bool:
-    """Whether the server ends the connection, and says nothing; TimeoutError if it waits on."""
+    """Whether the server ends the connection in silence. TimeoutError if it waits on."""
     try:
         return client.recv(1) == b""
     except ConnectionError:
@@ -59,7 +59,7 @@ def is_closed(client: socket.socket) -> bool:
 
 
 def unread(port: int) -> int:
-    """Connections to the port whose server's side has not read all that has come."""
+    """Counts the connections to the port with bytes that the server hasn't read."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(
         row[1].endswith(f":{port:04X}") and row[3] != "0A" and not row[4].endswith(":00000000")

@@ -1,4 +1,4 @@
-"""Tests that wait for something, and things that are done at the same time."""
+"""Waiting for conditions, and doing things at the same time."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 def poll(condition: Callable[[], bool], otherwise: Callable[[], object] = str) -> None:
-    """Returns as soon as the condition holds; AssertionError if it doesn't within 30 s."""
+    """Returns as soon as the condition holds. AssertionError if it doesn't within 30 s."""
     for _ in range(600):
         if condition():
             return

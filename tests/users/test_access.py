@@ -1,4 +1,4 @@
-"""Who may come in where ACCESS is token."""
+"""Access with ACCESS=token."""
 
 import base64
 import re
@@ -42,7 +42,7 @@ NOTE = b'{"text":"a","completed":true}'
 
 
 class House(NamedTuple):
-    """A service that is closed, and someone who may come in."""
+    """A service that asks for tokens, and the token of a user."""
 
     url: str
     database_url: str
@@ -72,7 +72,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def is_refused(answer: Answer, method: str = "GET") -> bool:
-    """Whether the answer is the one that whoever may not come in gets, whatever the reason."""
+    """Whether the answer is the 401, which is the same for every reason."""
     body = b"" if method == "HEAD" else b'{"detail":"Not authenticated"}'
     headers = {"content-type": "application/json", "www-authenticate": "Bearer"}
     return answer == Answer(401, body, headers)
@@ -91,7 +91,7 @@ def paths() -> list[str]:
 def test_every_route_is_closed_or_meant_to_be_open(
     house: House, connection: HTTPConnection, path: str
 ) -> None:
-    """Whatever stands in the route table is closed to every method, but for what is named here."""
+    """Every route asks for a token, for every method, except for those in OPEN."""
     for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"):
         body = NOTE if method in ("POST", "PUT", "PATCH") else None
         answer = send(connection, method, path, body, {"content-type": "application/json"})
@@ -102,7 +102,7 @@ def test_every_route_is_closed_or_meant_to_be_open(
 
 
 def test_the_route_table_has_nothing_else() -> None:
-    """Every route is of a kind that the tests above ask, and all resources are among them."""
+    """The tests above ask every kind of route, and all resources."""
     assert {type(route) for route in app.routes} <= {Route, Mount}
     closed = {path for path in paths() if path not in OPEN}
     assert closed == {"/notes/", "/notes/batch", "/notes/1", "/users/1"}
@@ -112,7 +112,7 @@ def test_the_route_table_has_nothing_else() -> None:
 
 
 def test_a_user_comes_in(house: House, connection: HTTPConnection) -> None:
-    """The token of an active user opens every resource, however the scheme is written."""
+    """The token of an active user opens every resource, with any spelling of the scheme."""
     for scheme in ("Bearer ", "bearer ", "BEARER   "):
         headers = {"authorization": scheme + house.token, "content-type": "application/json"}
         created = send(connection, "POST", "/notes/", NOTE, headers)
@@ -164,7 +164,7 @@ ATTEMPTS: dict[str, Callable[[str], str | None]] = {
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_nobody_else_comes_in(house: House, connection: HTTPConnection, attempt: str) -> None:
-    """Without a token, to the letter, nobody reads or writes, and all get the same answer."""
+    """Without the exact token every read and write gets the same 401."""
     value = ATTEMPTS[attempt](house.token)
     headers = {} if value is None else {"authorization": value}
     for method, path, body in (("GET", "/notes/", None), ("POST", "/notes/", NOTE)):
@@ -175,7 +175,7 @@ def test_nobody_else_comes_in(house: House, connection: HTTPConnection, attempt:
 
 
 def test_two_headers_are_refused(house: House) -> None:
-    """Of two Authorization headers nobody can tell which one counts, so neither does."""
+    """Of two Authorization headers neither counts."""
     with connect(house.url) as connection:
         connection.putrequest("GET", "/notes/")
         connection.putheader("authorization", f"Bearer {house.token}")
@@ -230,7 +230,7 @@ def test_no_trick_comes_in(
 
 
 def test_a_trailer_is_no_header(house: House) -> None:
-    """What follows a chunked body is not taken for a header (RFC 9110, section 6.5.1)."""
+    """A trailer is not taken for a header (RFC 9110, section 6.5.1)."""
     request = head("POST", "/notes/", "Transfer-Encoding: chunked", "Connection: close")
     trailer = f"Authorization: Bearer {house.token}\r\n\r\n"
     with sockets.connect(house.url) as client:
@@ -239,7 +239,7 @@ def test_a_trailer_is_no_header(house: House) -> None:
 
 
 def test_a_refused_body_is_not_read(house: House, connection: HTTPConnection) -> None:
-    """Who may not come in is told so before the body, and the connection stays usable."""
+    """A request without a token is refused before its body, and its connection stays usable."""
     answer = send(connection, "POST", "/notes/", b"no JSON" * 1000)
     assert is_refused(answer)
     assert send(connection, "GET", "/notes/", None, bearer(house.token)).status == 200
@@ -247,7 +247,7 @@ def test_a_refused_body_is_not_read(house: House, connection: HTTPConnection) ->
 
 @pytest.mark.parametrize("command", ["deactivate", "rotate", "remove"])
 def test_a_token_is_taken_back(house: House, command: str) -> None:
-    """A token that was taken back ends within ACCESS_CACHE_SECONDS, and looks like any other."""
+    """A revoked token ends within ACCESS_CACHE_SECONDS, and looks like any other."""
     token = add_user(house.database_url, f"{command}d")
     with connect(house.url) as connection:
         assert send(connection, "GET", "/notes/", None, bearer(token)).status == 200
@@ -285,7 +285,7 @@ def test_without_memory_a_token_ends_at_once(
 
 
 def test_checks_share_queries(new_database: databases.NewDatabase, tmp_path: Path) -> None:
-    """Requests that come during a check are checked with one query, each for its own token."""
+    """Requests that come during a check share the next query, each for its own token."""
     database_url = new_database("postgresql")
     tokens = [add_user(database_url, f"user-{number}") for number in range(2)]
     tokens.append("notes_" + "A" * 43)
@@ -320,7 +320,7 @@ SLOW_USERS = (
 def test_a_slow_check_is_not_remembered_for_longer(
     new_database: databases.NewDatabase, tmp_path: Path
 ) -> None:
-    """A token ends within ACCESS_CACHE_SECONDS also if it was taken back during a long check."""
+    """A token ends within ACCESS_CACHE_SECONDS also if it is revoked during a long check."""
     database_url = new_database("postgresql")
     token = add_user(database_url, "bob")
     databases.execute(database_url, *SLOW_USERS)
@@ -361,14 +361,14 @@ def test_nothing_secret_is_logged(house: House) -> None:
 
 
 def logged_users(log: Path, count: int) -> list[tuple[str, str, str]]:
-    """Method, status and user of each request in the log, once there are so many."""
+    """Method, status and user of each request, once the log has so many."""
     pattern = re.compile(r"^method=(\S+) .* status=(\S+) .* fwd=\S* user=(\S*)$", re.M)
     poll(lambda: log.read_text().count("method=") >= count)
     return pattern.findall(log.read_text())
 
 
 def test_the_log_names_users(new_database: databases.NewDatabase, tmp_path: Path) -> None:
-    """A line of the log names who came in, whatever the answer, and nobody for all others."""
+    """A line of the log names the user of a token, with any answer, and nobody otherwise."""
     database_url = new_database("sqlite")
     bob, alice = (add_user(database_url, name) for name in ("Bob", "alice_1.x-y"))
     log = tmp_path / "log"
@@ -403,7 +403,7 @@ def test_the_log_names_users(new_database: databases.NewDatabase, tmp_path: Path
 def test_the_log_names_users_whose_requests_end_early(
     new_database: databases.NewDatabase, tmp_path: Path
 ) -> None:
-    """A user is named also where the deadline ends the request; a refused surplus is nobody's."""
+    """A user is named also if the deadline ends the request. Refused surplus has no user."""
     database_url = new_database("sqlite")
     token = add_user(database_url, "bob")
     log = tmp_path / "log"
@@ -434,7 +434,7 @@ def test_the_log_names_users_whose_requests_end_early(
 
 
 def test_a_database_that_is_away_opens_nothing(tmp_path: Path) -> None:
-    """While nobody can be checked, the answer is 503, and what is open stays so."""
+    """While no token can be checked, the answer is 503. Open routes stay open."""
     with serving(nowhere(), tmp_path / "log", ACCESS="token") as client:
         answer = client.get("/notes/", headers=bearer("notes_" + "A" * 43))
         assert answer.status_code == 503
@@ -459,7 +459,7 @@ def test_a_start_without_users_says_how_to_add_one(
 
 
 def test_the_document_has_the_scheme(house: House) -> None:
-    """The OpenAPI document asks for a token where one is needed, and is valid."""
+    """The OpenAPI document is valid, and asks for a token."""
     document = httpx2.get(f"{house.url}/openapi.json").json()
     validate(document, cls=OpenAPIV31SpecValidator)
     scheme = document["components"]["securitySchemes"]["token"]
@@ -474,7 +474,7 @@ def test_the_document_has_the_scheme(house: House) -> None:
 
 
 def test_an_open_service_asks_for_nothing(service: httpx2.Client) -> None:
-    """By default everybody may come in, and the document knows of no token."""
+    """By default no token is needed, and the document has none."""
     assert service.get("/notes/").status_code == 200
     document = service.get("/openapi.json").json()
     assert document["security"] == []

@@ -1,4 +1,4 @@
-"""Safe retries where ACCESS is token: a key is its user's own."""
+"""Safe retries with ACCESS=token: a key is its user's own."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -26,7 +26,7 @@ PATHS = pytest.mark.parametrize(
 
 
 class House(NamedTuple):
-    """Two processes on one database that are open to users alone, and the tokens of two users."""
+    """Two processes on one database that ask for tokens, and the tokens of two users."""
 
     database_url: str
     clients: list[httpx2.Client]
@@ -73,7 +73,7 @@ def count_notes(house: House) -> int:
 
 
 def stored(answer: httpx2.Response) -> bytes:
-    """The notes of an answer; AssertionError for one without."""
+    """The notes of an answer. AssertionError if it has none."""
     assert answer.status_code == 200, answer.text
     return answer.content
 
@@ -98,7 +98,7 @@ def test_a_key_is_its_users_own(
 def test_a_key_that_another_user_has_is_free(
     house: House, path: str, body: object, other: object, count: int
 ) -> None:
-    """Only its own user may not send another body with a key; others learn nothing of it."""
+    """A key is used up for its own user only. Other users learn nothing of it."""
     stored(post(house.clients[0], house.bob, "k" * 255, path, body))
     stored(post(house.clients[0], house.alice, "k" * 255, path, other))
     reused = post(house.clients[1], house.bob, "k" * 255, path, other)
@@ -108,7 +108,7 @@ def test_a_key_that_another_user_has_is_free(
 
 @PATHS
 def test_users_at_once(house: House, path: str, body: object, other: object, count: int) -> None:
-    """Of all users' same requests at the same time, to two processes, each user's store once."""
+    """Of each user's same requests at once, to two processes, one is stored."""
     for key in ("a", "b", "c", "d", "e"):
         answers = at_once(
             [
@@ -131,7 +131,7 @@ def test_users_at_once(house: House, path: str, body: object, other: object, cou
 
 
 def test_keys_of_open_times_are_nobodys(house: House, tmp_path: Path) -> None:
-    """No key that was used while the service was open is a user's, however it is written."""
+    """No key from before ACCESS=token is a user's, in any spelling."""
     forged = ["k", "1k", "1:k", '"1 k"', "1\\k", "1/k", "bob:k", '"bob k"', "'1'k", '"None k"']
     with serving(house.database_url, tmp_path / "log") as client:
         opened = {key: stored(post(client, None, key)) for key in forged}
@@ -156,7 +156,7 @@ def test_a_key_outlives_its_token(house: House) -> None:
 
 
 def test_a_removed_user_leaves_no_key_to_a_namesake(house: House) -> None:
-    """Another user with a removed one's name has keys of its own; the old ones go within a day."""
+    """A namesake of a removed user has keys of its own. The old ones go within a day."""
     gone = add_user(house.database_url, "dave")
     answer = stored(post(house.clients[0], gone, "k"))
     assert operate(house.database_url, "users", "remove", "dave").returncode == 0

@@ -58,7 +58,7 @@ def ask(
 
 
 def test_tags_change_if_and_only_if_the_note_changes(client: httpx2.Client) -> None:
-    """Every answer with one note has its strong tag, which another value gives another value."""
+    """Every answer with one note has a strong tag, which changes with the note's value."""
     path, tag = create(client)
     assert tag.startswith('"')
     assert tag.endswith('"')
@@ -160,7 +160,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("value", GARBAGE)
 def test_garbage_matches_nothing(client: httpx2.Client, value: str) -> None:
-    """A header that lists no tags has no tag in it: `If-Match` fails, `If-None-Match` holds."""
+    """A malformed header has no tags: `If-Match` fails, `If-None-Match` holds."""
     path, tag = create(client)
     bare = tag.strip('"')
     value = value.format(tag=tag, bare=bare, upper=f"{bare}X".upper())
@@ -217,7 +217,7 @@ def test_what_is_not_there_is_404(
 
 
 def test_conditions_come_after_validation(client: httpx2.Client) -> None:
-    """Input that is wrong is 422 whatever the condition, as it would be without one."""
+    """Wrong input is 422 under any condition, as it would be without one."""
     path, _ = create(client)
     for method in ("PUT", "PATCH"):
         answer = ask(client, method, path, "if-match", '"old"', body={"text": 1})
@@ -257,7 +257,7 @@ spaces = st.sampled_from(["", " ", "\t ", "  "])
 def test_any_list_of_tags(
     client: httpx2.Client, listed: list[tuple[bool, str | None, str, str] | None]
 ) -> None:
-    """A tag is found in any list that has it, the strong comparison seeing strong ones alone."""
+    """A tag is found in any list that has it. The strong comparison ignores weak tags."""
     path, tag = create(client)
     items = []
     found = []
@@ -281,7 +281,7 @@ def test_any_list_of_tags(
 
 
 def write(method: str, number: int) -> tuple[str, dict[str, Any] | None]:
-    """A write that nobody else makes, and that changes the note."""
+    """A write that changes the note, different for each number."""
     if method == "PUT":
         return method, {"text": f"{number}", "completed": number % 2 == 0}
     return method, {"text": f"{number}"} if method == "PATCH" else None
@@ -298,7 +298,7 @@ MIXES = {
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_one_of_many_writers_wins(processes: list[str], mix: str) -> None:
-    """Of clients that have read a note and write it on that condition, exactly one succeeds."""
+    """Of clients that write a note under its tag at once, exactly one succeeds."""
     writers = 2 if mix == "two" else 10
     methods = MIXES[mix]
 
@@ -376,7 +376,7 @@ def test_a_change_behind_the_condition_is_seen(
     method: str,
     body: dict[str, Any] | None,
 ) -> None:
-    """A write is refused if any field has changed after its condition held, and changes nothing."""
+    """A write is refused if a field changes after the check of its condition."""
     path, tag = create(service)
     before = count_reads(service)
     ((name, value),) = change.items()

@@ -1,4 +1,4 @@
-"""Nobody's work holds up another's, however much of it there is."""
+"""No client's work holds up another's."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ NOTE = {"text": "a", "completed": False}
 
 
 def store_worst(client: httpx2.Client, count: int) -> str:
-    """Stores notes of 1 MB, and gives the text of 200 characters that takes longest to miss."""
+    """Stores notes of 1 MB, and gives a search of 200 characters that takes longest in them."""
     # Case-folded, each character becomes three, of which the first begins a match.
     note = orjson.dumps({"text": "\u0390" * 500_000, "completed": True})
     for _ in range(count):
@@ -39,7 +39,7 @@ def searches_in_postgresql(database_url: str) -> int:
 
 
 def test_the_longest_search_can_be_ended(database_url: str, tmp_path: Path) -> None:
-    """The longest text against the largest notes is given up in time, by the database too."""
+    """The longest search in the largest notes is given up in time, also by the database."""
     with (
         serving(database_url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="1") as client,
     ):
@@ -54,7 +54,7 @@ def test_the_longest_search_can_be_ended(database_url: str, tmp_path: Path) -> N
 
 
 def test_searches_leave_connections_to_others(database_url: str, tmp_path: Path) -> None:
-    """While searches that read every note take all that they may have, other requests go on."""
+    """While searches use all the connections that they may have, other requests go on."""
     limits = {
         "DATABASE_POOL_MAX": "2",
         "DATABASE_POOL_TIMEOUT": "3",
@@ -128,7 +128,7 @@ BATCHES = {
 def test_others_go_on_while_a_batch_is_refused(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], content: bytes, wanted: int
 ) -> None:
-    """Reading and checking a batch, and telling what is wrong with it, are done in slices."""
+    """A batch is read, checked and refused in slices."""
     # Every note is a slice then, however fast the machine is.
     monkeypatch.setattr(slices, "SLICE_SECONDS", 0)
 

@@ -55,8 +55,7 @@ def service(
 def send_for_ever(
     client: socket.socket, chunk: bytes, most: int, seconds: float = 20
 ) -> tuple[int, bytes]:
-    """Sends chunks until the server is gone or `most` bytes are out: how many are, and what came
-    back."""
+    """Sends at most so many bytes while the server is there. Gives their number and the answer."""
     client.setblocking(False)
     sent, received = 0, b""
     deadline = time.monotonic() + seconds
@@ -93,14 +92,14 @@ def test_an_announced_body_is_refused_unread(
 
 @pytest.mark.parametrize("length", ["0" * 50 + "100001", "9" * 18, "1" + "0" * 18])
 def test_any_number_is_too_large(service: Service, length: str) -> None:
-    """A length is compared as a number, however it is written."""
+    """A length is compared as a number, in any spelling."""
     with service.connect() as client:
         client.sendall(head("POST", "/notes/", f"Content-Length: {length}"))
         assert read_answer(client)[0].status == 413
 
 
 def test_the_largest_body_is_read(service: Service) -> None:
-    """A body of MAX_BODY_BYTES goes in, announced or streamed; one byte more does not."""
+    """A body of MAX_BODY_BYTES is taken, announced or streamed. One byte more is refused."""
     body = json.dumps(NOTE).encode().ljust(MAX_BODY)
     json_type = {"content-type": "application/json"}
     for length, status in ((MAX_BODY, 200), (MAX_BODY + 1, 413)):
@@ -199,7 +198,7 @@ def test_a_client_that_never_finishes_its_request_is_closed(
 
 
 def test_a_head_that_trickles_in_is_given_up(service: Service) -> None:
-    """A head whose lines come one by one is waited for no longer than one that stops."""
+    """The wait for a head is not longer if its lines come one by one."""
     with service.connect() as client:
         client.sendall(b"GET /notes/ HTTP/1.1\r\n")
         client.settimeout(0.2)
@@ -220,7 +219,7 @@ def test_a_head_that_trickles_in_is_given_up(service: Service) -> None:
 def test_an_endless_head_takes_little_memory(
     new_database: databases.NewDatabase, tmp_path: Path, start: bytes, piece: bytes
 ) -> None:
-    """A client whose request head never ends is cut off, whatever it is made of."""
+    """A client whose request head never ends is cut off."""
     if start == b"GET /" and piece[1:2] == b":":
         piece = b"?a" * 40_000
     with watching(new_database("sqlite"), tmp_path / "log") as service:
@@ -234,7 +233,7 @@ def test_an_endless_head_takes_little_memory(
 
 @pytest.mark.parametrize("end", [b"", b"\r\n"], ids=["open", "whole"])
 def test_a_head_of_many_small_fields_is_refused(service: Service, end: bytes) -> None:
-    """A head has 200 fields at most, however small they are, as each takes memory."""
+    """A head has 200 fields at most, as each field takes memory."""
     with service.connect() as client:
         client.sendall(head("GET", "/health/live", *["a:"] * 199))
         assert read_answer(client)[0].status == 200
@@ -248,7 +247,7 @@ def test_a_head_of_many_small_fields_is_refused(service: Service, end: bytes) ->
 def test_endless_trailers_take_little_memory(
     new_database: databases.NewDatabase, tmp_path: Path, start: bytes, piece: bytes
 ) -> None:
-    """A client that has no end of headers behind its body is cut off as in front of it."""
+    """A client with endless trailers is cut off, as with an endless head."""
     with watching(new_database("sqlite"), tmp_path / "log") as service:
         before = service.memory()
         with service.connect() as client:
@@ -259,7 +258,7 @@ def test_endless_trailers_take_little_memory(
 
 
 def test_trailers_of_a_body_are_left_out(service: Service) -> None:
-    """A body with a trailer behind it is taken as one without."""
+    """A trailer behind a body is ignored."""
     body = b"%x\r\n%b\r\n0\r\nX-Sum: 1\r\n\r\n" % (len(json.dumps(NOTE)), json.dumps(NOTE).encode())
     fields = ("Content-Type: application/json", "Transfer-Encoding: chunked")
     with service.connect() as client:
@@ -299,7 +298,7 @@ def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
 def test_a_client_that_never_reads_is_dropped(
     new_database: databases.NewDatabase, tmp_path: Path
 ) -> None:
-    """A listing that nobody reads costs a connection for a bounded time, and no other client."""
+    """A listing that nobody reads holds its connection for a bounded time only."""
     database_url = new_database("postgresql")
     fill(database_url, 300_000)
     variables = {"REQUEST_TIMEOUT": "1.5", "DATABASE_POOL_MAX": "1"}
@@ -448,7 +447,7 @@ def test_only_allowed_hosts_are_served(guarded: str, host: str, allowed: bool) -
 
 
 def test_a_star_allows_any_host(new_database: databases.NewDatabase, tmp_path: Path) -> None:
-    """`*` among the hosts stands for every one, as it does elsewhere."""
+    """`*` among the hosts stands for every host."""
     with running(new_database("sqlite"), tmp_path / "log", ALLOWED_HOSTS="*") as url:
         assert ask(url, "/notes/", "Host: evil.test").status == 200
 
@@ -470,7 +469,7 @@ def test_health_checks_answer_to_any_host(guarded: str) -> None:
 @pytest.mark.parametrize("host", ["[", "a b", "\\", "\xff", "a:b", ""])
 @pytest.mark.parametrize("path", ["/", "/notes", "/notes/?limit=1"])
 def test_odd_hosts_are_no_error(service: Service, host: str, path: str) -> None:
-    """Where any host will do, addresses are made without one that is none."""
+    """If any host is allowed, a malformed one is no error."""
     answer = ask(service.url, path, f"Host: {host}")
     assert answer.status in (200, 307)
 
@@ -534,7 +533,7 @@ def test_pages_may_read_headers(guarded: str, tmp_path: Path) -> None:
     ["https://evil.test", "http://app.example.com", "https://app.example.com.evil", "null"],
 )
 def test_pages_of_other_origins_may_not(guarded: str, origin: str) -> None:
-    """A page of another origin may not read its answer, nor send what needs a preflight."""
+    """A page of another origin may not read answers, and its preflights are refused."""
     given = ORIGIN | {"origin": origin}
     answer = httpx2.get(f"{guarded}/notes/", headers=given)
     assert answer.status_code == 200

@@ -1,4 +1,4 @@
-"""Safe retries: a write with an `Idempotency-Key` is carried out once, whatever happens."""
+"""Safe retries: a write with an `Idempotency-Key` is carried out once."""
 
 import json
 from collections.abc import Iterator
@@ -161,7 +161,7 @@ def test_the_first_answer_outlives_the_service(
 def test_a_key_for_another_request_is_refused(
     service: httpx2.Client, path: str, body: object, other: object, count: int
 ) -> None:
-    """The same key with another body, or on the other path, is 422, stores and spoils nothing."""
+    """The same key with another body or path is 422, and the first answer stays."""
     first = post(service, path, body, "a")
     assert_reused(post(service, path, other, "a"))
     for other_path, other_body, *_ in (SINGLE, BATCH):
@@ -201,7 +201,7 @@ def test_a_refused_request_leaves_its_key_free(
 def test_retries_at_once_store_once(
     services: list[httpx2.Client], path: str, body: object, other: object, count: int
 ) -> None:
-    """Of the same requests at the same time, to two services, one stores; all get its answer."""
+    """Of the same requests at once, to two services, one stores. All get its answer."""
     for key in ("a", "b", "c", "d", "e"):
         answers = at_once(
             [partial(post, services[number % 2], path, body, key) for number in range(10)]
@@ -212,7 +212,7 @@ def test_retries_at_once_store_once(
 
 
 def test_of_different_requests_at_once_one_wins(services: list[httpx2.Client]) -> None:
-    """Of different requests with the same key at the same time one stores; the others are 422."""
+    """Of different requests with the same key at once, one stores. The others are 422."""
     bodies = [{"text": f"{number}", "completed": True} for number in range(10)]
     stored = []
     for key in ("a", "b", "c", "d", "e"):
@@ -231,7 +231,7 @@ def test_of_different_requests_at_once_one_wins(services: list[httpx2.Client]) -
 
 
 def test_requests_at_once_dont_disturb_each_other(services: list[httpx2.Client]) -> None:
-    """New requests, retries, misuse and requests without a key at once each get their answer."""
+    """New requests, retries, misuse and requests without a key don't disturb each other."""
     for turn in range(3):
         first = post(services[0], "/notes/", NOTE, f"old-{turn}")
         before = len(texts(services[0]))
@@ -325,7 +325,7 @@ def allow(database_url: str, table: str) -> None:
 def test_a_key_and_its_notes_are_stored_together(
     database_url: str, service: httpx2.Client, table: str
 ) -> None:
-    """When the key or the notes can't be stored, neither is, and the key stays free."""
+    """If the key or the notes can't be stored, neither is, and the key stays free."""
     forbid(database_url, table)
     for path, body, *_ in (SINGLE, BATCH):
         # uvicorn closes the connection after an error that nobody expects.
@@ -357,7 +357,7 @@ def test_a_retry_may_prefer_no_body(
 def test_a_retry_may_ask_for_another_format(
     service: httpx2.Client, accepts: tuple[str, str]
 ) -> None:
-    """The answer to a batch is in the format that its request accepts, a retry's as any other's."""
+    """The answer to a batch, or to its retry, is in the format that the request accepts."""
     answers = [
         post(service, "/notes/batch", [NOTE, OTHER], "a", accept=accept) for accept in accepts
     ]

@@ -1,4 +1,4 @@
-"""Answers that are large, and clients that take them slowly or not at all."""
+"""Large answers, and clients that take them slowly or not at all."""
 
 import http.client
 import json
@@ -40,7 +40,7 @@ def service(
 
 
 def status(service: Service) -> int:
-    """What a client gets that reads its answer."""
+    """The status for a client that reads its answer."""
     return httpx2.get(f"{service.url}/notes/1", timeout=30).status_code
 
 
@@ -56,7 +56,7 @@ def ask(service: Service, request: bytes) -> socket.socket:
 def test_answers_that_nobody_reads_take_little_memory(
     new_database: NewDatabase, tmp_path: Path, kind: str, loop: str
 ) -> None:
-    """Sixty clients that don't read cost the memory of two, and none when their time is over."""
+    """Sixty clients that don't read take the memory of two, and none after their deadline."""
     variables = {"MAX_REQUESTS": "2", "REQUEST_TIMEOUT": "2"}
     with (
         watching(new_database(kind), tmp_path / "log", f"--loop={loop}", **variables) as service,
@@ -72,7 +72,7 @@ def test_answers_that_nobody_reads_take_little_memory(
 
 
 def echo() -> bytes:
-    """A request whose error tells what it was given."""
+    """A request whose error repeats its input."""
     body = json.dumps({"text": [MEGABYTE["text"]], "completed": True})
     return json_request("POST", "/notes/", body.encode())
 
@@ -89,7 +89,7 @@ def echo() -> bytes:
     ids=["page", "listing", "note", "last", "error"],
 )
 def test_an_answer_that_nobody_reads_is_under_way(service: Service, request_bytes: bytes) -> None:
-    """It counts among MAX_REQUESTS until it has been taken, or its time is over."""
+    """An unread answer counts among MAX_REQUESTS until its deadline."""
     with ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(ask(service, request_bytes))

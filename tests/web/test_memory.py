@@ -1,4 +1,4 @@
-"""Memory, where clients send what is refused, or the database can't be reached."""
+"""Memory, if clients send refused requests, or the database can't be reached."""
 
 import asyncio
 import json
@@ -144,7 +144,7 @@ def pipeline(url: str, requests: list[bytes]) -> None:
     ],
 )
 def test_what_clients_make_up_is_not_kept(measured: str, path: str, field: str) -> None:
-    """Memory stands still however many queries, paths and headers are new to the service."""
+    """Memory stands still while clients send ever new queries, paths and headers."""
 
     def grown(start: int, count: int) -> int:
         """How many blocks of memory so many new requests leave behind."""
@@ -159,7 +159,7 @@ def test_what_clients_make_up_is_not_kept(measured: str, path: str, field: str) 
 
 
 def test_an_error_is_gone_before_its_answer_is_taken() -> None:
-    """While a client takes its time to read a 422, what it sent is held no longer."""
+    """While a client reads a 422, the service has freed the request's body."""
     errors: list[weakref.ref[InvalidInput]] = []
     seen = []
 

@@ -1,4 +1,4 @@
-"""More work than there is room for: the surplus is refused at once, the rest is served."""
+"""More work than there is room for: surplus is refused at once, the rest is served."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What comes over one connection: packets cut anywhere, upgrades, pipelined requests, garbage."""
+"""One connection: packets cut anywhere, upgrades, pipelined requests, garbage."""
 
 import asyncio
 import http.client
@@ -60,7 +60,7 @@ class Reader:
         self.file = client.makefile("rb")
 
     def read(self) -> tuple[int, bytes, str | None]:
-        """Status, body, and what the answer says of the connection."""
+        """Status, body and the Connection header."""
         status = int(self.file.readline().split()[1])
         headers = http.client.parse_headers(self.file)
         body = self.file.read(int(headers["content-length"]))
@@ -126,7 +126,7 @@ def test_a_body_is_never_a_request(server: Server, upgrade: tuple[str, ...]) -> 
     ["CONNECT a:80 HTTP/1.1", "CONNECT / HTTP/1.1", "CONNECT /notes/1 HTTP/1.1", "PRI * HTTP/2.0"],
 )
 def test_there_are_no_tunnels(server: Server, request_line: str) -> None:
-    """CONNECT and HTTP/2 without being asked get a 400; nothing behind them is a request."""
+    """CONNECT and unasked HTTP/2 get a 400. Nothing behind them is a request."""
     store(server)
     with connected(server) as (client, reader):
         client.sendall(request_line.encode() + b"\r\nHost: localhost\r\n\r\nSM\r\n\r\n" + DELETE)
@@ -143,7 +143,7 @@ def test_there_are_no_tunnels(server: Server, request_line: str) -> None:
 def test_garbage_behind_requests_gets_its_400_last(
     server: Server, garbage: bytes, before: int
 ) -> None:
-    """Good requests in front of garbage are carried out once, and told so, in order."""
+    """Good requests in front of garbage are carried out and answered once, in order."""
     databases.clear(server.database_url)
     with connected(server) as (client, reader):
         client.sendall((framed((), NOTE, False) + GET + head("GET", "/no")) * before + garbage)
@@ -155,7 +155,7 @@ def test_garbage_behind_requests_gets_its_400_last(
 
 
 def test_a_broken_body_does_not_hide_answers(server: Server) -> None:
-    """Requests in front of one whose body is broken have their answers, that one has a 400."""
+    """A request with a broken body gets a 400, behind the answers to those before it."""
     broken = head("POST", "/notes/", JSON, "Transfer-Encoding: chunked") + b"2\r\n{}}\r\n"
     with connected(server) as (client, reader):
         client.sendall(GET * 3 + broken + GET)
@@ -180,7 +180,7 @@ def test_requests_behind_the_last_one_are_left_alone(server: Server) -> None:
 def test_a_listing_is_not_cut_off_by_what_follows_it(
     new_database: databases.NewDatabase, tmp_path: Path, kind: str
 ) -> None:
-    """Part of a request behind a long listing ends the connection, but only behind the answers."""
+    """An incomplete request behind a long listing doesn't cut the listing off."""
     database_url = new_database(kind)
     fill(database_url, 50_000, "a" * 200)
     with (
@@ -222,7 +222,7 @@ def test_requests_that_wait_in_line_take_little_memory(
 
 
 class Wire(asyncio.Transport):
-    """A client's end of a connection: delivers packets as they are cut, and notes what comes."""
+    """A client's end of a connection, which keeps the answers."""
 
     def __init__(self, client: socket.socket) -> None:
         super().__init__({"socket": client})
@@ -248,7 +248,7 @@ class Wire(asyncio.Transport):
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with what it was asked; some paths take their time, some read no body."""
+    """Answers with its request. Some paths take their time, some read no body."""
     body = b""
     for _ in range(scope["path"].count("slow")):
         await asyncio.sleep(0)
@@ -271,7 +271,7 @@ CONFIG.load()
 
 
 async def exchange(packets: list[bytes], pauses: list[int]) -> tuple[list[bytes], bool]:
-    """The answers to what comes in these packets, and whether the connection is ended."""
+    """The answers to these packets, and whether the connection is ended."""
     with socket.socket() as client:
         wire = Wire(client)
         protocol = Protocol(CONFIG, ServerState(), {})
@@ -305,7 +305,7 @@ PATHS = ["/", "/slow", "/slowslowslow", "/unread", "/unread/slow", "/unread/late
 
 @st.composite
 def conversations(draw: st.DrawFn) -> tuple[bytes, list[bytes], bool]:
-    """What a client sends, what it is answered, and whether the connection ends behind that."""
+    """A client's bytes, its answers, and whether the connection ends behind them."""
     sent, answers = b"", []
     for _ in range(draw(st.integers(0, 12))):
         path = draw(st.sampled_from(PATHS))
@@ -333,7 +333,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, list[bytes], bool]:
 def test_how_bytes_are_packed_does_not_matter(
     conversation: tuple[bytes, list[bytes], bool], data: st.DataObject
 ) -> None:
-    """The answers are the same however a client's bytes are cut into packets."""
+    """The answers don't depend on how a client's bytes are cut into packets."""
     sent, answers, closed = conversation
     places = st.integers(0, len(sent))
     cuts = sorted(data.draw(st.sets(places, max_size=20) | st.just(set(range(len(sent))))))
@@ -344,7 +344,7 @@ def test_how_bytes_are_packed_does_not_matter(
 
 
 def test_a_broken_body_does_not_end_an_answer() -> None:
-    """An answer that has begun goes on to its end, whatever becomes of the request's body."""
+    """An answer that has begun is completed, also if the request's body is broken."""
     request = head("GET", "/unread/latelatelatelate", "Transfer-Encoding: chunked")
     answers = [answer("GET", "/unread/latelatelatelate", b"")]
     packets = [request, b"a body that is none\r\n", GET]

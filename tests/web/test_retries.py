@@ -74,7 +74,7 @@ class Client:
                 self.acknowledged[key] = path, body, self.insist(http, path, body, key)
 
     def insist(self, http: httpx2.Client, path: str, body: object, key: str) -> bytes:
-        """The answer to a request, however often it has to be sent."""
+        """Sends a request again until it is answered."""
         headers = {"Idempotency-Key": key}
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
@@ -153,11 +153,11 @@ def check(database_url: str, own: Cluster | None, folder: Path) -> None:
 
 
 def test_nothing_is_lost_or_doubled_on_sqlite(tmp_path: Path) -> None:
-    """Whenever the service is killed, clients that retry have each of their notes stored once."""
+    """While the service is killed again and again, retries store each note once."""
     check(f"sqlite:///{tmp_path}/notes.db", None, tmp_path)
 
 
 def test_nothing_is_lost_or_doubled_on_postgresql(tmp_path: Path) -> None:
-    """Whenever the service or PostgreSQL is killed, clients that retry have each note once."""
+    """While the service and PostgreSQL are killed, retries store each note once."""
     with cluster() as own:
         check(own.url, own, tmp_path)

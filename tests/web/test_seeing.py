@@ -30,7 +30,7 @@ PAIR = re.compile(r'([a-z_]+)=("(?:[^"\\\x00-\x1f]|\\.)*"|[^\s"=\\]*)(?: |$)')
 
 
 def parse_logfmt(line: str) -> dict[str, str]:
-    """The fields of a line; AssertionError for one that is no logfmt or has a field twice."""
+    """The fields of a line. AssertionError if it is no logfmt or has a field twice."""
     pairs = []
     place = 0
     while place < len(line):
@@ -44,14 +44,14 @@ def parse_logfmt(line: str) -> dict[str, str]:
 
 
 class Seen(NamedTuple):
-    """A service, and the files of what it writes to stdout and stderr."""
+    """A service, and the files with its stdout and stderr."""
 
     url: str
     stdout: Path
     stderr: Path
 
     def lines(self) -> list[dict[str, str]]:
-        """What stdout has, all of which has to be log lines."""
+        """The lines of stdout. AssertionError for one that is no log line."""
         return [parse_logfmt(line) for line in self.stdout.read_text().splitlines()]
 
     def wait_for_lines(self, count: int) -> list[dict[str, str]]:
@@ -75,7 +75,7 @@ def seen(
 
 
 def test_health_without_a_database(tmp_path: Path) -> None:
-    """Without its database the service lives and is not ready, and says why."""
+    """Without its database the service is live but not ready, and says why."""
     with seen(nowhere(), tmp_path) as service:
         for _ in range(3):
             live = httpx2.get(f"{service.url}/health/live")
@@ -88,7 +88,7 @@ def test_health_without_a_database(tmp_path: Path) -> None:
 
 
 def test_liveness_touches_nothing(new_database: databases.NewDatabase, tmp_path: Path) -> None:
-    """Being asked whether it lives, the service opens no connection to its database."""
+    """The check of liveness opens no connection to the database."""
     database_url = new_database("postgresql")
     name = urlsplit(database_url).path[1:]
     count = (
@@ -125,7 +125,7 @@ def test_readiness_follows_the_migrations(database_url: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_an_empty_database_is_not_ready(kind: str, postgresql: str, tmp_path: Path) -> None:
-    """A database that no migration has seen is called that."""
+    """The service says that an empty database is not migrated."""
     empty = f"sqlite:///{tmp_path}/empty.db"
     if kind == "postgresql":
         empty = databases.create_postgresql(postgresql)
@@ -147,7 +147,7 @@ def logged(new_database: databases.NewDatabase, tmp_path: Path) -> Iterator[Seen
 
 
 def test_a_request_is_a_line(logged: Seen) -> None:
-    """Each request has one line, with what was asked and answered."""
+    """Each request has one line about itself and its answer."""
     created = httpx2.post(f"{logged.url}/notes/", json=NOTE)
     httpx2.get(f"{logged.url}/notes/1?q=%0Asecret")
     httpx2.get(f"{logged.url}/notes/2")
@@ -170,7 +170,7 @@ def test_a_request_is_a_line(logged: Seen) -> None:
 
 @pytest.mark.parametrize("handling", ["/notes/", "/nowhere/"])
 def test_odd_paths_are_one_line_each(logged: Seen, handling: str) -> None:
-    """A path can hold what it wants: it is one value of one line, and nothing more."""
+    """Any path is one value of one line, and nothing more."""
     paths = [
         'a"b',
         '"',
@@ -212,7 +212,7 @@ def test_what_is_no_http_leaves_no_false_line(logged: Seen) -> None:
     "client", ['1.2.3.4 status=999 request_id="', "a=b", '"', "\\", "::1", "\xe9", "a\tb"]
 )
 def test_a_forwarded_address_is_one_value(logged: Seen, client: str) -> None:
-    """What a proxy calls its client is one value of the line, whatever it holds."""
+    """A proxy's name for its client is one value of the line, with any characters."""
     with connect(logged.url) as connection:
         send(connection, "GET", "/health/live", headers={"x-forwarded-for": client})
     (line,) = logged.wait_for_lines(1)
@@ -241,7 +241,7 @@ def test_the_last_lines_are_written_at_the_end(
 def test_a_stream_that_breaks_off_has_its_line(
     new_database: databases.NewDatabase, tmp_path: Path, by: str
 ) -> None:
-    """A listing that its client leaves, or that the database lets down, is in the log."""
+    """A listing that its client or the database breaks off is in the log."""
     database_url = new_database("postgresql")
     name = urlsplit(database_url).path[1:]
     fill(database_url, 100_000)
@@ -293,7 +293,7 @@ def test_late_requests_are_seen(new_database: databases.NewDatabase, tmp_path: P
 
 
 def test_an_error_is_logged_once(new_database: databases.NewDatabase, tmp_path: Path) -> None:
-    """An error of the service is a 500 in JSON, and one traceback with the request's id."""
+    """An error of the service is a 500 in JSON, with one traceback and the request's id."""
     database_url = new_database("postgresql")
     databases.execute(database_url, "ALTER TABLE notes ADD CHECK (text <> 'a')")
     with seen(database_url, tmp_path) as service:
@@ -391,7 +391,7 @@ def test_no_answer_is_sniffed(service: httpx2.Client) -> None:
 
 
 def test_what_is_no_http_is_not_sniffed_either(service: httpx2.Client) -> None:
-    """An answer to what is no HTTP names no server, and is plain text."""
+    """The answer to garbage names no server, and is plain text."""
     with sockets.connect(str(service.base_url)) as client:
         client.sendall(b"nonsense\r\n\r\n")
         head, _, _ = read_all(client).lower().partition(b"\r\n\r\n")
@@ -481,7 +481,7 @@ def test_metrics_can_be_turned_off(new_database: databases.NewDatabase, tmp_path
 def test_metrics_are_for_those_with_the_token(
     new_database: databases.NewDatabase, tmp_path: Path
 ) -> None:
-    """With METRICS_TOKEN anybody else gets a 401."""
+    """With METRICS_TOKEN a request without the token gets a 401."""
     with running(new_database("sqlite"), tmp_path / "log", METRICS_TOKEN="secret") as url:
         others = (
             "",

@@ -1,4 +1,4 @@
-"""What is compiled from a schema equals the schema's own dump and load."""
+"""Compiled functions equal their schema's own dump and load."""
 
 import asyncio
 import json
@@ -69,7 +69,7 @@ def test_the_serializer_equals_the_schema(fetch: Fetch, new: list[tuple[int, str
 
 
 def test_data_keys_and_attributes_are_kept() -> None:
-    """The schema's names for keys and columns are the serializer's too."""
+    """The serializer has the schema's names for keys and columns."""
     schema = Schema.from_dict(
         {"number": fields.Integer(attribute="id"), "text": fields.String(data_key="the 'text'")}
     )()
@@ -102,7 +102,7 @@ inputs = st.one_of(
 
 
 def outcome(load: Callable[[Any], Any], data: Any) -> tuple[Any, Any]:
-    """What a load gives, or the messages that it raises."""
+    """The result of a load, or its error messages."""
     try:
         loaded = load(data)
     except ValidationError as error:
@@ -113,12 +113,12 @@ def outcome(load: Callable[[Any], Any], data: Any) -> tuple[Any, Any]:
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(data=inputs)
 def test_the_compiled_load_equals_the_schemas(data: Any) -> None:
-    """Any JSON gives the values, or the errors, that `Schema.load` gives."""
+    """Any JSON has the same values or errors as with `Schema.load`."""
     assert outcome(compile_load(note_in), data) == outcome(note_in.load, data)
 
 
 def errors_of(load: Callable[[], Any]) -> Any:
-    """What is loaded, or the errors of the 422."""
+    """The loaded values, or the errors of the 422."""
     try:
         return load()
     except InvalidInput as invalid:
@@ -128,7 +128,7 @@ def errors_of(load: Callable[[], Any]) -> Any:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=st.lists(inputs, min_size=1, max_size=6))
 def test_an_array_is_loaded_as_by_the_schema(data: list[Any]) -> None:
-    """Any array gives the values, or all errors in their order, that `many=True` gives."""
+    """Any array has the same values, or errors in order, as with `many=True`."""
     load_note = compile_load(note_in)
     whole = errors_of(lambda: load(type(note_in)(many=True).load, data, "body"))
     assert errors_of(lambda: asyncio.run(load_all(load_note, data, 6, "body"))) == whole

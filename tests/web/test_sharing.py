@@ -1,4 +1,4 @@
-"""Requests that come together share queries, and each has the answer that it would have alone."""
+"""Requests that come together share queries, and get the same answers as alone."""
 
 import json
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def service(
 
 @contextmanager
 def paused(process: psutil.Process) -> Iterator[None]:
-    """Lets a process do nothing meanwhile; requests to it wait in the kernel."""
+    """Stops a process meanwhile. Requests to it wait in the kernel."""
     process.suspend()
     try:
         yield
@@ -94,7 +94,7 @@ LISTINGS: dict[str, list[tuple[str, dict[str, str]]]] = {
 def test_listings_that_differ_share_no_answer(
     service: Service, listings: list[tuple[str, dict[str, str]]]
 ) -> None:
-    """Listings that differ in anything have an answer each, when they are asked for at once too."""
+    """Different listings that are asked for at once share no answer."""
     requests: list[Request] = [
         ("GET", f"/notes/?{query}", headers, None) for query, headers in listings
     ]
@@ -108,7 +108,7 @@ def test_listings_that_differ_share_no_answer(
 
 
 def test_reads_share_a_query(service: Service) -> None:
-    """Clients that read notes at once each get the note of their own id, or 404, by few queries."""
+    """Clients that read notes at once share few queries, and each gets its own note or 404."""
     ids = [*range(1, 13), 99] * TIMES
     before = batches(service, "get_notes")
     answers = ask(service, [("GET", f"/notes/{note_id}", {}, None) for note_id in ids])
@@ -120,7 +120,7 @@ def test_reads_share_a_query(service: Service) -> None:
 
 
 def test_creates_share_a_query(service: Service) -> None:
-    """Clients that create notes at once each get the note of their own text, by few queries."""
+    """Clients that create notes at once share few queries, and each gets its own note."""
 
     def note(number: int) -> dict[str, Any]:
         return {"text": f"new {number}", "completed": number % 2 == 0}
