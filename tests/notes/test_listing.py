@@ -3,7 +3,6 @@
 import http.client
 import json
 import socket
-import sqlite3
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,36 +12,18 @@ import pytest
 
 from service.notes.queries import MAX_PAGE_BYTES, PAGE_LENGTH, SHORT_PAGE_LENGTH
 from tests.conftest import Server
-from tests.support import databases
+from tests.support import databases, sockets
+from tests.support.databases import fill
+from tests.support.metrics import metric
 from tests.support.raw import connect, send
-from tests.support.servers import free_port, process, running, uvicorn
-
-
-def fill(database_url: str, count: int, text: str = "note") -> None:
-    """Stores notes with the ids 1 to count, outside the service."""
-    if database_url.startswith("sqlite"):
-        with sqlite3.connect(database_url.removeprefix("sqlite:///")) as connection:
-            connection.executemany(
-                "INSERT INTO notes (text, completed) VALUES (?, ?)",
-                ((text, number % 2) for number in range(1, count + 1)),
-            )
-        connection.close()
-    else:
-        databases.execute(
-            database_url,
-            "INSERT INTO notes (text, completed)"
-            f" SELECT '{text}', n % 2 = 1 FROM generate_series(1, {count}) n",
-        )
+from tests.support.servers import running, started
+from tests.support.sockets import head
 
 
 def request_listing(url: str, query: str = "", accept: str = "*/*") -> socket.socket:
     """Asks for the listing on a socket with a small buffer, and reads nothing of it."""
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.settimeout(30)
-    client.connect((urlsplit(url).hostname, urlsplit(url).port))
-    head = f"GET /notes/?{query} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
-    client.sendall(head.encode())
+    client = sockets.connect(url, receive_buffer=4096)
+    client.sendall(head("GET", f"/notes/?{query}", f"Accept: {accept}"))
     return client
 
 
@@ -78,10 +59,9 @@ def test_a_listing_is_whole(server: Server, service: httpx2.Client, count: int) 
 def test_large_notes_come_in_small_pages(database_url: str, tmp_path: Path) -> None:
     """A listing of many megabytes takes the service little memory."""
     fill(database_url, 150, "x" * (MAX_PAGE_BYTES // 2))
-    port = free_port()
-    with process(uvicorn(port), port, tmp_path / "log", {"DATABASE_URL": database_url}) as server:
+    with started(database_url, tmp_path / "log") as (url, server):
         length = 0
-        with httpx2.stream("GET", f"http://127.0.0.1:{port}/notes/", timeout=60) as answer:
+        with httpx2.stream("GET", f"{url}/notes/", timeout=60) as answer:
             for chunk in answer.iter_bytes():
                 length += len(chunk)
         status = Path(f"/proc/{server.pid}/status")
@@ -197,10 +177,7 @@ def test_head_costs_one_page(server: Server, service: httpx2.Client, accept: str
                 if request:
                     answer = send(connection, request, "/notes/", None, {"accept": accept})
                     assert answer.status == 200
-                metrics = send(connection, "GET", "/metrics").body.decode()
-                name = 'coalesced_batch_size_count{query="list_notes"} '
-                (line,) = (line for line in metrics.splitlines() if line.startswith(name))
-                counts.append(float(line.removeprefix(name)))
+                counts.append(metric(service, "coalesced_batch_size_count", query="list_notes"))
             return counts[1] - counts[0]
 
         assert (pages("HEAD"), pages("GET")) == (1, 5)
