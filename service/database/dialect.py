@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from sqlalchemy import ClauseElement, Column, ColumnElement, Select, Table
 
 from service import settings
-from service.database.operations import Connections, Operation
+from service.database.operations import Connections, Operation, PageBounds
 
 
 class Dialect(Protocol):
@@ -80,14 +80,15 @@ class Dialect(Protocol):
     def page(
         self,
         query: Select[Any],
+        key: Column[Any],
         large: Column[Any],
-        short: int,
-        max_bytes: int,
+        bounds: PageBounds,
+        descending: bool,
         searches: bool,
     ) -> Operation:
-        """The first :limit rows of a query.
+        """The :limit rows of a query behind the key :after, in the order of the key.
 
-        Returns at most `short` rows if the column `large` of :limit rows exceeds `max_bytes`.
+        Returns fewer rows if the values of the column `large` in these rows exceed the bounds.
         """
 
     def is_one_of(self, column: Column[Any], name: str) -> ColumnElement[bool]:

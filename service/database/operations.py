@@ -24,6 +24,18 @@ class Operation(NamedTuple):
     run: Callable[[Any, Mapping[str, Any]], Awaitable[Sequence[Row]]]
 
 
+class PageBounds(NamedTuple):
+    """How large a page may be whose values may be large, each of them in bytes.
+
+    A page that would have over `max_bytes` has `short` rows at most. It has so many only with
+    values of over `large` bytes, which an index has.
+    """
+
+    max_bytes: int
+    short: int
+    large: int
+
+
 class Connections(Protocol):
     """The connections of one process, and their state."""
 

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+from typing import cast as as_type
 
 import asyncpg
 from databases import Database
@@ -21,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     bindparam,
+    cast,
     collate,
     func,
     select,
@@ -28,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeEngine
 
 from service import settings
 from service.database import returning
@@ -212,7 +215,7 @@ class Pool:
         self._generation += 1
         for idle in self._idle:
             _terminate(idle)
-        pool: asyncpg.Pool[Any] = cast("Any", self._database)._backend._pool
+        pool: asyncpg.Pool[Any] = as_type("Any", self._database)._backend._pool
         await pool.expire_connections()
 
 
@@ -248,13 +251,13 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
 
     async def run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
         given = {**constants, **values}
-        return cast("Sequence[Row]", await raw.fetch(sql, *[given[name] for name in names]))
+        return as_type("Sequence[Row]", await raw.fetch(sql, *[given[name] for name in names]))
 
     async def plan_and_run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
         # A new statement gets a custom plan; PostgreSQL may reuse a generic plan for a cached one.
         given = {**constants, **values}
         prepared = await raw.prepare(sql)
-        return cast("Sequence[Row]", await prepared.fetch(*[given[name] for name in names]))
+        return as_type("Sequence[Row]", await prepared.fetch(*[given[name] for name in names]))
 
     if searches:
         return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run)
@@ -264,13 +267,17 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
 def insert_many(
     table: Table, names: Sequence[str], columns: Sequence[ColumnElement[Any]]
 ) -> Operation:
-    arrays = [bindparam(name, type_=ARRAY(table.c[name].type)) for name in names]
+    arrays = [_parameter(name, ARRAY(table.c[name].type)) for name in names]
     unnest = func.unnest(*arrays)
     new = unnest.table_valued(*names, with_ordinality="position", name="new").render_derived()
     rows = select(*(new.c[name] for name in names)).order_by(new.c.position)
     insert_arrays = prepare(table.insert().from_select(list(names), rows).returning(*columns))
+    row = {name: bindparam(name, type_=table.c[name].type) for name in names}
+    insert_one = prepare(table.insert().values(row).returning(*columns))
 
     async def run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
+        if len(values["rows"]) == 1:
+            return await insert_one.run(raw, values["rows"][0])
         arrays = {name: [row[name] for row in values["rows"]] for name in names}
         return await insert_arrays.run(raw, arrays)
 
@@ -281,11 +288,20 @@ insert_or_replace = partial(returning.insert_or_replace, prepare, insert)
 update = partial(returning.update, prepare)
 delete = partial(returning.delete, prepare)
 # PostgreSQL knows octet_length without reading a large text.
-page = partial(returning.page, prepare, func.octet_length)
+
+
+def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    # PostgreSQL can't see the value when it plans. So a plan for these values never looks better
+    # than the one for any, and after five calls PostgreSQL keeps that and plans no more.
+    return select(bindparam(name, type_=type_)).scalar_subquery()
+
+
+# PostgreSQL knows the length of a large text without reading the text.
+page = partial(returning.page, prepare, _parameter, func.octet_length)
 
 
 def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:
-    return column == func.any(bindparam(name, type_=ARRAY(column.type)))
+    return column == func.any(cast(_parameter(name, ARRAY(column.type)), ARRAY(column.type)))
 
 
 def contains(text: Column[Any], folded: Column[Any], name: str) -> ColumnElement[bool]:

@@ -3,9 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Integer, Select, Table, bindparam, case, func, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    Select,
+    Table,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.types import TypeEngine
 
-from service.database.operations import Operation
+from service.database.operations import Operation, PageBounds
 
 Prepare = Callable[..., Operation]
 
@@ -45,15 +57,39 @@ def delete(prepare: Prepare, table: Table, *where: ColumnElement[bool]) -> Opera
 
 def page(
     prepare: Prepare,
+    parameter: Callable[[str, TypeEngine[Any]], ColumnElement[Any]],
     length: Callable[[ColumnElement[Any]], ColumnElement[Any]],
     query: Select[Any],
+    key: Column[Any],
     large: Column[Any],
-    short: int,
-    max_bytes: int,
+    bounds: PageBounds,
+    descending: bool,
     searches: bool,
 ) -> Operation:
-    limit = bindparam("limit", type_=Integer)
+    # The best plan of a search depends on all parameters.
+    new = bindparam if searches else parameter
+    after, limit = new("after", key.type), new("limit", Integer())
+    behind = key < after if descending else key > after
+    query = query.where(behind).order_by(key.desc() if descending else key)
+    # Usually no large value follows. Then the page is read only once. `+ 0` makes the planner use
+    # the index of large values: in the index of the keys it would read all rows.
+    place = key + _constant(0)
+    follows = (
+        select(_constant(1))
+        .where(place < after if descending else place > after)
+        .where(length(large) > _constant(bounds.large))
+        .order_by(place.desc() if descending else place)
+        .limit(_constant(1))
+        .scalar_subquery()
+    )
     values = query.with_only_columns(large).limit(limit).subquery()
     total = select(func.sum(length(values.c[large.name]))).scalar_subquery()
-    is_large = (total > max_bytes) & (limit > short)
-    return prepare(query.limit(case((is_large, short), else_=limit)), searches)
+    short = _constant(bounds.short)
+    is_long = (total > _constant(bounds.max_bytes)) & (limit > short)
+    most = case((follows.is_(None), limit), (is_long, short), else_=limit)
+    return prepare(query.limit(most), searches)
+
+
+def _constant(number: int) -> ColumnElement[int]:
+    """A number in the text of the statement: an index with a condition is not used otherwise."""
+    return literal_column(str(number), Integer)

@@ -229,7 +229,13 @@ def insert_many(
 insert_or_replace = partial(returning.insert_or_replace, prepare, insert)
 update = partial(returning.update, prepare)
 delete = partial(returning.delete, prepare)
-page = partial(returning.page, prepare, func.length)
+
+
+def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    return bindparam(name, type_=type_)
+
+
+page = partial(returning.page, prepare, _parameter, func.length)
 
 
 class _List(TypeDecorator[list[Any]]):

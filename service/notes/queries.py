@@ -4,20 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, bindparam, select
+from sqlalchemy import BigInteger, ColumnElement, bindparam, false, select, true
 
 from service.database.dialect import dialect
-from service.database.operations import Operation
+from service.database.operations import Operation, PageBounds
 from service.database.statements import Run, fetch
 from service.notes.schemas import note_in, note_out
 from service.schemas.fields import MAX_ID
 from service.tables import Row, notes
 
 PAGE_LENGTH = 1000
-# A note may have MAX_BODY_BYTES, and a page has to fit into memory. If the texts of a page exceed
-# MAX_PAGE_BYTES, the page has at most SHORT_PAGE_LENGTH notes.
-MAX_PAGE_BYTES = 2_000_000
-SHORT_PAGE_LENGTH = 17
+# A note may have MAX_BODY_BYTES, and a page has to fit into memory. 1,001 notes that are not large
+# are no long page. The index `notes_large` has the same bound.
+BOUNDS = PageBounds(max_bytes=2_000_000, short=17, large=1998)
 
 # The columns that clients get, and the names of the columns that clients give.
 COLUMNS = [dialect.shown(notes.c[name]) for name in note_out.dump_fields]
@@ -38,18 +37,14 @@ def fold(text: str) -> str | None:
 
 
 @cache
-def _page(descending: bool, by_completed: bool, by_text: bool) -> Operation:
-    after = bindparam("after", type_=BigInteger)
+def _page(descending: bool, completed: bool | None, by_text: bool) -> Operation:
     query = select(*COLUMNS)
-    if descending:
-        query = query.where(notes.c.id < after).order_by(notes.c.id.desc())
-    else:
-        query = query.where(notes.c.id > after).order_by(notes.c.id)
-    if by_completed:
-        query = query.where(notes.c.completed == bindparam("completed"))
+    if completed is not None:
+        # Not a parameter: how many notes are completed makes the plan.
+        query = query.where(notes.c.completed == (true() if completed else false()))
     if by_text:
         query = query.where(dialect.contains(notes.c.text, notes.c.folded, "q"))
-    return dialect.page(query, notes.c.text, SHORT_PAGE_LENGTH, MAX_PAGE_BYTES, by_text)
+    return dialect.page(query, notes.c.id, notes.c.text, BOUNDS, descending, searches=by_text)
 
 
 _THIS = notes.c.id == bindparam("note_id", type_=BigInteger)
@@ -74,6 +69,7 @@ def _update(names: tuple[str, ...], conditional: bool) -> Operation:
 
 
 _INSERT = dialect.insert_many(notes, [*GIVEN, "folded"], COLUMNS)
+_BY_ID = dialect.prepare(select(*COLUMNS).where(_THIS))
 _BY_IDS = dialect.prepare(select(*COLUMNS).where(dialect.is_one_of(notes.c.id, "ids")))
 _DELETE = {
     False: dialect.delete(notes, _THIS),
@@ -92,21 +88,25 @@ async def list_notes(
     """
     if after is None:
         after = MAX_ID + 1 if selection.descending else 0
-    statement = _page(selection.descending, selection.completed is not None, bool(selection.q))
-    chosen = {"completed": selection.completed, "q": selection.q.casefold()}
-    rows = await fetch(statement, after=after, limit=limit + 1, **chosen)
+    statement = _page(selection.descending, selection.completed, bool(selection.q))
+    q = selection.q.casefold()
+    rows = await fetch(statement, after=after, limit=limit + 1, q=q)
     if len(rows) > limit:
         return rows[:limit], True
-    if len(rows) == SHORT_PAGE_LENGTH:
+    if len(rows) == BOUNDS.short:
         # Either this is the end, or more notes would be too large.
         after = rows[-1]["id"]
-        return rows, bool(await fetch(statement, after=after, limit=1, **chosen))
+        return rows, bool(await fetch(statement, after=after, limit=1, q=q))
     return rows, False
 
 
 async def get_notes(ids: Iterable[int]) -> dict[int, Row]:
     """The existing notes with these ids, by id."""
-    rows = await fetch(_BY_IDS, ids=list(ids))
+    found = list(ids)
+    if len(found) == 1:
+        rows = await fetch(_BY_ID, note_id=found[0])
+    else:
+        rows = await fetch(_BY_IDS, ids=found)
     return {row["id"]: row for row in rows}
 
 

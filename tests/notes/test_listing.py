@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from service.notes.queries import MAX_PAGE_BYTES, PAGE_LENGTH, SHORT_PAGE_LENGTH
+from service.notes.queries import BOUNDS, PAGE_LENGTH
 from tests.conftest import Server
 from tests.support import databases, sockets
 from tests.support.databases import fill
@@ -32,9 +32,9 @@ def request_listing(url: str, query: str = "", accept: str = "*/*") -> socket.so
     [
         0,
         1,
-        SHORT_PAGE_LENGTH - 1,
-        SHORT_PAGE_LENGTH,
-        SHORT_PAGE_LENGTH + 1,
+        BOUNDS.short - 1,
+        BOUNDS.short,
+        BOUNDS.short + 1,
         PAGE_LENGTH - 1,
         PAGE_LENGTH,
         PAGE_LENGTH + 1,
@@ -58,7 +58,7 @@ def test_a_listing_is_whole(server: Server, service: httpx2.Client, count: int) 
 
 def test_large_notes_come_in_small_pages(database_url: str, tmp_path: Path) -> None:
     """A listing of many megabytes takes the service little memory."""
-    fill(database_url, 150, "x" * (MAX_PAGE_BYTES // 2))
+    fill(database_url, 150, "x" * (BOUNDS.max_bytes // 2))
     with started(database_url, tmp_path / "log") as (url, server):
         length = 0
         with httpx2.stream("GET", f"{url}/notes/", timeout=60) as answer:
@@ -68,7 +68,7 @@ def test_large_notes_come_in_small_pages(database_url: str, tmp_path: Path) -> N
         if status.exists():
             peak = next(line for line in status.read_text().splitlines() if "VmHWM" in line)
             assert int(peak.split()[1]) < 250_000
-    assert length > 150 * MAX_PAGE_BYTES // 2
+    assert length > 150 * BOUNDS.max_bytes // 2
 
 
 def test_a_slow_client_holds_no_connection(database_url: str, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_listing_whose_tail_is_deleted_is_whole(
 ) -> None:
     """A listing whose last notes go while it is sent ends with the others, and is well-formed."""
     count = 3 * PAGE_LENGTH
-    fill(server.database_url, count, "x" * (MAX_PAGE_BYTES * 3 // 4 // PAGE_LENGTH))
+    fill(server.database_url, count, "x" * (BOUNDS.max_bytes * 3 // 4 // PAGE_LENGTH))
     # The client takes so little of the first page that the next one is not read before.
     with request_listing(str(service.base_url), f"order={order}", accept) as client:
         answer = http.client.HTTPResponse(client)

@@ -1,0 +1,30 @@
+"""Index the large notes, so that a page without any is read only once
+
+Revision ID: 0007
+Revises: 0006
+"""
+
+from alembic import context, op
+from service.database.migrating import create_index
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+DEFINITION = "notes ((id + 0)) WHERE octet_length(text) > 1998"
+
+
+def upgrade() -> None:
+    if op.get_context().dialect.name == "sqlite":
+        op.execute("CREATE INDEX notes_large ON notes (id + 0) WHERE length(text) > 1998")
+        return
+    with op.get_context().autocommit_block():
+        if context.is_offline_mode():
+            op.execute(f"CREATE INDEX CONCURRENTLY notes_large ON {DEFINITION}")
+        else:
+            create_index(op.get_bind(), "notes_large", DEFINITION)
+
+
+def downgrade() -> None:
+    op.drop_index("notes_large", "notes")
