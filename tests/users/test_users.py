@@ -1,11 +1,8 @@
 """Users: what can be done with them apart from the web, and the one route."""
 
-import asyncio
-import multiprocessing
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -13,31 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.database import connected
 from service.users import queries as users
 from service.users.access import TokenMemory
 from service.users.queries import normalize
 from tests.conftest import Server
 from tests.support.operating import operate
-
-Run = Callable[..., Any]
-
-
-def run_connected(action: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-    async def run() -> Any:
-        async with connected():
-            return await action(*arguments)
-
-    return asyncio.run(run())
+from tests.support.processes import Run, new_process
 
 
 @pytest.fixture
 def run(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs a function with the database open, in a process that was started for its kind."""
     monkeypatch.setenv("DATABASE_URL", database_url)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
-        yield lambda *call: process.submit(run_connected, *call).result(60)
+    with new_process() as run:
+        yield run
 
 
 async def find_in_two_cases() -> list[Any]:

@@ -1,0 +1,61 @@
+"""Which plans PostgreSQL makes for the statements, and how often."""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service.database.connections import use
+from service.notes import queries
+from service.notes.queries import Selection
+from tests.support.databases import NewDatabase
+from tests.support.processes import new_process
+
+NEW = {"text": "new", "completed": False}
+# PostgreSQL makes so many plans for single calls before it looks for one for all.
+FIRST_CALLS = 5
+
+
+async def call_all(sizes: list[int]) -> list[tuple[str, int, int]]:
+    """Calls each hot operation with these sizes in turn, many times; gives plans by statement."""
+    for size in sizes * FIRST_CALLS * 3:
+        for descending in (False, True):
+            for completed in (None, True):
+                await queries.list_notes(Selection(descending, completed), limit=size)
+                await queries.list_notes(Selection(descending, completed), after=3, limit=size)
+        await queries.get_notes(range(size))
+        await queries.get_notes([size])
+        await queries.insert_notes([NEW] * min(size, 20))
+        await queries.update_note(size, NEW)
+        await queries.delete_note(-size)
+    plans = "SELECT statement, generic_plans, custom_plans FROM pg_prepared_statements"
+    return [tuple(row) for row in await use("read", lambda raw: raw.fetch(plans))]
+
+
+async def fill(url: str, count: int) -> None:
+    connection: Any = await asyncpg.connect(url)
+    await connection.execute(
+        "INSERT INTO notes (text, completed) SELECT 'Note ' || i, i % 2 = 0"
+        f" FROM generate_series(1, {count}) AS i"
+    )
+    await connection.execute("ANALYZE notes")
+    await connection.close()
+
+
+@pytest.mark.parametrize("count", [5, 1_000, 1_000_000])
+@pytest.mark.parametrize("sizes", [[1, 2, 1000], [1000, 2, 1]], ids=["rising", "falling"])
+def test_hot_statements_keep_one_plan(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, count: int, sizes: list[int]
+) -> None:
+    """A hot statement is planned for its first calls only, whatever these ask for."""
+    url = new_database("postgresql")
+    asyncio.run(fill(url, count))
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("DATABASE_POOL_MAX", "1")
+    with new_process() as run:
+        plans = run(call_all, sizes)
+    hot = [plan for plan in plans if "notes" in plan[0]]
+    assert len(hot) >= 9
+    for statement, generic, custom in hot:
+        assert (custom, generic > FIRST_CALLS) == (FIRST_CALLS, True), statement
