@@ -62,7 +62,7 @@ async def read_notes(request: Request) -> Response:
     page = await read_page(page_request)
     if is_limited or page.after is None:
         link = [] if page.after is None else [next_link(request, page.after)]
-        return JSONBytes(page.body, headers=[VARY, *link], media_type=kind)
+        return JSONBytes(page.body, headers=[(b"etag", page.tag), VARY, *link], media_type=kind)
     return Stream(stream(page_request, page), {"Vary": "Accept"}, kind)
 
 
@@ -123,7 +123,7 @@ async def read_note(request: Request) -> Response:
     note = await get_note(path_id(request, "note_id"))
     if note is None:
         raise HTTPException(404)
-    return conditions.answer(request, _encode(note))
+    return conditions.tagged(_encode(note))
 
 
 async def replace_note(request: Request) -> Response:

@@ -1,6 +1,8 @@
 """Pages of notes, encoded once for all who want the same one, and listings made of them."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import orjson
@@ -11,6 +13,7 @@ from service.notes import queries
 from service.notes.queries import Selection
 from service.notes.schemas import note_out
 from service.schemas.compiled import compile_dump
+from service.web import conditions
 from service.web.responses import encode_ndjson
 
 dump = compile_dump(note_out)
@@ -25,11 +28,21 @@ class PageRequest(NamedTuple):
     ndjson: bool
 
 
-class Page(NamedTuple):
+@dataclass(frozen=True)
+class Page:
     """Some notes in a row, and the id to go on after; None at the end."""
 
+    request: PageRequest
     body: bytes
     after: int | None
+
+    @cached_property
+    def tag(self) -> bytes:
+        """The entity tag: another one for another request, and where other notes follow.
+
+        Made once for all who share the page, and not for the pages of a stream.
+        """
+        return conditions.etag(self.body, self.request, self.after).encode()
 
 
 async def _read_page(requests: list[PageRequest]) -> list[Page]:
@@ -37,7 +50,7 @@ async def _read_page(requests: list[PageRequest]) -> list[Page]:
     rows, more = await queries.list_notes(selection, after, limit)
     found = dump(rows)
     body = encode_ndjson(found) if ndjson else orjson.dumps(found)
-    page = Page(body, rows[-1]["id"] if more else None)
+    page = Page(requests[0], body, rows[-1]["id"] if more else None)
     return [page] * len(requests)
 
 

@@ -30,6 +30,9 @@ IF_MATCH = parameter("header", "If-Match", "Entity tags, one of which the note h
 IF_NONE_MATCH = parameter(
     "header", "If-None-Match", "Entity tags, none of which the note has", type="string"
 )
+IF_LISTING_CHANGED = parameter(
+    "header", "If-None-Match", "Entity tags, none of which the listing has", type="string"
+)
 PREFER = parameter("header", "Prefer", "return=minimal for an answer without body", type="string")
 KEY = parameter(
     "header",
@@ -74,6 +77,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                 type="string",
                 maxLength=MAX_Q,
             ),
+            IF_LISTING_CHANGED,
         ],
         "responses": {
             "200": {
@@ -83,8 +87,12 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                         {**NOTES, "title": "Response Read Notes Notes  Get"},
                     )
                 ),
-                "headers": {"Link": header("The page that follows, with rel=next (RFC 8288)")},
+                "headers": {
+                    "Link": header("The page that follows, with rel=next (RFC 8288)"),
+                    "ETag": header("A strong entity tag of the listing, unless it is streamed"),
+                },
             },
+            "304": {"description": "The listing is what the client has"},
             **INVALID,
             **UNAVAILABLE,
         },

@@ -8,6 +8,7 @@ from typing import TypeVar
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from service.web.responses import JSONBytes
 
@@ -15,36 +16,57 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _CONDITIONS = {b"if-match", b"if-none-match"}
+# What a 304 leaves out, as it has no content (RFC 9110, section 15.4.5).
+_OF_CONTENT = {b"content-length", b"content-type"}
 _TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|$))*")
 
 
-def etag(body: bytes) -> str:
-    """A strong entity tag: the same for the same bytes and, as good as ever, no others."""
-    return f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+def etag(body: bytes, *about: object) -> str:
+    """A strong entity tag: the same for the same bytes and, as good as ever, no others.
+
+    `about` is for bodies that may be the same and still stand for something else, such as pages.
+    """
+    digest = hashlib.blake2b(repr(about).encode() if about else b"", digest_size=12)
+    digest.update(body)
+    return f'"{digest.hexdigest()}"'
 
 
-def is_conditional(request: Request) -> bool:
-    for name, _ in request.scope["headers"]:  # noqa: SIM110 - half the time of any()
+def is_conditional(scope: Scope) -> bool:
+    for name, _ in scope["headers"]:  # noqa: SIM110 - half the time of any()
         if name in _CONDITIONS:
             return True
     return False
 
 
-def check(request: Request, tag: str) -> None:
-    """Evaluates the conditions on a representation that there is (RFC 9110, section 13.2.2).
+def unless_known(request: Request, response: Response) -> Response:
+    """The answer to a GET or HEAD, or 304 if the client has it (RFC 9110, section 13.2.2).
 
-    Raises HTTPException 412, or 304 for a GET or HEAD whose client has it already.
+    Raises HTTPException 412. An answer that has no entity tag meets no condition but `*`.
     """
+    if request.method not in ("GET", "HEAD") or response.status_code != 200:
+        return response
+    tag = response.headers.get("etag")
+    if "if-match" in request.headers and not _names(request, "if-match", tag, weak=False):
+        raise HTTPException(412)
+    if "if-none-match" not in request.headers or not _names(
+        request, "if-none-match", tag, weak=True
+    ):
+        return response
+    known = Response(status_code=304)
+    known.raw_headers = [field for field in response.raw_headers if field[0] not in _OF_CONTENT]
+    return known
+
+
+def _check(request: Request, tag: str) -> None:
+    """Evaluates the conditions of a write on the item that there is; HTTPException 412."""
     if "if-match" in request.headers and not _names(request, "if-match", tag, weak=False):
         raise HTTPException(412)
     if "if-none-match" in request.headers and _names(request, "if-none-match", tag, weak=True):
-        if request.method in ("GET", "HEAD"):
-            raise HTTPException(304, headers={"ETag": tag})
         raise HTTPException(412)
 
 
-def _names(request: Request, header: str, tag: str, weak: bool) -> bool:
+def _names(request: Request, header: str, tag: str | None, weak: bool) -> bool:
     """Whether the header is `*` or lists the tag; garbage lists nothing."""
     value = ", ".join(request.headers.getlist(header)).strip()
     if value == "*":
@@ -66,7 +88,7 @@ async def write(
     gets the item that meets them, and gives nothing if the item has changed since. So one of two
     clients with the same condition wins, and no lock is held in between.
     """
-    if not is_conditional(request):
+    if not is_conditional(request.scope):
         done = await act(None)
         if not done:
             raise HTTPException(404)
@@ -75,14 +97,11 @@ async def write(
         item = await find()
         if item is None:
             raise HTTPException(404)
-        check(request, tag(item))
+        _check(request, tag(item))
         if done := await act(item):
             return done
 
 
-def answer(request: Request, body: bytes) -> Response:
-    """The item that a GET asks for, with its entity tag, under the request's conditions."""
-    tag = etag(body)
-    if is_conditional(request):
-        check(request, tag)
-    return JSONBytes(body, headers=[(b"etag", tag.encode())])
+def tagged(body: bytes) -> Response:
+    """The answer with an item, with its entity tag."""
+    return JSONBytes(body, headers=[(b"etag", etag(body).encode())])

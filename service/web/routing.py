@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.web import conditions
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -35,7 +37,8 @@ class Methods:
     """The ASGI app of one path: a handler for each method, given by its name in capitals.
 
     `HEAD` is answered by `GET`, `OPTIONS` with 204, any other method with 405; `Allow` names them
-    all. Starlette's HTTPEndpoint finds all this out anew at each request.
+    all. Conditions on what `GET` answers are evaluated here. Starlette's HTTPEndpoint finds out the
+    method's handler anew at each request.
     """
 
     def __init__(self, **handlers: Handler) -> None:
@@ -52,5 +55,8 @@ class Methods:
         handler = self.answers.get(scope["method"])
         if handler is None:
             raise HTTPException(405, headers=self.allow)
-        response = await handler(Request(scope, receive, send))
+        request = Request(scope, receive, send)
+        response = await handler(request)
+        if conditions.is_conditional(scope):
+            response = conditions.unless_known(request, response)
         await response(scope, receive, send)
