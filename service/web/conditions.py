@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 _CONDITIONS = {b"if-match", b"if-none-match"}
 # What a 304 leaves out, as it has no content (RFC 9110, section 15.4.5).
 _OF_CONTENT = {b"content-length", b"content-type"}
-_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|$))*")
 
 
@@ -47,11 +47,9 @@ def unless_known(request: Request, response: Response) -> Response:
     if request.method not in ("GET", "HEAD") or response.status_code != 200:
         return response
     tag = response.headers.get("etag")
-    if "if-match" in request.headers and not _names(request, "if-match", tag, weak=False):
+    if "if-match" in request.headers and not _names(request, "if-match", tag):
         raise HTTPException(412)
-    if "if-none-match" not in request.headers or not _names(
-        request, "if-none-match", tag, weak=True
-    ):
+    if "if-none-match" not in request.headers or not _names(request, "if-none-match", tag):
         return response
     known = Response(status_code=304)
     known.raw_headers = [field for field in response.raw_headers if field[0] not in _OF_CONTENT]
@@ -60,20 +58,25 @@ def unless_known(request: Request, response: Response) -> Response:
 
 def _check(request: Request, tag: str) -> None:
     """Evaluates the conditions of a write on the item that there is; HTTPException 412."""
-    if "if-match" in request.headers and not _names(request, "if-match", tag, weak=False):
+    if "if-match" in request.headers and not _names(request, "if-match", tag):
         raise HTTPException(412)
-    if "if-none-match" in request.headers and _names(request, "if-none-match", tag, weak=True):
+    if "if-none-match" in request.headers and _names(request, "if-none-match", tag):
         raise HTTPException(412)
 
 
-def _names(request: Request, header: str, tag: str | None, weak: bool) -> bool:
-    """Whether the header is `*` or lists the tag; garbage lists nothing."""
+def _names(request: Request, header: str, tag: str | None) -> bool:
+    """Whether the header is `*` or lists the tag, strong or weak; garbage lists nothing.
+
+    RFC 9110, section 13.1.1, has If-Match take strong tags alone, as a weak one may stay the same
+    while the item changes. A tag of this service never does, as it is a digest of the item. It
+    becomes weak only on its way, where a proxy compresses the answer, and names the same state.
+    """
     value = ", ".join(request.headers.getlist(header)).strip()
     if value == "*":
         return True
     if not _TAGS.fullmatch(value):
         return False
-    return any(strong == tag and (weak or not mark) for mark, strong in _TAG.findall(value))
+    return tag in _TAG.findall(value)
 
 
 async def write(
