@@ -14,7 +14,7 @@ from service import metrics
 from service.database.coalescing import coalesce
 from service.database.statements import Run, fetch
 from service.notes import openapi, queries
-from service.notes.listing import PageRequest, dump, read_page, stream
+from service.notes.listing import PageRequest, count, dump, read_page, stream
 from service.notes.queries import Selection
 from service.notes.schemas import MAX_BATCH, listing_query, note_in, note_patch
 from service.schemas.compiled import compile_load
@@ -22,10 +22,18 @@ from service.schemas.validation import load, load_all
 from service.tables import Row
 from service.web import conditions, idempotency, preferences
 from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body
-from service.web.responses import NDJSON, JSONBytes, Stream, encode_ndjson, next_link, written
+from service.web.responses import (
+    NDJSON,
+    JSONBytes,
+    Stream,
+    counted,
+    encode_ndjson,
+    next_link,
+    written,
+)
 from service.web.routing import Path, Resource
 
-VARY = (b"vary", b"Accept")
+VARY = (b"vary", b"Accept, Prefer")
 
 load_note = compile_load(note_in)
 
@@ -60,10 +68,15 @@ async def read_notes(request: Request) -> Response:
     page_request, is_limited = read(query_string, ndjson)
     kind = NDJSON if ndjson else "application/json"
     page = await read_page(page_request)
-    if is_limited or page.after is None:
-        link = [] if page.after is None else [next_link(request, page.after)]
-        return JSONBytes(page.body, headers=[(b"etag", page.tag), VARY, *link], media_type=kind)
-    return Stream(stream(page_request, page), {"Vary": "Accept"}, kind)
+    headers = [VARY]
+    if preferences.wants_count(request):
+        headers += counted(await count(page_request.selection))
+    if not is_limited and page.after is not None:
+        return Stream(stream(page_request, page), headers, kind)
+    headers.append((b"etag", page.tag))
+    if page.after is not None:
+        headers.append(next_link(request, page.after))
+    return JSONBytes(page.body, headers, kind)
 
 
 def _encode(note: Row) -> bytes:

@@ -59,6 +59,19 @@ read_page = coalesce(
 )
 
 
+async def _count(selections: list[Selection]) -> list[int]:
+    total = await queries.count_notes(selections[0])
+    return [total] * len(selections)
+
+
+count = coalesce(
+    _count,
+    max_batch=10_000,
+    key=lambda selection: selection._replace(descending=False),
+    observe=metrics.batch("count_notes"),
+)
+
+
 async def stream(request: PageRequest, page: Page) -> AsyncGenerator[bytes | memoryview, None]:
     """All notes of a listing, from its first page on; views of bodies, as copies may be large."""
     yield page.body if request.ndjson else memoryview(page.body)[:-1]

@@ -34,6 +34,9 @@ IF_LISTING_CHANGED = parameter(
     "header", "If-None-Match", "Entity tags, none of which the listing has", type="string"
 )
 PREFER = parameter("header", "Prefer", "return=minimal for an answer without body", type="string")
+PREFER_COUNT = parameter(
+    "header", "Prefer", "count=exact for the number of all notes selected", type="string"
+)
 KEY = parameter(
     "header",
     "Idempotency-Key",
@@ -78,6 +81,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                 maxLength=MAX_Q,
             ),
             IF_LISTING_CHANGED,
+            PREFER_COUNT,
         ],
         "responses": {
             "200": {
@@ -90,6 +94,10 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                 "headers": {
                     "Link": header("The page that follows, with rel=next (RFC 8288)"),
                     "ETag": header("A strong entity tag of the listing, unless it is streamed"),
+                    "X-Total-Count": header(
+                        "How many notes are selected, for count=exact", "integer"
+                    ),
+                    "Preference-Applied": header("count=exact"),
                 },
             },
             "304": {"description": "The listing is what the client has"},

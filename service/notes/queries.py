@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, bindparam, select
+from sqlalchemy import BigInteger, ColumnElement, bindparam, func, select
 
 from service.database.dialect import dialect
 from service.database.operations import Operation
@@ -37,6 +37,15 @@ def fold(text: str) -> str | None:
     return None if text.isascii() else text.casefold()
 
 
+def _selected(by_completed: bool, by_text: bool) -> list[ColumnElement[bool]]:
+    conditions = []
+    if by_completed:
+        conditions.append(notes.c.completed == bindparam("completed"))
+    if by_text:
+        conditions.append(dialect.contains(notes.c.text, notes.c.folded, "q"))
+    return conditions
+
+
 @cache
 def _page(descending: bool, by_completed: bool, by_text: bool) -> Operation:
     after = bindparam("after", type_=BigInteger)
@@ -45,11 +54,15 @@ def _page(descending: bool, by_completed: bool, by_text: bool) -> Operation:
         query = query.where(notes.c.id < after).order_by(notes.c.id.desc())
     else:
         query = query.where(notes.c.id > after).order_by(notes.c.id)
-    if by_completed:
-        query = query.where(notes.c.completed == bindparam("completed"))
-    if by_text:
-        query = query.where(dialect.contains(notes.c.text, notes.c.folded, "q"))
+    query = query.where(*_selected(by_completed, by_text))
     return dialect.page(query, notes.c.text, SHORT_PAGE_LENGTH, MAX_PAGE_BYTES, by_text)
+
+
+@cache
+def _count(by_completed: bool, by_text: bool) -> Operation:
+    query = select(func.count().label("total")).select_from(notes)
+    # It reads every note, or an entry of an index for each, as a search does.
+    return dialect.prepare(query.where(*_selected(by_completed, by_text)), searches=True)
 
 
 _THIS = notes.c.id == bindparam("note_id", type_=BigInteger)
@@ -102,6 +115,14 @@ async def list_notes(
         after = rows[-1]["id"]
         return rows, bool(await fetch(statement, after=after, limit=1, **chosen))
     return rows, False
+
+
+async def count_notes(selection: Selection) -> int:
+    """How many notes there are of the selection."""
+    statement = _count(selection.completed is not None, bool(selection.q))
+    chosen = {"completed": selection.completed, "q": selection.q.casefold()}
+    (row,) = await fetch(statement, **chosen)
+    return int(row["total"])
 
 
 async def get_notes(ids: Iterable[int]) -> dict[int, Row]:

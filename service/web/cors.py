@@ -25,6 +25,7 @@ class CORS(CORSMiddleware):
                 "Preference-Applied",
                 "Retry-After",
                 "X-Request-ID",
+                "X-Total-Count",
             ],
         )
 

@@ -10,11 +10,23 @@ _ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
 def wants_minimal(request: Request) -> bool:
     """Whether `Prefer: return=minimal` asks for an answer without a body."""
-    if "prefer" not in request.headers:
-        return False
-    items = _ITEM.findall(",".join(request.headers.getlist("prefer")).lower())
-    names = (re.sub('[" \t]', "", item.partition(";")[0]) for item in items)
-    return next((name for name in names if name.startswith("return=")), "") == "return=minimal"
+    return _preference(request, "return") == "minimal"
+
+
+def wants_count(request: Request) -> bool:
+    """Whether `Prefer: count=exact` asks for the number of all that a listing selects."""
+    return _preference(request, "count") == "exact"
+
+
+def _preference(request: Request, wanted: str) -> str:
+    """The value that is preferred, in lower case; of several the first one."""
+    values = [value for name, value in request.scope["headers"] if name == b"prefer"]
+    if values:
+        for item in _ITEM.findall(b",".join(values).decode("latin-1").lower()):
+            name, _, value = re.sub('[" \t]', "", item.partition(";")[0]).partition("=")
+            if name == wanted:
+                return str(value)
+    return ""
 
 
 def wants_ndjson(request: Request) -> bool:

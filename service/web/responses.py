@@ -44,14 +44,13 @@ class Stream(Response):
     def __init__(
         self,
         parts: AsyncGenerator[bytes | memoryview, None],
-        headers: Mapping[str, str],
+        headers: Iterable[tuple[bytes, bytes]],
         media_type: str,
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.media_type = media_type
         self.parts = parts
-        self.init_headers(headers)
+        self.raw_headers = [(b"content-type", media_type.encode()), *headers]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -93,6 +92,11 @@ def written(
         return Response(status_code=204, headers=extra)
     raw = [(name.encode(), value.encode("latin-1")) for name, value in extra.items()]
     return JSONBytes(body, headers=raw, media_type=media_type)
+
+
+def counted(total: int) -> list[tuple[bytes, bytes]]:
+    """The headers that tell a client its `count=exact`."""
+    return [(b"x-total-count", b"%d" % total), (b"preference-applied", b"count=exact")]
 
 
 def next_link(request: Request, after: int) -> tuple[bytes, bytes]:
