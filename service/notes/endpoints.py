@@ -33,7 +33,7 @@ from service.web.responses import (
 )
 from service.web.routing import Path, Resource
 
-VARY = (b"vary", b"Accept, Prefer")
+VARY = (b"vary", b"Accept, Accept-Encoding, Prefer")
 
 load_note = compile_load(note_in)
 

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 _CONDITIONS = {b"if-match", b"if-none-match"}
 # What a 304 leaves out, as it has no content (RFC 9110, section 15.4.5).
-_OF_CONTENT = {b"content-length", b"content-type"}
+_OF_CONTENT = {b"content-encoding", b"content-length", b"content-type"}
 _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|$))*")
 
@@ -30,6 +30,11 @@ def etag(body: bytes, *about: object) -> str:
     digest = hashlib.blake2b(repr(about).encode() if about else b"", digest_size=12)
     digest.update(body)
     return f'"{digest.hexdigest()}"'
+
+
+def gzip_tag(tag: bytes) -> bytes:
+    """The tag of what a tag names, in gzip: no strong tag stands for two encodings."""
+    return tag[:-1] + b'-gzip"'
 
 
 def is_conditional(scope: Scope) -> bool:
@@ -47,9 +52,9 @@ def unless_known(request: Request, response: Response) -> Response:
     if request.method not in ("GET", "HEAD") or response.status_code != 200:
         return response
     tag = response.headers.get("etag")
-    if "if-match" in request.headers and not _names(request, "if-match", tag):
+    if "if-match" in request.headers and not _is_state_of(tag, _listed(request, "if-match")):
         raise HTTPException(412)
-    if "if-none-match" not in request.headers or not _names(request, "if-none-match", tag):
+    if not {"*", tag}.intersection(_listed(request, "if-none-match")):
         return response
     known = Response(status_code=304)
     known.raw_headers = [field for field in response.raw_headers if field[0] not in _OF_CONTENT]
@@ -58,14 +63,14 @@ def unless_known(request: Request, response: Response) -> Response:
 
 def _check(request: Request, tag: str) -> None:
     """Evaluates the conditions of a write on the item that there is; HTTPException 412."""
-    if "if-match" in request.headers and not _names(request, "if-match", tag):
+    if "if-match" in request.headers and not _is_state_of(tag, _listed(request, "if-match")):
         raise HTTPException(412)
-    if "if-none-match" in request.headers and _names(request, "if-none-match", tag):
+    if _is_state_of(tag, _listed(request, "if-none-match")):
         raise HTTPException(412)
 
 
-def _names(request: Request, header: str, tag: str | None) -> bool:
-    """Whether the header is `*` or lists the tag, strong or weak; garbage lists nothing.
+def _listed(request: Request, header: str) -> list[str]:
+    """The tags that the header lists, weak ones as strong, or `*`; garbage lists nothing.
 
     RFC 9110, section 13.1.1, has If-Match take strong tags alone, as a weak one may stay the same
     while the item changes. A tag of this service never does, as it is a digest of the item. It
@@ -73,10 +78,16 @@ def _names(request: Request, header: str, tag: str | None) -> bool:
     """
     value = ", ".join(request.headers.getlist(header)).strip()
     if value == "*":
-        return True
-    if not _TAGS.fullmatch(value):
-        return False
-    return tag in _TAG.findall(value)
+        return ["*"]
+    return _TAG.findall(value) if _TAGS.fullmatch(value) else []
+
+
+def _is_state_of(tag: str | None, listed: list[str]) -> bool:
+    """Whether one of the tags, in either encoding, names the same state; `*` names each."""
+    if tag is None:
+        return "*" in listed
+    plain = tag.replace("-gzip", "")
+    return any(other in ("*", plain, f'{plain[:-1]}-gzip"') for other in listed)
 
 
 async def write(

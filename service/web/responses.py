@@ -49,6 +49,7 @@ class Stream(Response):
     ) -> None:
         self.status_code = 200
         self.background = None
+        self.body = b""
         self.parts = parts
         self.raw_headers = [(b"content-type", media_type.encode()), *headers]
 

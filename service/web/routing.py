@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.web import conditions
+from service.web import encodings
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -37,8 +37,8 @@ class Methods:
     """The ASGI app of one path: a handler for each method, given by its name in capitals.
 
     `HEAD` is answered by `GET`, `OPTIONS` with 204, any other method with 405; `Allow` names them
-    all. Conditions on what `GET` answers are evaluated here. Starlette's HTTPEndpoint finds out the
-    method's handler anew at each request.
+    all. Answers are compressed here, and conditions on those to `GET` evaluated. Starlette's
+    HTTPEndpoint finds out the method's handler anew at each request.
     """
 
     def __init__(self, **handlers: Handler) -> None:
@@ -57,6 +57,6 @@ class Methods:
             raise HTTPException(405, headers=self.allow)
         request = Request(scope, receive, send)
         response = await handler(request)
-        if conditions.is_conditional(scope):
-            response = conditions.unless_known(request, response)
+        if encodings.is_negotiated(scope, response):
+            response = await encodings.negotiate(request, response)
         await response(scope, receive, send)

@@ -586,7 +586,12 @@ def test_pages_may_read_headers(guarded: str, tmp_path: Path) -> None:
         assert names <= set(answer.headers["access-control-expose-headers"].split(", "))
         assert all(name in answer.headers for name in names)
     # Caches keep formats and origins apart.
-    assert set(page.headers["vary"].split(", ")) == {"Accept", "Prefer", "Origin"}
+    assert set(page.headers["vary"].split(", ")) == {
+        "Accept",
+        "Accept-Encoding",
+        "Prefer",
+        "Origin",
+    }
 
 
 @pytest.mark.parametrize(
