@@ -8,6 +8,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import lru_cache
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -44,7 +45,8 @@ async def negotiate(request: Request, response: Response) -> Response:
     Raises HTTPException 406 and 412 for a GET or HEAD.
     """
     is_stream = isinstance(response, Stream)
-    is_large = is_stream or len(response.body) > MIN_BYTES
+    is_image = (response.media_type or "").startswith("image/")
+    is_large = is_stream or (len(response.body) > MIN_BYTES and not is_image)
     in_gzip = preferences.wants_gzip(request, is_large) and (is_stream or response.body != b"")
     if is_large or in_gzip:
         _describe(response, in_gzip)
@@ -79,6 +81,8 @@ def _describe(response: Response, in_gzip: bool) -> None:
         headers.append((b"content-encoding", b"gzip"))
 
 
+# What many ask for stays the same for long: files of the docs page, pages that are polled.
+@lru_cache(8)
 def _gzip(body: bytes) -> bytes:
     return zlib.compress(body, LEVEL, zlib.MAX_WBITS | 16)
 
