@@ -14,7 +14,7 @@ from service import metrics
 from service.database.coalescing import coalesce
 from service.database.statements import Run, fetch
 from service.notes import openapi, queries
-from service.notes.listing import PageRequest, count, dump, read_page, stream
+from service.notes.listing import PageRequest, count, described, dump, read_page, stream
 from service.notes.queries import Selection
 from service.notes.schemas import MAX_BATCH, listing_query, note_in, note_patch
 from service.schemas.compiled import compile_load
@@ -24,7 +24,7 @@ from service.web import conditions, idempotency, preferences
 from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body
 from service.web.responses import (
     NDJSON,
-    JSONBytes,
+    Prepared,
     Stream,
     counted,
     encode_ndjson,
@@ -32,8 +32,6 @@ from service.web.responses import (
     written,
 )
 from service.web.routing import Path, Resource
-
-VARY = (b"vary", b"Accept, Accept-Encoding, Prefer")
 
 load_note = compile_load(note_in)
 
@@ -66,17 +64,14 @@ async def read_notes(request: Request) -> Response:
     # Long ones would fill the memory.
     read = _page_request if len(query_string) < 200 else _page_request.__wrapped__
     page_request, is_limited = read(query_string, ndjson)
-    kind = NDJSON if ndjson else "application/json"
     page = await read_page(page_request)
-    headers = [VARY]
+    total = []
     if preferences.wants_count(request):
-        headers += counted(await count(page_request.selection))
+        total = counted(await count(page_request.selection))
     if not is_limited and page.after is not None:
-        return Stream(stream(page_request, page), headers, kind)
-    headers.append((b"etag", page.tag))
-    if page.after is not None:
-        headers.append(next_link(request, page.after))
-    return JSONBytes(page.body, headers, kind)
+        return Stream(stream(page_request, page), [*described(ndjson), *total])
+    link = [] if page.after is None else [next_link(request, page.after)]
+    return Prepared(page.body, [*page.headers, *total, *link])
 
 
 def _encode(note: Row) -> bytes:

@@ -14,9 +14,16 @@ from service.notes.queries import Selection
 from service.notes.schemas import note_out
 from service.schemas.compiled import compile_dump
 from service.web import conditions
-from service.web.responses import encode_ndjson
+from service.web.responses import NDJSON, encode_ndjson
 
 dump = compile_dump(note_out)
+
+VARY = (b"vary", b"Accept, Accept-Encoding, Prefer")
+
+
+def described(ndjson: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of every listing of a format."""
+    return [(b"content-type", NDJSON.encode() if ndjson else b"application/json"), VARY]
 
 
 class PageRequest(NamedTuple):
@@ -37,12 +44,16 @@ class Page:
     after: int | None
 
     @cached_property
-    def tag(self) -> bytes:
-        """The entity tag: another one for another request, and where other notes follow.
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What all who share the page are told; its tag is no other request's or page's.
 
-        Made once for all who share the page, and not for the pages of a stream.
+        Made once for them, and not for the pages of a stream.
         """
-        return conditions.etag(self.body, self.request, self.after).encode()
+        return [
+            (b"content-length", b"%d" % len(self.body)),
+            *described(self.request.ndjson),
+            (b"etag", conditions.etag(self.body, self.request, self.after).encode()),
+        ]
 
 
 async def _read_page(requests: list[PageRequest]) -> list[Page]:

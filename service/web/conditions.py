@@ -27,9 +27,10 @@ def etag(body: bytes, *about: object) -> str:
 
     `about` is for bodies that may be the same and still stand for something else, such as pages.
     """
-    digest = hashlib.blake2b(repr(about).encode() if about else b"", digest_size=12)
+    # Of the hashes that nobody can forge the one that processors have instructions for.
+    digest = hashlib.sha256(repr(about).encode() if about else b"")
     digest.update(body)
-    return f'"{digest.hexdigest()}"'
+    return f'"{digest.hexdigest()[:24]}"'
 
 
 def gzip_tag(tag: bytes) -> bytes:

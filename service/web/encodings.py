@@ -29,14 +29,18 @@ LEVEL = 5
 _NEGOTIATED = {b"accept-encoding", b"if-match", b"if-none-match"}
 
 
-def is_negotiated(scope: Scope, response: Response) -> bool:
-    """Whether there is anything to negotiate; in most answers to programs there isn't."""
-    if len(response.body) > MIN_BYTES or isinstance(response, Stream):
-        return True
+def is_negotiated(scope: Scope) -> bool:
     for name, _ in scope["headers"]:  # noqa: SIM110 - half the time of any()
         if name in _NEGOTIATED:
             return True
     return False
+
+
+def is_large(response: Response) -> bool:
+    """Whether the answer is worth to be compressed."""
+    if len(response.body) > MIN_BYTES:
+        return response.media_type != "image/png"
+    return type(response) is Stream
 
 
 async def negotiate(request: Request, response: Response) -> Response:
@@ -45,11 +49,10 @@ async def negotiate(request: Request, response: Response) -> Response:
     Raises HTTPException 406 and 412 for a GET or HEAD.
     """
     is_stream = isinstance(response, Stream)
-    is_image = (response.media_type or "").startswith("image/")
-    is_large = is_stream or (len(response.body) > MIN_BYTES and not is_image)
-    in_gzip = preferences.wants_gzip(request, is_large) and (is_stream or response.body != b"")
-    if is_large or in_gzip:
-        _describe(response, in_gzip)
+    large = is_large(response)
+    in_gzip = preferences.wants_gzip(request, large) and (is_stream or response.body != b"")
+    if large or in_gzip:
+        describe(response, in_gzip)
     if conditions.is_conditional(request.scope):
         response = conditions.unless_known(request, response)
         if response.status_code == 304:
@@ -64,21 +67,20 @@ async def negotiate(request: Request, response: Response) -> Response:
     return response
 
 
-def _describe(response: Response, in_gzip: bool) -> None:
+def describe(response: Response, in_gzip: bool = False) -> None:
     """Says in the headers that the coding was chosen, and which one; each has its own tag."""
     headers = response.raw_headers
-    varies = False
-    for place, (name, value) in enumerate(headers):
-        if name == b"vary":
-            varies = True
-            if b"Accept-Encoding" not in value:
-                headers[place] = (name, value + b", Accept-Encoding")
-        elif name == b"etag" and in_gzip:
-            headers[place] = (name, conditions.gzip_tag(value))
-    if not varies:
-        headers.append((b"vary", b"Accept-Encoding"))
     if in_gzip:
         headers.append((b"content-encoding", b"gzip"))
+        for place, (name, value) in enumerate(headers):
+            if name == b"etag":
+                headers[place] = (name, conditions.gzip_tag(value))
+    for place, (name, value) in enumerate(headers):
+        if name == b"vary":
+            if b"Accept-Encoding" not in value:
+                headers[place] = (name, value + b", Accept-Encoding")
+            return
+    headers.append((b"vary", b"Accept-Encoding"))
 
 
 # What many ask for stays the same for long: files of the docs page, pages that are polled.

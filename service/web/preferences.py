@@ -19,7 +19,10 @@ def wants_minimal(request: Request) -> bool:
 
 def wants_count(request: Request) -> bool:
     """Whether `Prefer: count=exact` asks for the number of all that a listing selects."""
-    return _preference(request, "count") == "exact"
+    for name, _ in request.scope["headers"]:
+        if name == b"prefer":
+            return _preference(request, "count") == "exact"
+    return False
 
 
 def _preference(request: Request, wanted: str) -> str:

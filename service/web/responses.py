@@ -15,6 +15,16 @@ from starlette.types import Receive, Scope, Send
 NDJSON = "application/x-ndjson"
 
 
+class Prepared(Response):
+    """A response made of a body that others may share, and of all of its headers, with `Vary`."""
+
+    def __init__(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = body
+        self.raw_headers = headers
+
+
 class JSONBytes(Response):
     """A response whose body is JSON already, without the steps that Response takes for any body."""
 
@@ -44,14 +54,13 @@ class Stream(Response):
     def __init__(
         self,
         parts: AsyncGenerator[bytes | memoryview, None],
-        headers: Iterable[tuple[bytes, bytes]],
-        media_type: str,
+        headers: list[tuple[bytes, bytes]],
     ) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
         self.parts = parts
-        self.raw_headers = [(b"content-type", media_type.encode()), *headers]
+        self.raw_headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
