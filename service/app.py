@@ -9,8 +9,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service import health, settings
@@ -22,7 +21,6 @@ from service.users import access
 from service.users import endpoints as users
 from service.web.cors import CORS
 from service.web.middleware import ServiceMiddleware
-from service.web.responses import JSONBytes
 from service.web.routing import Methods
 
 
@@ -38,7 +36,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 async def openapi_json(request: Request) -> Response:
-    return JSONBytes(orjson.dumps(document))
+    return docs.fixed(orjson.dumps(document), "application/json")
 
 
 RESOURCES = [notes.resource, users.resource]
@@ -55,7 +53,7 @@ documentation = [
     Route("/openapi.json", Methods(GET=openapi_json)),
     Route("/docs", Methods(GET=docs.swagger_ui), name="docs"),
     Route("/docs/start.js", Methods(GET=docs.start)),
-    Mount("/docs/assets", StaticFiles(packages=[("swagger_ui", "static")])),
+    Route("/docs/assets/{name}", Methods(GET=docs.asset)),
 ]
 health_checks = [
     Route("/health/live", Methods(GET=health.live)),

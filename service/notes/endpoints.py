@@ -14,7 +14,7 @@ from service import metrics
 from service.database.coalescing import coalesce
 from service.database.statements import Run, fetch
 from service.notes import openapi, queries
-from service.notes.listing import PageRequest, dump, read_page, stream
+from service.notes.listing import PageRequest, count, described, dump, read_page, stream
 from service.notes.queries import Selection
 from service.notes.schemas import MAX_BATCH, listing_query, note_in, note_patch
 from service.schemas.compiled import compile_load
@@ -22,10 +22,16 @@ from service.schemas.validation import load, load_all
 from service.tables import Row
 from service.web import conditions, idempotency, preferences
 from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body
-from service.web.responses import NDJSON, JSONBytes, Stream, encode_ndjson, next_link, written
+from service.web.responses import (
+    NDJSON,
+    Prepared,
+    Stream,
+    counted,
+    encode_ndjson,
+    next_link,
+    written,
+)
 from service.web.routing import Path, Resource
-
-VARY = (b"vary", b"Accept")
 
 load_note = compile_load(note_in)
 
@@ -58,12 +64,14 @@ async def read_notes(request: Request) -> Response:
     # Long query strings would fill the cache's memory.
     read = _page_request if len(query_string) < 200 else _page_request.__wrapped__
     page_request, is_limited = read(query_string, ndjson)
-    kind = NDJSON if ndjson else "application/json"
     page = await read_page(page_request)
-    if is_limited or page.after is None:
-        link = [] if page.after is None else [next_link(request, page.after)]
-        return JSONBytes(page.body, headers=[VARY, *link], media_type=kind)
-    return Stream(stream(page_request, page), {"Vary": "Accept"}, kind)
+    total = []
+    if preferences.wants_count(request):
+        total = counted(await count(page_request.selection))
+    if not is_limited and page.after is not None:
+        return Stream(stream(page_request, page), [*described(ndjson), *total])
+    link = [] if page.after is None else [next_link(request, page.after)]
+    return Prepared(page.body, [*page.headers, *total, *link])
 
 
 def _encode(note: Row) -> bytes:
@@ -119,7 +127,7 @@ async def read_note(request: Request) -> Response:
     note = await get_note(path_id(request, "note_id"))
     if note is None:
         raise HTTPException(404)
-    return conditions.answer(request, _encode(note))
+    return conditions.tagged(_encode(note))
 
 
 async def replace_note(request: Request) -> Response:

@@ -1,6 +1,8 @@
 """Pages of notes, and listings in many pages. Concurrent callers share an encoded page."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import orjson
@@ -11,9 +13,17 @@ from service.notes import queries
 from service.notes.queries import Selection
 from service.notes.schemas import note_out
 from service.schemas.compiled import compile_dump
-from service.web.responses import encode_ndjson
+from service.web import conditions
+from service.web.responses import NDJSON, encode_ndjson
 
 dump = compile_dump(note_out)
+
+VARY = (b"vary", b"Accept, Accept-Encoding, Prefer")
+
+
+def described(ndjson: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of every listing of a format."""
+    return [(b"content-type", NDJSON.encode() if ndjson else b"application/json"), VARY]
 
 
 class PageRequest(NamedTuple):
@@ -25,11 +35,25 @@ class PageRequest(NamedTuple):
     ndjson: bool
 
 
-class Page(NamedTuple):
+@dataclass(frozen=True)
+class Page:
     """Encoded notes, and the last id if more notes follow."""
 
+    request: PageRequest
     body: bytes
     after: int | None
+
+    @cached_property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What all who share the page are told; its tag is no other request's or page's.
+
+        Made once for them, and not for the pages of a stream.
+        """
+        return [
+            (b"content-length", b"%d" % len(self.body)),
+            *described(self.request.ndjson),
+            (b"etag", conditions.etag(self.body, self.request, self.after).encode()),
+        ]
 
 
 async def _read_page(requests: list[PageRequest]) -> list[Page]:
@@ -37,12 +61,25 @@ async def _read_page(requests: list[PageRequest]) -> list[Page]:
     rows, more = await queries.list_notes(selection, after, limit)
     found = dump(rows)
     body = encode_ndjson(found) if ndjson else orjson.dumps(found)
-    page = Page(body, rows[-1]["id"] if more else None)
+    page = Page(requests[0], body, rows[-1]["id"] if more else None)
     return [page] * len(requests)
 
 
 read_page = coalesce(
     _read_page, max_batch=10_000, key=lambda request: request, observe=metrics.batch("list_notes")
+)
+
+
+async def _count(selections: list[Selection]) -> list[int]:
+    total = await queries.count_notes(selections[0])
+    return [total] * len(selections)
+
+
+count = coalesce(
+    _count,
+    max_batch=10_000,
+    key=lambda selection: selection._replace(descending=False),
+    observe=metrics.batch("count_notes"),
 )
 
 

@@ -10,6 +10,7 @@ from service.openapi.parts import (
     INVALID,
     KEY,
     PREFER,
+    TAGS,
     UNAVAILABLE,
     header,
     json_content,
@@ -31,6 +32,21 @@ MINIMAL = {"204": {"description": "Done, as Prefer: return=minimal wants it", "h
 NOTE = {**response("Successful Response", "Note"), "headers": ETAG}
 MINIMAL_NOTE = {"204": {**MINIMAL["204"], "headers": {**APPLIED, **ETAG}}}
 
+IF_LISTING_CHANGED = parameter(
+    "header",
+    "If-None-Match",
+    "Entity tags, none of which the listing has",
+    '"5d3f0a0c7e2b4f6a8c9d0e1f"',
+    type="string",
+    pattern=TAGS,
+)
+PREFER_COUNT = parameter(
+    "header",
+    "Prefer",
+    "`count=exact` for the number of all selected notes (RFC 7240)",
+    "count=exact",
+    type="string",
+)
 NOTE_ID = parameter(
     "path", "note_id", "The note's id", 1, type="integer", minimum=1, maximum=MAX_ID
 )
@@ -84,6 +100,8 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                 maxLength=MAX_Q,
                 pattern=NO_NUL,
             ),
+            IF_LISTING_CHANGED,
+            PREFER_COUNT,
         ],
         "responses": {
             "200": {
@@ -95,9 +113,18 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                     "Link": header(
                         "The page that follows, with rel=next (RFC 8288)",
                         '<http://localhost:8000/notes/?limit=100&after=100>; rel="next"',
-                    )
+                    ),
+                    "ETag": header(
+                        "A strong entity tag of the listing, unless it is streamed",
+                        '"5d3f0a0c7e2b4f6a8c9d0e1f"',
+                    ),
+                    "X-Total-Count": header(
+                        "How many notes are selected, for count=exact", 3, "integer"
+                    ),
+                    "Preference-Applied": header("What was done of Prefer", "count=exact"),
                 },
             },
+            "304": {"description": "The listing is what the client has"},
             **INVALID,
         },
     },

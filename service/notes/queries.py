@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, bindparam, false, select, true
+from sqlalchemy import BigInteger, ColumnElement, bindparam, false, func, select, true
 
 from service.database.dialect import dialect
 from service.database.operations import Operation, PageBounds
@@ -36,15 +36,28 @@ def fold(text: str) -> str | None:
     return None if text.isascii() else text.casefold()
 
 
+def _selected(completed: bool | None, by_text: bool) -> list[ColumnElement[bool]]:
+    conditions = []
+    if completed is not None:
+        # Not a parameter: how many notes are completed makes the plan.
+        conditions.append(notes.c.completed == (true() if completed else false()))
+    if by_text:
+        conditions.append(dialect.contains(notes.c.text, notes.c.folded, "q"))
+    return conditions
+
+
 @cache
 def _page(descending: bool, completed: bool | None, by_text: bool) -> Operation:
     query = select(*COLUMNS)
-    if completed is not None:
-        # Not a parameter: how many notes are completed makes the plan.
-        query = query.where(notes.c.completed == (true() if completed else false()))
-    if by_text:
-        query = query.where(dialect.contains(notes.c.text, notes.c.folded, "q"))
+    query = query.where(*_selected(completed, by_text))
     return dialect.page(query, notes.c.id, notes.c.text, BOUNDS, descending, searches=by_text)
+
+
+@cache
+def _count(completed: bool | None, by_text: bool) -> Operation:
+    query = select(func.count().label("total")).select_from(notes)
+    # It reads every note, or an entry of an index for each, as a search does.
+    return dialect.prepare(query.where(*_selected(completed, by_text)), searches=True)
 
 
 _THIS = notes.c.id == bindparam("note_id", type_=BigInteger)
@@ -98,6 +111,13 @@ async def list_notes(
         after = rows[-1]["id"]
         return rows, bool(await fetch(statement, after=after, limit=1, q=q))
     return rows, False
+
+
+async def count_notes(selection: Selection) -> int:
+    """The number of the selection's notes."""
+    statement = _count(selection.completed, bool(selection.q))
+    (row,) = await fetch(statement, q=selection.q.casefold())
+    return int(row["total"])
 
 
 async def get_notes(ids: Iterable[int]) -> dict[int, Row]:

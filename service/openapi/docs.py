@@ -1,7 +1,14 @@
 """The page that shows the OpenAPI document: Swagger UI, served by this service alone."""
 
+import re
+from functools import cache
+from importlib.resources import files
+
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
+
+from service.web import conditions
 
 # All from this origin and no inline script, so the page works with no internet and under a strict
 # Content-Security-Policy.
@@ -35,13 +42,41 @@ POLICY = (
 )
 
 
+# The page and the document may be others at the next start: a browser asks, and has a 304.
+ASK = "no-cache"
+# Swagger UI's own files change seldom, and are large.
+A_DAY = "public, max-age=86400"
+ASSETS = set(re.findall('"docs/assets/(.*?)"', PAGE))
+TYPES = {"css": "text/css", "js": "text/javascript", "png": "image/png"}
+
+
+def fixed(body: bytes, media_type: str, caching: str = ASK) -> Response:
+    """An answer that is the same until another version of the service."""
+    headers = {"ETag": conditions.etag(body), "Cache-Control": caching}
+    return Response(body, headers=headers, media_type=media_type)
+
+
 async def home(request: Request) -> Response:
     return RedirectResponse(request.url_for("docs"))
 
 
 async def swagger_ui(request: Request) -> Response:
-    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
+    response = fixed(PAGE.encode(), "text/html")
+    response.headers["Content-Security-Policy"] = POLICY
+    return response
 
 
 async def start(request: Request) -> Response:
-    return Response(START, media_type="text/javascript")
+    return fixed(START.encode(), "text/javascript")
+
+
+@cache
+def _read(name: str) -> bytes:
+    return (files("swagger_ui") / "static" / name).read_bytes()
+
+
+async def asset(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in ASSETS:
+        raise HTTPException(404)
+    return fixed(_read(name), TYPES[name.rpartition(".")[2]], A_DAY)

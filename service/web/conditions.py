@@ -8,6 +8,7 @@ from typing import TypeVar
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from service.web.responses import JSONBytes
 
@@ -15,43 +16,79 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _CONDITIONS = {b"if-match", b"if-none-match"}
-_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+# What a 304 leaves out, as it has no content (RFC 9110, section 15.4.5).
+_OF_CONTENT = {b"content-encoding", b"content-length", b"content-type"}
+_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|$))*")
 
 
-def etag(body: bytes) -> str:
-    """A strong entity tag: a hash of the bytes."""
-    return f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+def etag(body: bytes, *about: object) -> str:
+    """A strong entity tag: a hash of the bytes, and of `about`.
+
+    `about` tells bodies apart that are the same and stand for different things, such as pages.
+    """
+    # Processors have instructions for SHA-256.
+    digest = hashlib.sha256(repr(about).encode() if about else b"")
+    digest.update(body)
+    return f'"{digest.hexdigest()[:24]}"'
 
 
-def is_conditional(request: Request) -> bool:
-    for name, _ in request.scope["headers"]:  # noqa: SIM110 - half the time of any()
+def gzip_tag(tag: bytes) -> bytes:
+    """The tag of what a tag names, in gzip: no strong tag stands for two encodings."""
+    return tag[:-1] + b'-gzip"'
+
+
+def is_conditional(scope: Scope) -> bool:
+    for name, _ in scope["headers"]:  # noqa: SIM110 - half the time of any()
         if name in _CONDITIONS:
             return True
     return False
 
 
-def check(request: Request, tag: str) -> None:
-    """Evaluates the conditions for an existing item with this tag (RFC 9110, section 13.2.2).
+def unless_known(request: Request, response: Response) -> Response:
+    """Returns the answer to a GET or HEAD, or 304 if the client has it (RFC 9110, section 13.2.2).
 
-    Raises HTTPException 412, or 304 for a GET or HEAD if the client has the same item.
+    Raises HTTPException 412. An answer without an entity tag meets no condition but `*`.
     """
-    if "if-match" in request.headers and not _names(request, "if-match", tag, weak=False):
+    if request.method not in ("GET", "HEAD") or response.status_code != 200:
+        return response
+    tag = response.headers.get("etag")
+    if "if-match" in request.headers and not _is_state_of(tag, _listed(request, "if-match")):
         raise HTTPException(412)
-    if "if-none-match" in request.headers and _names(request, "if-none-match", tag, weak=True):
-        if request.method in ("GET", "HEAD"):
-            raise HTTPException(304, headers={"ETag": tag})
+    if not {"*", tag}.intersection(_listed(request, "if-none-match")):
+        return response
+    known = Response(status_code=304)
+    known.raw_headers = [field for field in response.raw_headers if field[0] not in _OF_CONTENT]
+    return known
+
+
+def _check(request: Request, tag: str) -> None:
+    """Evaluates the conditions of a write on the item that there is; HTTPException 412."""
+    if "if-match" in request.headers and not _is_state_of(tag, _listed(request, "if-match")):
+        raise HTTPException(412)
+    if _is_state_of(tag, _listed(request, "if-none-match")):
         raise HTTPException(412)
 
 
-def _names(request: Request, header: str, tag: str, weak: bool) -> bool:
-    """Whether the header is `*` or lists the tag. An invalid header lists nothing."""
+def _listed(request: Request, header: str) -> list[str]:
+    """The tags in the header, or `*`. An invalid header lists nothing.
+
+    A weak tag is read as a strong one. RFC 9110, section 13.1.1, forbids weak tags in If-Match,
+    because an item may change while its weak tag stays the same. A tag of this service is a hash of
+    the item. A proxy that compresses the answer makes the tag weak. The hash names the same state.
+    """
     value = ", ".join(request.headers.getlist(header)).strip()
     if value == "*":
-        return True
-    if not _TAGS.fullmatch(value):
-        return False
-    return any(strong == tag and (weak or not mark) for mark, strong in _TAG.findall(value))
+        return ["*"]
+    return _TAG.findall(value) if _TAGS.fullmatch(value) else []
+
+
+def _is_state_of(tag: str | None, listed: list[str]) -> bool:
+    """Whether one of the tags, in either encoding, names the same state; `*` names each."""
+    if tag is None:
+        return "*" in listed
+    plain = tag.replace("-gzip", "")
+    return any(other in ("*", plain, f'{plain[:-1]}-gzip"') for other in listed)
 
 
 async def write(
@@ -66,7 +103,7 @@ async def write(
     gets the item that meets them. It returns nothing if the item changed meanwhile; then this
     reads the item again. So of two clients with the same condition one wins, without a lock.
     """
-    if not is_conditional(request):
+    if not is_conditional(request.scope):
         done = await act(None)
         if not done:
             raise HTTPException(404)
@@ -75,14 +112,11 @@ async def write(
         item = await find()
         if item is None:
             raise HTTPException(404)
-        check(request, tag(item))
+        _check(request, tag(item))
         if done := await act(item):
             return done
 
 
-def answer(request: Request, body: bytes) -> Response:
-    """The answer to a GET under the request's conditions, with an entity tag."""
-    tag = etag(body)
-    if is_conditional(request):
-        check(request, tag)
-    return JSONBytes(body, headers=[(b"etag", tag.encode())])
+def tagged(body: bytes) -> Response:
+    """An answer with an item and its entity tag."""
+    return JSONBytes(body, headers=[(b"etag", etag(body).encode())])

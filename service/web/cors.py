@@ -9,7 +9,15 @@ from service.settings import CORS_ORIGINS
 from service.web.errors import error_response
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-EXPOSED_HEADERS = ["ETag", "Link", "Location", "Preference-Applied", "Retry-After", "X-Request-ID"]
+EXPOSED_HEADERS = [
+    "ETag",
+    "Link",
+    "Location",
+    "Preference-Applied",
+    "Retry-After",
+    "X-Request-ID",
+    "X-Total-Count",
+]
 
 
 class CORS(CORSMiddleware):

@@ -76,8 +76,6 @@ async def answer(error: Exception) -> Response | None:
     match error:
         case InvalidInput():
             return await _invalid_input_response(error.errors)
-        case HTTPException(status_code=304):
-            return Response(status_code=304, headers=error.headers)
         case HTTPException():
             return error_response(error.detail, error.status_code, error.headers)
         case ClientDisconnect():

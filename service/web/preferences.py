@@ -1,33 +1,76 @@
-"""The preferences of a request: Prefer (RFC 7240) and Accept (RFC 9110)."""
+"""The preferences of a request: Prefer (RFC 7240), Accept and Accept-Encoding (RFC 9110)."""
 
 import re
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 # An item of a list; it may contain a comma in quotes.
 _ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
+# Below each quality that can be given.
+UNNAMED = 0.0001
+
 
 def wants_minimal(request: Request) -> bool:
     """Whether `Prefer: return=minimal` asks for an answer without a body."""
-    if "prefer" not in request.headers:
-        return False
-    items = _ITEM.findall(",".join(request.headers.getlist("prefer")).lower())
-    names = (re.sub('[" \t]', "", item.partition(";")[0]) for item in items)
-    return next((name for name in names if name.startswith("return=")), "") == "return=minimal"
+    return _preference(request, "return") == "minimal"
+
+
+def wants_count(request: Request) -> bool:
+    """Whether `Prefer: count=exact` asks for the number of all that a listing selects."""
+    for name, _ in request.scope["headers"]:
+        if name == b"prefer":
+            return _preference(request, "count") == "exact"
+    return False
+
+
+def _preference(request: Request, wanted: str) -> str:
+    """The value that is preferred, in lower case; of several the first one."""
+    values = [value for name, value in request.scope["headers"] if name == b"prefer"]
+    if values:
+        for item in _ITEM.findall(b",".join(values).decode("latin-1").lower()):
+            name, _, value = re.sub('[" \t]', "", item.partition(";")[0]).partition("=")
+            if name == wanted:
+                return str(value)
+    return ""
 
 
 def wants_ndjson(request: Request) -> bool:
     """Whether `Accept` names NDJSON with a higher quality than JSON."""
     values = [value for name, value in request.scope["headers"] if name == b"accept"]
-    accept = b",".join(values).decode("latin-1").lower()
-    if "ndjson" not in accept:
+    accept = b",".join(values).lower()
+    if b"ndjson" not in accept:
         return False
-    qualities = {"application/x-ndjson": 0.0, "application/json": 0.0}
-    for item in accept.split(","):
+    qualities = _qualities(accept)
+    return qualities.get("application/x-ndjson", 0) > qualities.get("application/json", 0)
+
+
+def wants_gzip(request: Request, is_large: bool) -> bool:
+    """Whether `Accept-Encoding` prefers gzip to no coding, or takes nothing else.
+
+    An answer that isn't large is left as it is, if the client takes that. Raises HTTPException 406
+    for a GET or HEAD that takes neither (section 12.5.3).
+    """
+    values = [value for name, value in request.scope["headers"] if name == b"accept-encoding"]
+    if not values:
+        return False
+    qualities = _qualities(b",".join(values).lower())
+    others = qualities.get("*")
+    gzip = qualities.get("gzip", qualities.get("x-gzip", others or 0))
+    # What isn't named is taken all the same, and preferred to nothing.
+    identity = qualities.get("identity", UNNAMED if others is None else others)
+    if not gzip and not identity and request.method in ("GET", "HEAD"):
+        raise HTTPException(406)
+    return gzip > 0 and (gzip >= identity if is_large else not identity)
+
+
+def _qualities(value: bytes) -> dict[str, float]:
+    """The quality of each item of a header in lower case (section 12.4.2); 0 for a wrong one."""
+    qualities = {}
+    for item in value.decode("latin-1").split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
-        if name in qualities:
-            quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-            valid = re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", quality)
-            qualities[name] = float(quality) if valid else 0.0
-    return qualities["application/x-ndjson"] > qualities["application/json"]
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        valid = re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", quality)
+        qualities[name] = float(quality) if valid else 0.0
+    return qualities

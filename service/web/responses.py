@@ -14,6 +14,16 @@ from starlette.types import Receive, Scope, Send
 NDJSON = "application/x-ndjson"
 
 
+class Prepared(Response):
+    """A response made of a body that others may share, and of all of its headers, with `Vary`."""
+
+    def __init__(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = body
+        self.raw_headers = headers
+
+
 class JSONBytes(Response):
     """A response with encoded JSON. It skips the steps of Response that JSON doesn't need."""
 
@@ -43,14 +53,13 @@ class Stream(Response):
     def __init__(
         self,
         parts: AsyncGenerator[bytes | memoryview, None],
-        headers: Mapping[str, str],
-        media_type: str,
+        headers: list[tuple[bytes, bytes]],
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.media_type = media_type
+        self.body = b""
         self.parts = parts
-        self.init_headers(headers)
+        self.raw_headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -92,6 +101,11 @@ def written(
         return Response(status_code=204, headers=extra)
     raw = [(name.encode(), value.encode("latin-1")) for name, value in extra.items()]
     return JSONBytes(body, headers=raw, media_type=media_type)
+
+
+def counted(total: int) -> list[tuple[bytes, bytes]]:
+    """The headers that tell a client its `count=exact`."""
+    return [(b"x-total-count", b"%d" % total), (b"preference-applied", b"count=exact")]
 
 
 def next_link(request: Request, after: int) -> tuple[bytes, bytes]:

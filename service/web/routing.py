@@ -9,6 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.web import encodings
+from service.web.responses import Prepared
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -35,7 +38,8 @@ class Methods:
     """The ASGI app of one path. The keywords are methods in capitals.
 
     The handler of `GET` also answers `HEAD`. `OPTIONS` gets 204, and other methods get 405, both
-    with `Allow`. Starlette's HTTPEndpoint would look all this up at each request.
+    with `Allow`. Answers are compressed here, and conditions on answers to `GET` evaluated.
+    Starlette's HTTPEndpoint would look up the handler anew at each request.
     """
 
     def __init__(self, **handlers: Handler) -> None:
@@ -52,5 +56,10 @@ class Methods:
         handler = self.answers.get(scope["method"])
         if handler is None:
             raise HTTPException(405, headers=self.allow)
-        response = await handler(Request(scope, receive, send))
+        request = Request(scope, receive, send)
+        response = await handler(request)
+        if encodings.is_negotiated(scope):
+            response = await encodings.negotiate(request, response)
+        elif type(response) is not Prepared and encodings.is_large(response):
+            encodings.describe(response)
         await response(scope, receive, send)

@@ -249,3 +249,58 @@ def test_assets_are_served(service: httpx2.Client, name: str, content_type: str)
     assert response.status_code == 200
     assert response.headers["content-type"].startswith(content_type)
     assert response.content
+
+
+@pytest.mark.parametrize("name", ["index.css", "LICENSE", "swagger-ui.css.map", "%2e%2e", "x.js"])
+def test_other_files_are_not_served(service: httpx2.Client, name: str) -> None:
+    """Of Swagger UI's files the page's own are delivered alone."""
+    answer = service.get(f"/docs/assets/{name}")
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
+
+
+@pytest.mark.parametrize(
+    ("path", "caching", "least"),
+    [
+        ("/docs", "no-cache", None),
+        ("/docs/start.js", "no-cache", None),
+        ("/openapi.json", "no-cache", 5),
+        ("/docs/assets/swagger-ui.css", "public, max-age=86400", 5),
+        ("/docs/assets/swagger-ui-bundle.js", "public, max-age=86400", 3),
+        ("/docs/assets/favicon-32x32.png", "public, max-age=86400", None),
+    ],
+)
+def test_browsers_keep_the_page(
+    service: httpx2.Client, path: str, caching: str, least: int | None
+) -> None:
+    """What the page is made of has a tag, one for each encoding, and is not sent again.
+
+    `least` is how many times smaller it is in gzip, in which neither images are nor small files.
+    """
+    tags = {}
+    bodies = set()
+    for coding in ("identity", "gzip"):
+        headers = {"accept-encoding": coding}
+        answer = service.get(path, headers=headers)
+        bodies.add(answer.content)
+        tags[coding] = tag = answer.headers["etag"]
+        assert answer.headers["cache-control"] == caching
+        in_gzip = coding == "gzip" and least is not None
+        assert ("content-encoding" in answer.headers) == in_gzip
+        if least is not None:
+            assert answer.headers["vary"] == "Accept-Encoding"
+        if in_gzip:
+            assert least is not None
+            assert int(answer.headers["content-length"]) < len(answer.content) / least
+        for method in ("GET", "HEAD"):
+            known = service.request(method, path, headers={**headers, "if-none-match": tag})
+            assert (known.status_code, known.content) == (304, b"")
+            for name in ("etag", "cache-control", "vary"):
+                assert known.headers.get(name) == answer.headers.get(name)
+        head = service.head(path, headers=headers)
+        for name in ("content-length", "content-type", "content-encoding", "etag"):
+            assert head.headers.get(name) == answer.headers.get(name)
+    assert len(bodies) == 1
+    assert len(set(tags.values())) == (1 if least is None else 2)
+    if least is not None:
+        headers = {"accept-encoding": "gzip", "if-none-match": tags["identity"]}
+        assert service.get(path, headers=headers).status_code == 200

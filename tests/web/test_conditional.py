@@ -174,12 +174,21 @@ def test_garbage_matches_nothing(client: httpx2.Client, value: str) -> None:
 
 @pytest.mark.parametrize(("method", "body"), WRITES)
 @pytest.mark.parametrize(
-    "values", [["{tag}"], ["*"], ['"a", {tag}'], ['W/"a", {tag} ,'], ['"a"', "{tag}"]]
+    "values",
+    [
+        ["{tag}"],
+        ["*"],
+        ['"a", {tag}'],
+        ['W/"a", {tag} ,'],
+        ['"a"', "{tag}"],
+        ["W/{tag}"],
+        ['W/"a" ,W/{tag}'],
+    ],
 )
 def test_writes_to_what_has_not_changed(
     client: httpx2.Client, method: str, body: dict[str, Any] | None, values: list[str]
 ) -> None:
-    """With `If-Match` of the note's tag a write is carried out."""
+    """With `If-Match` of the note's tag, which a proxy may have made weak, a write goes through."""
     path, tag = create(client)
     values = [value.replace("{tag}", tag) for value in values]
     answer = ask(client, method, path, "if-match", *values, body=body)
@@ -191,10 +200,11 @@ def test_writes_to_what_has_not_changed(
 def test_writes_to_what_has_changed(
     client: httpx2.Client, method: str, body: dict[str, Any] | None
 ) -> None:
-    """With `If-Match` of another tag, or a weak one, a write is refused and changes nothing."""
+    """With `If-Match` of another tag, weak or strong, a write is refused and changes nothing."""
     path, old = create(client)
     tag = client.patch(path, json={"completed": True}).headers["etag"]
-    for values in ([old], [f"W/{tag}"], [f"W/{tag}, {old}"], [f'"a", W/{old}', f"W/{tag}"]):
+    other = f'W/"{tag[1:-1].upper()}x"'
+    for values in ([old], [f"W/{old}"], [f"W/{old}, {other}"], ['"a", W/"b"', 'W/""', "W/*"]):
         answer = ask(client, method, path, "if-match", *values, body=body)
         assert (answer.status_code, answer.json()) == FAILED
     assert client.get(path).headers["etag"] == tag
@@ -257,10 +267,10 @@ spaces = st.sampled_from(["", " ", "\t ", "  "])
 def test_any_list_of_tags(
     client: httpx2.Client, listed: list[tuple[bool, str | None, str, str] | None]
 ) -> None:
-    """A tag is found in any list that has it. The strong comparison ignores weak tags."""
+    """A tag is found in any list that has it, strong or weak."""
     path, tag = create(client)
     items = []
-    found = []
+    found = False
     for item in listed:
         if item is None:
             items.append("")
@@ -270,12 +280,12 @@ def test_any_list_of_tags(
         text = tag if opaque is None else f'"{opaque}"'
         items.append(f"{before}{'W/' if weak else ''}{text}{behind}")
         if opaque is None:
-            found.append("weak" if weak else "strong")
+            found = True
     value = ",".join(items).strip()
     read = ask(client, "GET", path, "if-none-match", value)
     assert read.status_code == (304 if found else 200)
     written = ask(client, "PATCH", path, "if-match", value, body={})
-    assert written.status_code == (200 if "strong" in found else 412)
+    assert written.status_code == (200 if found else 412)
     written = ask(client, "PATCH", path, "if-none-match", value, body={})
     assert written.status_code == (412 if found else 200)
 

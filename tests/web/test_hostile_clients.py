@@ -512,12 +512,13 @@ def test_pages_may_read_headers(guarded: str, tmp_path: Path) -> None:
     minimal = ORIGIN | {"prefer": "return=minimal"}
     created = httpx2.post(f"{guarded}/notes/", json=NOTE, headers=minimal)
     httpx2.post(f"{guarded}/notes/", json=NOTE, headers=minimal)
-    page = httpx2.get(f"{guarded}/notes/?limit=1", headers=ORIGIN)
+    counted = ORIGIN | {"prefer": "count=exact"}
+    page = httpx2.get(f"{guarded}/notes/?limit=1", headers=counted)
     with serving(nowhere(), tmp_path / "log", CORS_ORIGINS=ORIGIN["origin"]) as client:
         away = client.get("/notes/", headers=ORIGIN)
     for answer, status, names in (
         (created, 204, {"ETag", "Location", "Preference-Applied", "X-Request-ID"}),
-        (page, 200, {"Link", "X-Request-ID"}),
+        (page, 200, {"ETag", "Link", "Preference-Applied", "X-Request-ID", "X-Total-Count"}),
         (away, 503, {"Retry-After", "X-Request-ID"}),
     ):
         assert answer.status_code == status
@@ -525,7 +526,12 @@ def test_pages_may_read_headers(guarded: str, tmp_path: Path) -> None:
         assert names <= set(answer.headers["access-control-expose-headers"].split(", "))
         assert all(name in answer.headers for name in names)
     # Caches keep formats and origins apart.
-    assert set(page.headers["vary"].split(", ")) == {"Accept", "Origin"}
+    assert set(page.headers["vary"].split(", ")) == {
+        "Accept",
+        "Accept-Encoding",
+        "Prefer",
+        "Origin",
+    }
 
 
 @pytest.mark.parametrize(

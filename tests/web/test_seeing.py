@@ -442,7 +442,7 @@ def test_metrics_count_every_request(database_url: str, tmp_path: Path, workers:
             ("/notes/{note_id}", "GET", "404"): 2,
             ("", "GET", "404"): 2,
             ("/notes/", "POST", "422"): 1,
-            ("/docs/assets", "GET", "200"): 1,
+            ("/docs/assets/{name}", "GET", "200"): 1,
             ("/notes/", "other", "405"): 3,
         }
         for _ in range(4):
