@@ -1,7 +1,7 @@
 """All environment variables of the service, read once, at import.
 
 Alembic imports this, so it must not import Starlette. An invalid value ends the process with one
-line on stderr. README.md explains each variable.
+line on stderr. docs/settings.md explains each variable.
 """
 
 import os

@@ -309,10 +309,10 @@ def test_unusable_database_urls(url: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def readme() -> dict[str, str]:
-    """The default of each variable in README's table. None and any are empty."""
+def documented() -> dict[str, str]:
+    """The default of each variable in the table of docs/settings.md. None and any are empty."""
     row = r"^\| `([A-Z_]+)` \| (?:`([^`]+)`|none|any) \|"
-    return dict(re.findall(row, (ROOT / "README.md").read_text(), re.MULTILINE))
+    return dict(re.findall(row, (ROOT / "docs/settings.md").read_text(), re.MULTILINE))
 
 
 def settings_with(variables: dict[str, str]) -> dict[str, Any]:
@@ -325,9 +325,9 @@ def settings_with(variables: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def test_every_setting_is_in_the_readme(tmp_path: Path) -> None:
-    """README's table has each setting and its default. To set a default changes nothing."""
-    defaults = readme()
+def test_every_setting_is_in_the_table(tmp_path: Path) -> None:
+    """The table has each setting and its default. To set a default changes nothing."""
+    defaults = documented()
     assert set(defaults) == NAMES
     given = {name: default for name, default in defaults.items() if default}
     values = settings_with({})
@@ -339,15 +339,23 @@ def test_every_setting_is_in_the_readme(tmp_path: Path) -> None:
     assert flags(web_command(), tmp_path) == flags(web_command(), tmp_path, **given)
 
 
+def test_the_readme_names_every_setting() -> None:
+    """README's overview has each setting once, and nothing else."""
+    section = re.search(r"^## Settings\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert section is not None
+    named = re.findall(r"`([A-Z_]+)`", "".join(re.findall(r"^\|.*\n", section[1], re.MULTILINE)))
+    assert sorted(named) == sorted(NAMES)
+
+
 def test_every_setting_is_in_the_example() -> None:
-    """`.env.example` has a line for each setting and for nothing else, with README's default.
+    """`.env.example` has a line for each setting and for nothing else, with the table's default.
 
     Where there is none, the line is an example in a comment.
     """
     text = (ROOT / ".env.example").read_text()
     lines = re.findall(r"^(#?)([A-Z_]+)=(.*)$", text, re.MULTILINE)
     assert sorted(name for _, name, _ in lines) == sorted(NAMES)
-    defaults = readme()
+    defaults = documented()
     for comment, name, value in lines:
         if defaults[name]:
             assert value == defaults[name], name
