@@ -1,16 +1,20 @@
-"""The README's commands have the output that it shows."""
+"""The commands of README and docs/api.md have the output that these pages show."""
 
 import re
 import subprocess
 
 import httpx2
+import pytest
 
 from tests.support.databases import ROOT, environment
 
+PAGES = ["README.md", "docs/api.md"]
+COMMAND = r"^[ \t>]*\$ "
 
-def examples(readme: str) -> list[tuple[str, str]]:
+
+def examples(page: str) -> list[tuple[str, str]]:
     """The commands behind `$` in the console blocks, in order, each with its output."""
-    blocks = re.findall(r"^```console\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```console\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     found = []
     for block in blocks:
         before, *parts = re.split(r"^\$ ", block, flags=re.MULTILINE)
@@ -25,15 +29,26 @@ def examples(readme: str) -> list[tuple[str, str]]:
 
 def test_commands_are_found() -> None:
     """A command has all of its lines, and its output ends with the next command or the block."""
-    readme = "```console\n$ a \\\n  b\n1\n\n2\n$ c | d\n```\n$ e\n```console\n$ f\nf\n```\n"
-    assert examples(readme) == [("a \\\n  b", "1\n\n2"), ("c | d", ""), ("f", "f")]
+    page = "```console\n$ a \\\n  b\n1\n\n2\n$ c | d\n```\n$ e\n```console\n$ f\nf\n```\n"
+    assert examples(page) == [("a \\\n  b", "1\n\n2"), ("c | d", ""), ("f", "f")]
 
 
-def test_the_examples_work(service: httpx2.Client) -> None:
-    """On a fresh database every command of the README prints the text below it."""
-    readme = (ROOT / "README.md").read_text()
-    found = examples(readme)
-    assert len(found) == len(re.findall(r"^[ \t>]*\$ ", readme, re.MULTILINE)) > 0
+def test_other_pages_have_no_examples() -> None:
+    """No other page in docs/ has a command whose output nobody checks."""
+    found = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "README.md", *(ROOT / "docs").glob("**/*.md"))
+        if re.search(COMMAND, file.read_text(), re.MULTILINE)
+    }
+    assert found == set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_work(service: httpx2.Client, page: str) -> None:
+    """On a fresh database every command of a page prints the text below it."""
+    text = (ROOT / page).read_text()
+    found = examples(text)
+    assert len(found) == len(re.findall(COMMAND, text, re.MULTILINE)) > 0
     for command, output in found:
         assert "localhost:8000" in command
         result = subprocess.run(

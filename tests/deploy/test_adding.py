@@ -1,4 +1,4 @@
-"""README's recipes for those who build on the service, carried out in a copy of the project."""
+"""The recipes of README and docs/ for new fields and resources, in a copy of the project."""
 
 import re
 import shutil

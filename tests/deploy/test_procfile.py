@@ -126,13 +126,13 @@ def test_termination_ends_all_processes(database_url: str, tmp_path: Path, count
 
 
 @pytest.mark.parametrize("command", [web_command(), "scripts/run"], ids=["Procfile", "scripts"])
-def test_the_flags_are_the_readmes(tmp_path: Path, command: str) -> None:
-    """uvicorn gets the times that README explains, and no flags but these."""
-    readme = " ".join((ROOT / "README.md").read_text().split())
+def test_the_flags_are_documented(tmp_path: Path, command: str) -> None:
+    """uvicorn gets the times that docs/operating.md explains, and no flags but these."""
+    page = " ".join((ROOT / "docs/operating.md").read_text().split())
     times = re.search(
         r"keep-alive of (\d+) s outlasts the (\d+) s for which a router keeps idle connections; "
         r"the (\d+) s of grace at shutdown end before the platform's SIGKILL at (\d+) s",
-        readme,
+        page,
     )
     assert times is not None
     keep_alive, idle, grace, kill = map(int, times.groups())
