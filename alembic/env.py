@@ -57,8 +57,6 @@ def run(connection: Connection) -> None:
         # On SQLite one run is one transaction: all or nothing, and one at a time.
         transactional_ddl=True,
         transaction_per_migration=connection.dialect.name != "sqlite",
-        # SQLite can't alter a table in place; batch mode rebuilds it.
-        render_as_batch=True,
     )
     with context.begin_transaction():
         context.run_migrations()

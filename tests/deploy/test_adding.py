@@ -24,7 +24,6 @@ COLUMNS = """\
     sqlalchemy.Column("due", sqlalchemy.Date),
     sqlalchemy.Column("remark", sqlalchemy.String),
 """
-SCHEMA_END = "    completed = Boolean(required=True)\n"
 FIELDS = """\
     author = Text(load_default="nobody")
     priority = Integer(load_default=3)
@@ -164,6 +163,34 @@ def test_the_document_has_new_fields(client: httpx2.Client) -> None:
         assert (fields["due"]["type"], fields["due"]["format"]) == (["string", "null"], "date")
         assert fields["remark"]["type"] == ["string", "null"]
     assert set(schemas["NoteIn"]["required"]) == {"text", "completed"}
+
+
+def test_a_new_field_can_be_taken_back(tmp_path: Path, database_url: str) -> None:
+    """A downgrade removes the columns, and leaves the table as it was before."""
+    copy = copy_project(tmp_path / "copy")
+    before = schema(database_url)
+    edit(copy / "service/tables.py", TABLE_END, COLUMNS)
+    alembic(copy, database_url, "revision", "--autogenerate", "-m", "more of a note")
+    for command in ("upgrade head", "downgrade -1"):
+        alembic(copy, database_url, *command.split())
+    assert schema(database_url) == before
+
+
+def schema(database_url: str) -> set[str]:
+    """The columns, indexes and triggers of notes."""
+    if database_url.startswith("sqlite"):
+        named = (
+            "SELECT group_concat(type || ' ' || name) FROM sqlite_master WHERE tbl_name = 'notes'"
+        )
+        columns = "SELECT group_concat('column ' || name) FROM pragma_table_info('notes')"
+    else:
+        named = "SELECT string_agg(indexname, ',') FROM pg_indexes WHERE tablename = 'notes'"
+        columns = (
+            "SELECT string_agg(column_name, ',') FROM information_schema.columns"
+            " WHERE table_name = 'notes'"
+        )
+    found = [databases.execute(database_url, query) for query in (named, columns)]
+    return set(",".join(found).split(","))
 
 
 @pytest.fixture(scope="module", params=KINDS)
