@@ -17,7 +17,8 @@ DEFINITION = "notes ((id + 0)) WHERE octet_length(text) > 1998"
 
 def upgrade() -> None:
     if op.get_context().dialect.name == "sqlite":
-        op.execute("CREATE INDEX notes_large ON notes (id + 0) WHERE length(text) > 1998")
+        bytes_of_text = "length(CAST(text AS BLOB))"
+        op.execute(f"CREATE INDEX notes_large ON notes (id + 0) WHERE {bytes_of_text} > 1998")
         return
     with op.get_context().autocommit_block():
         if context.is_offline_mode():
@@ -27,4 +28,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_index("notes_large", "notes")
+    op.execute("DROP INDEX IF EXISTS notes_large")

@@ -287,7 +287,6 @@ def insert_many(
 insert_or_replace = partial(returning.insert_or_replace, prepare, insert)
 update = partial(returning.update, prepare)
 delete = partial(returning.delete, prepare)
-# PostgreSQL knows octet_length without reading a large text.
 
 
 def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:

@@ -45,6 +45,7 @@ OUT_OF_DATE: tuple[type[Exception], ...] = ()
 BEGIN = "BEGIN IMMEDIATE"
 
 THREAD_SECONDS = 5
+INTERRUPT_SECONDS = 0.1
 
 _DIALECT = SQLiteDialect_aiosqlite()
 
@@ -192,8 +193,10 @@ async def _run_in_thread(
             raise sqlite3.OperationalError(str(error)) from None
         raise
     except (TimeoutError, CancelledError):
-        await raw.interrupt()
-        await asyncio.wait([running])
+        # An interrupt before the thread has begun the statement does nothing.
+        while not running.done():
+            await raw.interrupt()
+            await asyncio.wait([running], timeout=INTERRUPT_SECONDS)
         if interrupted := running.exception():
             # aiosqlite's frames hold the future: a reference cycle.
             interrupted.with_traceback(None)
@@ -235,7 +238,11 @@ def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
     return bindparam(name, type_=type_)
 
 
-page = partial(returning.page, prepare, _parameter, func.length)
+def _bytes(text: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.length(sql_cast(text, LargeBinary))
+
+
+page = partial(returning.page, prepare, _parameter, _bytes)
 
 
 class _List(TypeDecorator[list[Any]]):
