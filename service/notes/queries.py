@@ -55,7 +55,8 @@ def _page(descending: bool, completed: bool | None, by_text: bool) -> Operation:
 
 @cache
 def _count(completed: bool | None, by_text: bool) -> Operation:
-    query = select(func.count().label("total")).select_from(notes)
+    # Listings have no other ids, which another program may have stored.
+    query = select(func.count().label("total")).where(notes.c.id.between(1, MAX_ID))
     # It reads every note, or an entry of an index for each, as a search does.
     return dialect.prepare(query.where(*_selected(completed, by_text)), searches=True)
 

@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 # An item of a list; it may contain a comma in quotes.
-_ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')
+_ITEM = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 
 # Below each quality that can be given.
 UNNAMED = 0.0001
@@ -30,9 +30,9 @@ def _preference(request: Request, wanted: str) -> str:
     values = [value for name, value in request.scope["headers"] if name == b"prefer"]
     if values:
         for item in _ITEM.findall(b",".join(values).decode("latin-1").lower()):
-            name, _, value = re.sub('[" \t]', "", item.partition(";")[0]).partition("=")
-            if name == wanted:
-                return str(value)
+            name, _, value = item.partition(";")[0].partition("=")
+            if name.strip() == wanted:
+                return str(value.strip().strip('"'))
     return ""
 
 

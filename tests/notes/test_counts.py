@@ -35,6 +35,8 @@ OTHER = [
     ["exact"],
     ["count=planned"],
     ["count=exactly"],
+    ["c ount=exact"],
+    ['foo="a\\", count=exact"'],
     ["count=none, count=exact"],
     ["x; count=exact"],
     ['x="count=exact"'],
@@ -165,6 +167,17 @@ def test_the_count_is_that_of_the_whole_listing(
     asked = given | {name: value for name, value in page.items() if value is not None}
     whole = service.get("/notes/", params=given).json()
     assert total(service.get("/notes/", params=asked, headers=EXACT)) == len(whole)
+
+
+def test_only_notes_of_listings_are_counted(server: Server, service: httpx2.Client) -> None:
+    """Notes with ids that no listing has, which another program may store, are not counted."""
+    fill(server.database_url, 3)
+    databases.execute(
+        server.database_url,
+        "INSERT INTO notes (id, text, completed) VALUES (-1, 'a', true), (0, 'a', true)",
+    )
+    answer = read(service, "", ["count=exact"])
+    assert total(answer) == len(answer.json()) == 3
 
 
 @pytest.fixture(scope="module", params=KINDS)
