@@ -23,6 +23,8 @@ from service.web.responses import Stream
 MIN_BYTES = 1024
 # Others take the event loop for longer than to hand them to a thread.
 AT_ONCE_BYTES = 8192
+# Larger bodies are not kept.
+MAX_KEPT_BYTES = 2_000_000
 # A few percent larger than with zlib's default, in half the time.
 LEVEL = 5
 
@@ -83,7 +85,7 @@ def describe(response: Response, in_gzip: bool = False) -> None:
     headers.append((b"vary", b"Accept-Encoding"))
 
 
-# What many ask for stays the same for long: files of the docs page, pages that are polled.
+# The files of the docs page and pages that are polled stay the same for long.
 @lru_cache(8)
 def _gzip(body: bytes) -> bytes:
     return zlib.compress(body, LEVEL, zlib.MAX_WBITS | 16)
@@ -91,21 +93,22 @@ def _gzip(body: bytes) -> bytes:
 
 async def _compress_once(bodies: list[bytes]) -> list[bytes]:
     body = bodies[0]
+    compress = _gzip if len(body) <= MAX_KEPT_BYTES else _gzip.__wrapped__
     if len(body) > AT_ONCE_BYTES:
-        compressed = await asyncio.get_running_loop().run_in_executor(None, _gzip, body)
+        compressed = await asyncio.get_running_loop().run_in_executor(None, compress, body)
     else:
-        compressed = _gzip(body)
+        compressed = compress(body)
     return [compressed] * len(bodies)
 
 
-# All who share a page have it from one query, and so the very same object.
+# Callers who share a page have it from one query, so it is the same object.
 _compress = coalesce(_compress_once, max_batch=10_000, key=id, observe=metrics.batch("compress"))
 
 
 async def _compress_parts(
     parts: AsyncGenerator[bytes | memoryview, None],
 ) -> AsyncGenerator[bytes | memoryview, None]:
-    """What a client can decode of each part once it is there; no more than a part is in memory."""
+    """Compresses parts, so that a client can decode each one at once. One part is in memory."""
     compressor = zlib.compressobj(LEVEL, wbits=zlib.MAX_WBITS | 16)
 
     def compress(part: bytes | memoryview) -> bytes:

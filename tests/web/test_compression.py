@@ -318,6 +318,17 @@ def test_usual_clients_decode_it(service: httpx2.Client) -> None:
     assert result.stdout == answer.content
 
 
+def test_large_pages_are_not_kept(database_url: str, tmp_path: Path) -> None:
+    """Pages of many megabytes leave no memory behind, in either encoding."""
+    fill(database_url, 80, "x" * 1_000_000)
+    with watching(database_url, tmp_path / "log") as service:
+        ask(service.url, "/notes/?limit=10", "gzip")
+        before = service.memory()
+        for page in range(1, 8):
+            ask(service.url, f"/notes/?limit=10&after={10 * page}", "gzip")
+        assert service.memory() - before < 40_000_000
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def shared(
     request: pytest.FixtureRequest,

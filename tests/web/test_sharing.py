@@ -71,7 +71,9 @@ def ask(service: Service, requests: list[Request]) -> list[Answer]:
 
 def batches(service: Service, query: str) -> tuple[int, int]:
     """How many callers a query has served so far, and how often it was sent."""
-    with httpx2.Client(base_url=service.url) as client:
+    # The answer must not be compressed: compressions are counted too.
+    plain = {"accept-encoding": "identity"}
+    with httpx2.Client(base_url=service.url, headers=plain) as client:
         callers, sent = (
             int(metric(client, f"coalesced_batch_size_{name}", query=query))
             for name in ("sum", "count")
