@@ -36,7 +36,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 async def openapi_json(request: Request) -> Response:
-    return docs.fixed(orjson.dumps(document), "application/json")
+    return docs.fixed(openapi, "application/json")
 
 
 RESOURCES = [notes.resource, users.resource]
@@ -48,6 +48,7 @@ routes = [
     for path in resource.paths
 ]
 document = make_document(RESOURCES, by_token=bool(guard))
+openapi = orjson.dumps(document)
 documentation = [
     Route("/", Methods(GET=docs.home)),
     Route("/openapi.json", Methods(GET=openapi_json)),

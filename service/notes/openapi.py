@@ -65,8 +65,9 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "With `limit` it is a page; `Link` leads to the next one, if there is one.\n\n"
             "With `Accept: application/x-ndjson` each note is a line of its own, without brackets "
             "and commas.\n\n"
-            "A 503 with `Retry-After` says in `detail`, in words, that the database is away, full "
-            "or slow."
+            "Other errors have a sentence in `detail`: 406 for a client that takes neither gzip "
+            "nor the plain body, 412 for an `If-Match` that does not name the listing, 503 with "
+            "`Retry-After` for a database that is away, full or slow."
         ),
         "parameters": [
             parameter(
@@ -115,7 +116,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                         '<http://localhost:8000/notes/?limit=100&after=100>; rel="next"',
                     ),
                     "ETag": header(
-                        "A strong entity tag of the listing, unless it is streamed",
+                        "A strong entity tag. Listings of over 1,000 notes or 2 MB have none.",
                         '"5d3f0a0c7e2b4f6a8c9d0e1f"',
                     ),
                     "X-Total-Count": header(
@@ -124,7 +125,10 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                     "Preference-Applied": header("What was done of Prefer", "count=exact"),
                 },
             },
-            "304": {"description": "The listing is what the client has"},
+            "304": {
+                "description": "The client has this listing already",
+                "headers": {"ETag": header("The listing's tag", '"5d3f0a0c7e2b4f6a8c9d0e1f"')},
+            },
             **INVALID,
         },
     },

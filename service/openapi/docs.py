@@ -50,9 +50,14 @@ ASSETS = set(re.findall('"docs/assets/(.*?)"', PAGE))
 TYPES = {"css": "text/css", "js": "text/javascript", "png": "image/png"}
 
 
+@cache
+def _tag(body: bytes) -> str:
+    return conditions.etag(body)
+
+
 def fixed(body: bytes, media_type: str, caching: str = ASK) -> Response:
     """An answer that is the same until another version of the service."""
-    headers = {"ETag": conditions.etag(body), "Cache-Control": caching}
+    headers = {"ETag": _tag(body), "Cache-Control": caching}
     return Response(body, headers=headers, media_type=media_type)
 
 

@@ -74,7 +74,7 @@ ERROR = {
 
 INFO = {
     "description": "Short texts, each of them done or not. Every error is JSON with `detail`.",
-    "contact": {"name": "Whoever operates this service"},
+    "contact": {"name": "The operators of this service"},
 }
 TOKEN = {
     "type": "http",
@@ -90,9 +90,9 @@ UNAUTHENTICATED = {
 
 
 # Generated clients make one type of all the errors of an operation, and one of all other answers.
-# An operation of the FastAPI example has just those that the example's document names, so that
-# programs for the example fit; its description tells of the rest.
-OF_THE_EXAMPLE = {"200", "422"}
+# An operation of the FastAPI example names only the example's answers, and a 304 without a body. So
+# programs for the example fit. The description tells of the other answers.
+OF_THE_EXAMPLE = {"200", "304", "422"}
 
 
 def operations(resource: Resource, path: Path, by_token: bool) -> dict[str, Any]:

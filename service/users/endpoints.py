@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from service.users import openapi, queries
 from service.users.schemas import user_out
-from service.web.responses import JSONBytes
+from service.web.conditions import tagged
 from service.web.routing import Path, Resource
 
 
@@ -15,7 +15,7 @@ async def read_user(request: Request) -> Response:
     user = await queries.get_user(request.path_params["username"])
     if user is None:
         raise HTTPException(404)
-    return JSONBytes(orjson.dumps(user_out.dump(user)))
+    return tagged(orjson.dumps(user_out.dump(user)))
 
 
 resource = Resource(

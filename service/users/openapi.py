@@ -2,13 +2,23 @@
 
 from typing import Any
 
-from service.openapi.parts import UNAVAILABLE, parameter, response, tag
+from service.openapi.parts import (
+    IF_MATCH,
+    IF_NONE_MATCH,
+    UNAVAILABLE,
+    header,
+    parameter,
+    response,
+    tag,
+)
 from service.users.schemas import MAX_USERNAME, user_out
 
 SCHEMAS = {"User": user_out}
 
-TAG = tag("Users", "Those who may come in, where the service asks for a token.")
+TAG = tag("Users", "The users of a service that asks for a token.")
 NOT_FOUND = {"404": response("There is no such user", "Error")}
+CHANGED = {"412": response("If-Match does not name the user's state", "Error")}
+ETAG = {"ETag": header("A strong entity tag of the user", '"5d3f0a0c7e2b4f6a8c9d0e1f"')}
 USERNAME = parameter(
     "path",
     "username",
@@ -22,8 +32,14 @@ USERNAME = parameter(
 OPERATIONS: dict[str, dict[str, Any]] = {
     "read_user": {
         **TAG,
-        "description": "A user by name. Users are added by whoever operates the service.",
-        "parameters": [USERNAME],
-        "responses": {"200": response("Successful Response", "User"), **NOT_FOUND, **UNAVAILABLE},
+        "description": "A user by name. Users are added by the operators of the service.",
+        "parameters": [USERNAME, IF_NONE_MATCH, IF_MATCH],
+        "responses": {
+            "200": {**response("Successful Response", "User"), "headers": ETAG},
+            "304": {"description": "The client has this user already", "headers": ETAG},
+            **NOT_FOUND,
+            **CHANGED,
+            **UNAVAILABLE,
+        },
     },
 }

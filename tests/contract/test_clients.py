@@ -119,6 +119,8 @@ def outputs(workshop: Path) -> dict[str, str]:
         for name in ("twin", "service")
         for tool, command in commands(name).items()
     }
+    made = {path.relative_to(workshop).parts[0] for path in workshop.rglob("generated.ts")}
+    assert made == {"twin", "service"}, outputs
     outputs["openapi-python-client"] = run(
         "openapi-python-client",
         "generate",
