@@ -116,7 +116,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                         '<http://localhost:8000/notes/?limit=100&after=100>; rel="next"',
                     ),
                     "ETag": header(
-                        "A strong entity tag. Listings of over 1,000 notes or 2 MB have none.",
+                        "A strong entity tag, but for listings of over 1,000 notes or 2 MB of text",
                         '"5d3f0a0c7e2b4f6a8c9d0e1f"',
                     ),
                     "X-Total-Count": header(

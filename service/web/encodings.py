@@ -50,6 +50,8 @@ async def negotiate(request: Request, response: Response) -> Response:
 
     Raises HTTPException 406 and 412 for a GET or HEAD.
     """
+    if response.status_code != 200:
+        return response
     is_stream = isinstance(response, Stream)
     large = is_large(response)
     in_gzip = preferences.wants_gzip(request, large) and (is_stream or response.body != b"")

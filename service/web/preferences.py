@@ -11,6 +11,8 @@ _ITEM = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 # Below each quality that can be given.
 UNNAMED = 0.0001
 
+MAX_NEGOTIATION_BYTES = 1000
+
 
 def wants_minimal(request: Request) -> bool:
     """Whether `Prefer: return=minimal` asks for an answer without a body."""
@@ -66,11 +68,17 @@ def wants_gzip(request: Request, is_large: bool) -> bool:
 
 
 def _qualities(value: bytes) -> dict[str, float]:
-    """The quality of each item of a header in lower case (section 12.4.2); 0 for a wrong one."""
-    qualities = {}
+    """The quality of each item of a header in lower case (section 12.4.2); 0 for a wrong one.
+
+    A header that no client needs counts as empty: it would hold the event loop.
+    """
+    qualities: dict[str, float] = {}
+    if len(value) > MAX_NEGOTIATION_BYTES:
+        return qualities
     for item in value.decode("latin-1").split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        pairs = [parameter.partition("=") for parameter in parameters]
+        quality = next((weight for key, _, weight in pairs if key.strip() == "q"), "1")
         valid = re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", quality)
         qualities[name] = float(quality) if valid else 0.0
     return qualities

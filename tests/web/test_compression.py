@@ -95,6 +95,8 @@ CODINGS: list[tuple[str | None, str | None, str | None]] = [
     ("gzip;q=0.000, *", "identity", "identity"),
     ("gzip;q=2", "identity", "identity"),
     ("gzip;q=x", "identity", "identity"),
+    ("gzip;q = 0", "identity", "identity"),
+    ("a," * 500 + "gzip", "identity", "identity"),
     ("gzipped, x-gzi", "identity", "identity"),
     (";q=1,,=;", "identity", "identity"),
     ("gzip, identity;q=0", "gzip", "gzip"),
@@ -316,6 +318,13 @@ def test_usual_clients_decode_it(service: httpx2.Client) -> None:
     )
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout == answer.content
+
+
+def test_only_answers_with_content_are_refused(service: httpx2.Client) -> None:
+    """A redirect and an error stay what they are for a client that takes no coding."""
+    nothing = {"accept-encoding": "identity;q=0"}
+    for path, status in (("/", 307), ("/notes/?limit=0", 422), ("/notes/", 406)):
+        assert service.get(path, headers=nothing).status_code == status
 
 
 def test_large_pages_are_not_kept(database_url: str, tmp_path: Path) -> None:
