@@ -91,6 +91,20 @@ class Dialect(Protocol):
         Returns fewer rows if the values of the column `large` in these rows exceed the bounds.
         """
 
+    def pages(
+        self,
+        query: Select[Any],
+        key: Column[Any],
+        large: Column[Any],
+        bounds: PageBounds,
+        descending: bool,
+    ) -> Operation | None:
+        """Several pages in one statement, for the parameters `afters` and `limits`, two lists.
+
+        The rows have a further column `page`, the number of their page from 1. Their order is that
+        of the pages. None if the database can't.
+        """
+
     def is_one_of(self, column: Column[Any], name: str) -> ColumnElement[bool]:
         """Whether the column's value is in the parameter, a list."""
 

@@ -19,13 +19,17 @@ from sqlalchemy import (
     ClauseElement,
     Column,
     ColumnElement,
+    Integer,
+    Select,
     String,
     Table,
     bindparam,
     cast,
     collate,
+    column,
     func,
     select,
+    true,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
@@ -35,7 +39,7 @@ from sqlalchemy.types import TypeEngine
 from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
-from service.database.operations import Lane, Operation, Result
+from service.database.operations import Lane, Operation, PageBounds, Result
 from service.tables import Row
 
 UNAVAILABLE: tuple[type[Exception], ...] = (
@@ -297,6 +301,30 @@ def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
 
 # PostgreSQL knows the length of a large text without reading the text.
 page = partial(returning.page, prepare, _parameter, func.octet_length)
+
+
+def pages(
+    query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
+) -> Operation:
+    arrays = [_parameter("afters", ARRAY(key.type)), _parameter("limits", ARRAY(Integer()))]
+    wanted = func.unnest(*arrays).table_valued(
+        column("after", key.type), column("most", Integer()), with_ordinality="page", name="wanted"
+    )
+    wanted = wanted.render_derived()
+    rows = returning.bounded(
+        func.octet_length,
+        query,
+        key,
+        large,
+        bounds,
+        descending,
+        wanted.c.after,
+        wanted.c.most,
+        wanted,
+    ).lateral("found")
+    found = rows.c[key.name]
+    every = select(*rows.c, wanted.c.page).select_from(wanted.join(rows, true()))
+    return prepare(every.order_by(wanted.c.page, found.desc() if descending else found))
 
 
 def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:

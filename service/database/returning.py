@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import (
     Column,
     ColumnElement,
+    FromClause,
     Integer,
     Select,
     Table,
@@ -69,8 +70,24 @@ def page(
     # The best plan of a search depends on all parameters.
     new = bindparam if searches else parameter
     after, limit = new("after", key.type), new("limit", Integer())
+    selected = bounded(length, query, key, large, bounds, descending, after, limit)
+    return prepare(selected, searches)
+
+
+def bounded(
+    length: Callable[[ColumnElement[Any]], ColumnElement[Any]],
+    query: Select[Any],
+    key: Column[Any],
+    large: Column[Any],
+    bounds: PageBounds,
+    descending: bool,
+    after: ColumnElement[Any],
+    limit: ColumnElement[Any],
+    outer: FromClause | None = None,
+) -> Select[Any]:
+    """The rows of one page. `after` and `limit` may be columns of an outer query."""
     behind = key < after if descending else key > after
-    query = query.where(behind).order_by(key.desc() if descending else key)
+    query = query.where(behind).order_by(key.desc() if descending else key).correlate(outer)
     # Usually no large value follows. Then the page is read only once. `+ 0` makes the planner use
     # the index of large values: in the index of the keys it would read all rows.
     place = key + _constant(0)
@@ -80,6 +97,7 @@ def page(
         .where(length(large) > _constant(bounds.large))
         .order_by(place.desc() if descending else place)
         .limit(_constant(1))
+        .correlate(outer)
         .scalar_subquery()
     )
     values = query.with_only_columns(large).limit(limit).subquery()
@@ -87,7 +105,7 @@ def page(
     short = _constant(bounds.short)
     is_long = (total > _constant(bounds.max_bytes)) & (limit > short)
     most = case((follows.is_(None), limit), (is_long, short), else_=limit)
-    return prepare(query.limit(most), searches)
+    return query.limit(most)
 
 
 def _constant(number: int) -> ColumnElement[int]:

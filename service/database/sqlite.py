@@ -21,6 +21,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     LargeBinary,
+    Select,
     String,
     Table,
     TypeDecorator,
@@ -36,7 +37,7 @@ from sqlalchemy.types import TypeEngine
 from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
-from service.database.operations import Lane, Operation, Result
+from service.database.operations import Lane, Operation, PageBounds, Result
 from service.tables import Row
 
 UNAVAILABLE: tuple[type[Exception], ...] = (OSError, sqlite3.OperationalError)
@@ -243,6 +244,13 @@ def _bytes(text: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 page = partial(returning.page, prepare, _parameter, _bytes)
+
+
+def pages(
+    query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
+) -> Operation | None:
+    """None: a subquery can't use columns of the outer query in its LIMIT."""
+    return None
 
 
 class _List(TypeDecorator[list[Any]]):

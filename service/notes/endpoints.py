@@ -48,7 +48,7 @@ insert_note = coalesce(queries.insert_notes, max_batch=100, observe=metrics.batc
 
 # Cached: validation costs half as much as the rest of a listing, and few queries are frequent.
 @lru_cache(1000)
-def _page_request(query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
+def _first_page(query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
     """The page that a query string requests, and whether the query has a limit."""
     query = load(listing_query.load, dict(QueryParams(query_string)), "query")
     selection = Selection(query["order"] == "desc", query["completed"], query["q"])
@@ -58,12 +58,25 @@ def _page_request(query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]
     ), limit is not None
 
 
+def _names_no_after(others: bytes) -> bool:
+    """Whether these parts of a query string are complete, and none of them is named `after`."""
+    return others[-1:] in (b"", b"&") and b"after" not in others and b"%" not in others
+
+
+def _page_request(query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
+    # Long query strings would fill the cache's memory.
+    read = _first_page if len(query_string) < 200 else _first_page.__wrapped__
+    # Pages that follow each other differ at the end. The rest is often the same.
+    others, found, after = query_string.rpartition(b"after=")
+    if found and after.isdigit() and len(after) < 16 and _names_no_after(others):
+        first, is_limited = read(others[:-1], ndjson)
+        return first._replace(after=int(after)), is_limited
+    return read(query_string, ndjson)
+
+
 async def read_notes(request: Request) -> Response:
     ndjson = preferences.wants_ndjson(request)
-    query_string = request.scope["query_string"]
-    # Long query strings would fill the cache's memory.
-    read = _page_request if len(query_string) < 200 else _page_request.__wrapped__
-    page_request, is_limited = read(query_string, ndjson)
+    page_request, is_limited = _page_request(request.scope["query_string"], ndjson)
     page = await read_page(page_request)
     total = []
     if preferences.wants_count(request):

@@ -1,6 +1,6 @@
 """Pages of notes, and listings in many pages. Concurrent callers share an encoded page."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from service.notes import queries
 from service.notes.queries import Selection
 from service.notes.schemas import note_out
 from service.schemas.compiled import compile_dump
+from service.tables import Row
 from service.web import conditions
 from service.web.responses import NDJSON, encode_ndjson
 
@@ -56,18 +57,48 @@ class Page:
         ]
 
 
-async def _read_page(requests: list[PageRequest]) -> list[Page]:
-    selection, after, limit, ndjson = requests[0]
-    rows, more = await queries.list_notes(selection, after, limit)
+def _encode(request: PageRequest, rows: Sequence[Row], more: bool) -> Page:
     found = dump(rows)
-    body = encode_ndjson(found) if ndjson else orjson.dumps(found)
-    page = Page(requests[0], body, rows[-1]["id"] if more else None)
-    return [page] * len(requests)
+    body = encode_ndjson(found) if request.ndjson else orjson.dumps(found)
+    return Page(request, body, rows[-1]["id"] if more else None)
 
 
-read_page = coalesce(
-    _read_page, max_batch=10_000, key=lambda request: request, observe=metrics.batch("list_notes")
+async def _read_page(requests: list[PageRequest]) -> list[Page]:
+    selection, after, limit, _ = requests[0]
+    rows, more = await queries.list_notes(selection, after, limit)
+    return [_encode(requests[0], rows, more)] * len(requests)
+
+
+async def _read_pages(requests: list[PageRequest]) -> list[Page | None]:
+    wanted = list(dict.fromkeys(requests))
+    found = await queries.list_pages(
+        wanted[0].selection, [(request.after, request.limit) for request in wanted]
+    )
+    pages = {
+        request: _encode(request, *page)
+        for request, page in zip(wanted, found, strict=True)
+        if page is not None
+    }
+    return [pages.get(request) for request in requests]
+
+
+_observe = metrics.batch("list_notes")
+_read_same = coalesce(_read_page, max_batch=10_000, key=lambda request: request, observe=_observe)
+_read_shared = coalesce(
+    _read_pages,
+    max_batch=queries.MAX_SHARED,
+    key=lambda request: request.selection,
+    observe=_observe,
 )
+
+
+async def read_page(request: PageRequest) -> Page:
+    """Reads a page, together with callers who want the same one, or another short one."""
+    if queries.is_shared(request.selection, request.limit):
+        page = await _read_shared(request)
+        if page is not None:
+            return page
+    return await _read_same(request)
 
 
 async def _count(selections: list[Selection]) -> list[int]:

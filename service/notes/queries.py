@@ -17,6 +17,10 @@ PAGE_LENGTH = 1000
 # A note may have MAX_BODY_BYTES, and a page has to fit into memory. 1,001 notes that are not large
 # are no long page. The index `notes_large` has the same bound.
 BOUNDS = PageBounds(max_bytes=2_000_000, short=17, large=1998)
+# Pages of so many notes share a statement, so many at a time. They have to be small.
+SHARED_LENGTH = 100
+MAX_SHARED = 50
+_SHARED_BOUNDS = PageBounds(max_bytes=200_000, short=0, large=1998)
 
 # The columns that clients get, and the names of the columns that clients give.
 COLUMNS = [dialect.shown(notes.c[name]) for name in note_out.dump_fields]
@@ -51,6 +55,20 @@ def _page(descending: bool, completed: bool | None, by_text: bool) -> Operation:
     query = select(*COLUMNS)
     query = query.where(*_selected(completed, by_text))
     return dialect.page(query, notes.c.id, notes.c.text, BOUNDS, descending, searches=by_text)
+
+
+@cache
+def _pages(descending: bool, completed: bool | None) -> Operation | None:
+    query = select(*COLUMNS).where(*_selected(completed, by_text=False))
+    return dialect.pages(query, notes.c.id, notes.c.text, _SHARED_BOUNDS, descending)
+
+
+def is_shared(selection: Selection, limit: int) -> bool:
+    """Whether a page may be read in a statement with other pages of its selection."""
+    # The best plan of a search depends on all parameters.
+    if limit > SHARED_LENGTH or selection.q:
+        return False
+    return _pages(selection.descending, selection.completed) is not None
 
 
 @cache
@@ -100,11 +118,9 @@ async def list_notes(
 
     There are fewer than `limit` only at the end, or if the notes are very large.
     """
-    if after is None:
-        after = MAX_ID + 1 if selection.descending else 0
     statement = _page(selection.descending, selection.completed, bool(selection.q))
     q = selection.q.casefold()
-    rows = await fetch(statement, after=after, limit=limit + 1, q=q)
+    rows = await fetch(statement, after=_place(selection, after), limit=limit + 1, q=q)
     if len(rows) > limit:
         return rows[:limit], True
     if len(rows) == BOUNDS.short:
@@ -112,6 +128,34 @@ async def list_notes(
         after = rows[-1]["id"]
         return rows, bool(await fetch(statement, after=after, limit=1, q=q))
     return rows, False
+
+
+async def list_pages(
+    selection: Selection, pages: Sequence[tuple[int | None, int]]
+) -> Sequence[tuple[Sequence[Row], bool] | None]:
+    """Like `list_notes`, for several `after` and `limit` of shared pages, in one statement.
+
+    None for a page that is empty or long: it has to be read alone.
+    """
+    statement = _pages(selection.descending, selection.completed)
+    if len(pages) == 1 or statement is None:
+        return [await list_notes(selection, *page) for page in pages]
+    afters = [_place(selection, after) for after, _ in pages]
+    limits = [limit + 1 for _, limit in pages]
+    found: list[list[Row]] = [[] for _ in pages]
+    for row in await fetch(statement, afters=afters, limits=limits):
+        found[row["page"] - 1].append(row)
+    return [
+        (rows[:limit], len(rows) > limit) if rows else None
+        for rows, (_, limit) in zip(found, pages, strict=True)
+    ]
+
+
+def _place(selection: Selection, after: int | None) -> int:
+    """The id after which a page begins."""
+    if after is None:
+        return MAX_ID + 1 if selection.descending else 0
+    return after
 
 
 async def count_notes(selection: Selection) -> int:

@@ -111,9 +111,10 @@ def counted(total: int) -> list[tuple[bytes, bytes]]:
 def next_link(request: Request, after: int) -> tuple[bytes, bytes]:
     """The Link header (RFC 8288) to the next page."""
     # Other parameters stay exactly as they were sent; parsing might change them.
-    items = request.url.query.split("&")
+    url, _, query = str(request.url).partition("?")
+    items = query.split("&")
     kept = [item for item in items if unquote_plus(item.partition("=")[0]) != "after"]
     # Only characters that can't stand between angle brackets are escaped.
     kept = [re.sub(r'[<>"\\^`{|}\s]', lambda found: quote(found[0]), item) for item in kept]
-    url = request.url.replace(query="&".join([*filter(None, kept), f"after={after}"]))
-    return b"link", f'<{url}>; rel="next"'.encode("latin-1")
+    query = "&".join([*filter(None, kept), f"after={after}"])
+    return b"link", f'<{url}?{query}>; rel="next"'.encode("latin-1")

@@ -8,7 +8,7 @@ import pytest
 
 from service.database.connections import use
 from service.notes import queries
-from service.notes.queries import Selection
+from service.notes.queries import MAX_SHARED, Selection
 from tests.support.databases import NewDatabase
 from tests.support.processes import new_process
 
@@ -24,6 +24,8 @@ async def call_all(sizes: list[int]) -> list[tuple[str, int, int]]:
             for completed in (None, True):
                 await queries.list_notes(Selection(descending, completed), limit=size)
                 await queries.list_notes(Selection(descending, completed), after=3, limit=size)
+                pages = [(number, size) for number in range(min(size, MAX_SHARED))] + [(0, 9)]
+                await queries.list_pages(Selection(descending, completed), pages)
         await queries.get_notes(range(size))
         await queries.get_notes([size])
         await queries.insert_notes([NEW] * min(size, 20))
@@ -56,6 +58,6 @@ def test_hot_statements_keep_one_plan(
     with new_process() as run:
         plans = run(call_all, sizes)
     hot = [plan for plan in plans if "notes" in plan[0]]
-    assert len(hot) >= 9
+    assert len(hot) >= 13
     for statement, generic, custom in hot:
         assert (custom, generic > FIRST_CALLS) == (FIRST_CALLS, True), statement

@@ -10,6 +10,8 @@ import httpx2
 import psutil
 import pytest
 
+from service.notes.queries import BOUNDS
+from tests.support.databases import fill
 from tests.support.metrics import metric
 from tests.support.raw import connect
 from tests.support.watched import Service, watching
@@ -138,3 +140,33 @@ def test_creates_share_a_query(service: Service) -> None:
     callers, sent = batches(service, "insert_notes")
     assert callers - before[0] == count
     assert sent - before[1] <= count // 2
+
+
+def test_short_pages_share_a_query(service: Service) -> None:
+    """Clients that read different pages at once share few queries, and each gets its own page."""
+    requests: list[Request] = [
+        ("GET", f"/notes/?{kind}limit={limit}&after={after}", headers, None)
+        for kind in ("", "order=desc&", "completed=true&")
+        for limit, after in [(1, 0), (2, 0), (2, 5), (100, 3), (100, 11), (1, 99)]
+        for headers in ({}, LINES)
+    ]
+    alone = [answer for request in requests for answer in ask(service, [request])]
+    before = batches(service, "list_notes")
+    assert ask(service, requests * TIMES) == alone * TIMES
+    sent = batches(service, "list_notes")[1] - before[1]
+    # SQLite reads each page by itself.
+    assert sent <= len(requests) if service.database_url.startswith("sqlite") else sent <= 15
+
+
+def test_long_pages_share_no_query(service: Service) -> None:
+    """Pages of long texts that are asked for at once are bounded as they are alone."""
+    fill(service.database_url, 40, "x" * 150_000)
+    requests: list[Request] = [
+        ("GET", f"/notes/?limit=100&after={after}", {}, None) for after in range(24)
+    ]
+    alone = [answer for request in requests for answer in ask(service, [request])]
+    assert {len(json.loads(body)) for *_, body in alone} == {BOUNDS.short}
+    before = service.memory()
+    assert ask(service, requests) == alone
+    bodies = sum(len(body) for *_, body in alone)
+    assert service.memory() - before < bodies * 2
