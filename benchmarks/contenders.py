@@ -43,7 +43,7 @@ class Contender:
 
 # The last two are no alternatives: one has no framework, and one has no database.
 CONTENDERS = [
-    # As the Procfile runs it.
+    # As scripts/web runs it.
     Contender("service", "this service", "service.app:app", workloads=SEARCHES),
     Contender("token", "with ACCESS=token", "service.app:app", workloads=("mix",), access="token"),
     Contender("twin", "FastAPI example", "benchmarks.fastapi_twin_by_id:app", workloads=BASIC),
