@@ -39,6 +39,7 @@ class Contender:
     server: str = "uvicorn"
     workloads: tuple[str, ...] = PAGES
     access: str = "open"
+    processes: int = 1
 
 
 # The last two are no alternatives: one has no framework, and one has no database.
@@ -156,7 +157,7 @@ async def start(
     port = free_port()
     env = os.environ | database_env
     env |= {"ACCESS_LOG": "0", "PORT": str(port), "NODE_ENV": "production"}
-    env["ACCESS"] = contender.access
+    env |= {"ACCESS": contender.access, "WEB_CONCURRENCY": str(contender.processes)}
     headers = {"Authorization": f"Bearer {token}"} if contender.access == "token" else {}
     with log.open("ab") as output:
         began = time.perf_counter()
