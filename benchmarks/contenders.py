@@ -39,11 +39,12 @@ class Contender:
     server: str = "uvicorn"
     workloads: tuple[str, ...] = PAGES
     access: str = "open"
+    processes: int = 1
 
 
 # The last two are no alternatives: one has no framework, and one has no database.
 CONTENDERS = [
-    # As the Procfile runs it.
+    # As scripts/web runs it.
     Contender("service", "this service", "service.app:app", workloads=SEARCHES),
     Contender("token", "with ACCESS=token", "service.app:app", workloads=("mix",), access="token"),
     Contender("twin", "FastAPI example", "benchmarks.fastapi_twin_by_id:app", workloads=BASIC),
@@ -156,7 +157,7 @@ async def start(
     port = free_port()
     env = os.environ | database_env
     env |= {"ACCESS_LOG": "0", "PORT": str(port), "NODE_ENV": "production"}
-    env["ACCESS"] = contender.access
+    env |= {"ACCESS": contender.access, "WEB_CONCURRENCY": str(contender.processes)}
     headers = {"Authorization": f"Bearer {token}"} if contender.access == "token" else {}
     with log.open("ab") as output:
         began = time.perf_counter()

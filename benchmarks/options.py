@@ -9,6 +9,9 @@ from benchmarks.load import WORKLOADS, Workload
 
 DESCRIPTION = "Measures the service against other frameworks, side by side, in about 25 minutes."
 
+# With --processes: callers who share all, who write, who do both, and who share little.
+GROWTH_WORKLOADS = ["list100", "create", "mix", "pages"]
+
 # A quick run has fewer contenders, and fewer runs on one connection.
 QUICK_CONTENDERS = ["service", "twin", "fastify", "constant"]
 QUICK_ON_ONE_CONNECTION = ["list100", "create"]
@@ -37,17 +40,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--only", nargs="+", choices=names, metavar="CONTENDER", help=", ".join(names))
     add("--workloads", nargs="*", choices=workloads, metavar="WORKLOAD", help=", ".join(workloads))
     add("--large", type=int, metavar="N", help="notes of the large listing (300000; quick: none)")
+    add(
+        "--processes",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="this service alone, with so many processes on one database, side by side;"
+        " takes --rounds, --seconds, --workloads and --output",
+    )
     add("--output", type=Path, help="folder for the results (benchmarks; else benchmarks/partial)")
     options = parser.parse_args(arguments)
     partial = bool(options.quick or options.rounds or options.seconds or options.only)
     partial = partial or options.workloads is not None or options.large is not None
+    partial = partial or options.processes is not None
     quick = options.quick
     options.output = options.output or ROOT / "benchmarks" / ("partial" if partial else "")
     options.only = options.only or (QUICK_CONTENDERS if quick else names)
     options.rounds = options.rounds or (2 if quick else 5)
     options.seconds = options.seconds or (1 if quick else 2)
     options.large = (0 if quick else 300_000) if options.large is None else options.large
-    options.workloads = workloads if options.workloads is None else options.workloads
+    if options.workloads is None:
+        options.workloads = GROWTH_WORKLOADS if options.processes else workloads
     return options
 
 

@@ -3,27 +3,12 @@
 import argparse
 import asyncio
 import shutil
-import signal
-import sys
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 
-from benchmarks.answers import (
-    NEW_NOTE,
-    SPECIAL_NOTE,
-    Note,
-    find_difference,
-    make_notes,
-    set_constants,
-    to_json,
-)
+from benchmarks import growth
 from benchmarks.chart import write_chart
-from benchmarks.contenders import CONTENDERS, Contender, Server, prepare, start, stop
+from benchmarks.contenders import CONTENDERS, Server, prepare
 from benchmarks.large import measure, warm_up
-from benchmarks.load import MISSING_WRK, WORKLOADS, Shot, Workload, pace, shoot
+from benchmarks.load import MISSING_WRK, WORKLOADS, Shot, pace
 from benchmarks.options import (
     LARGE_ROUNDS,
     PACED_SECONDS,
@@ -33,120 +18,22 @@ from benchmarks.options import (
     plan,
     seconds_of,
 )
-from benchmarks.processes import cpu_seconds, postmaster
 from benchmarks.report import write_report
 from benchmarks.results import Cell, Results, rate, spoiled, versions
-from benchmarks.tables import (
-    Connection,
-    add_user,
-    fill,
-    kept_at,
-    own_database,
-    postgres,
-    remove_after,
+from benchmarks.tables import fill, remove_after
+from benchmarks.turns import (
+    Bench,
+    check,
+    progress,
+    ready,
+    reset,
+    running,
+    say,
+    set_up,
+    turn,
 )
 
 SETTLE_SECONDS = 0.5
-
-
-def progress(text: str) -> None:
-    """Shows what is going on, on a line that the next one overwrites."""
-    if sys.stdout.isatty():
-        print(f"\r\033[K{text}", end="", flush=True)
-
-
-def say(text: str) -> None:
-    """Prints a line of progress for good."""
-    print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
-
-
-@dataclass
-class Bench:
-    """What a run works with: the table, and what the servers are told."""
-
-    connection: Connection
-    env: dict[str, str]
-    folder: Path
-    options: argparse.Namespace
-    token: str
-    postmaster: int | None
-
-    def postgres_cpu(self) -> float | None:
-        return None if self.postmaster is None else cpu_seconds(self.postmaster)
-
-
-@asynccontextmanager
-async def running(bench: Bench, contenders: list[Contender]) -> AsyncIterator[list[Server]]:
-    """Starts every contender, and stops them all."""
-    servers: list[Server] = []
-    try:
-        for contender in contenders:
-            progress(f"Starting {contender.title}")
-            log = bench.folder / f"{contender.name}.log"
-            servers.append(await start(contender, bench.env, bench.token, log))
-        yield servers
-    finally:
-        for server in servers:
-            await stop(server)
-
-
-async def reset(bench: Bench, servers: list[Server], count: int, new: Note = NEW_NOTE) -> None:
-    """Fills the table, and the constant contender with what is in the table and will be new."""
-    await fill(bench.connection, count)
-    for server in servers:
-        if server.contender.name == "constant":
-            set_constants(server.port, count, new)
-
-
-async def check(bench: Bench, servers: list[Server], workload: Workload) -> dict[str, str]:
-    """Asks every contender the same of the same table; returns who answers something else."""
-    await reset(bench, servers, workload.notes, SPECIAL_NOTE)
-    wrong = {}
-    for server in servers:
-        ids = server.ids(workload.notes)
-        if difference := find_difference(
-            server.port, server.headers, workload.notes, ids, workload.kinds
-        ):
-            wrong[server.contender.name] = difference
-        await remove_after(bench.connection, workload.notes)
-    return wrong
-
-
-def write_notes(bench: Bench, count: int) -> Path:
-    """Writes the table's notes to a file, each as JSON on a line, for wrk to compare with."""
-    path = bench.folder / f"notes-{count}"
-    if not path.exists():
-        path.write_bytes(b"".join(to_json(note) + b"\n" for note in make_notes(count)))
-    return path
-
-
-@asynccontextmanager
-async def ready(bench: Bench, server: Server, workload: Workload) -> AsyncIterator[None]:
-    """Gives each contender as many notes in the table as every other one finds.
-
-    Waits behind it until the server is done.
-    """
-    count = workload.notes
-    if workload.writes:
-        await fill(bench.connection, count)
-    lists = "list" in workload.kinds
-    async with kept_at(bench.connection, count) if workload.writes and lists else nullcontext():
-        yield
-        await server.quiet()
-
-
-async def turn(
-    bench: Bench, server: Server, workload: Workload, connections: int, seconds: int
-) -> Shot:
-    """Loads one contender once."""
-    notes = write_notes(bench, workload.notes)
-    async with ready(bench, server, workload):
-        postgres_before, before = bench.postgres_cpu(), server.cpu_seconds()
-        requests, found, spoiled = await shoot(workload, server, connections, seconds, notes)
-        server_cpu, postgres_after = server.cpu_seconds() - before, bench.postgres_cpu()
-    if postgres_before is None or postgres_after is None:
-        return Shot(requests, found, server_cpu, None, spoiled)
-    return Shot(requests, found, server_cpu, postgres_after - postgres_before, spoiled)
 
 
 async def measure_cell(bench: Bench, servers: list[Server], cell: Cell) -> None:
@@ -228,10 +115,6 @@ async def measure_large(bench: Bench, servers: list[Server], results: Results) -
 
 async def run(options: argparse.Namespace) -> Results:
     """Measures everything that the options ask for."""
-    this = asyncio.current_task()
-    assert this is not None
-    # Servers and PostgreSQL would stay behind otherwise, as they have sessions of their own.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     results = Results(settings=settings(options))
     for contender in CONTENDERS:
         if contender.name not in options.only:
@@ -243,29 +126,24 @@ async def run(options: argparse.Namespace) -> Results:
             results.contenders.append(contender)
     contenders = results.contenders
     say(f"This takes about {estimate(options, contenders)} min")
-    progress("Starting PostgreSQL")
-    with postgres() as url, tempfile.TemporaryDirectory(prefix="notes-benchmark-") as temporary:
-        async with own_database(url) as (connection, env):
-            results.versions = versions(str(await connection.fetchval("SHOW server_version")))
-            backend = postmaster(connection.get_server_pid())
-            token = await add_user(env)
-            bench = Bench(connection, env, Path(temporary), options, token, backend)
-            await fill(connection, 5)
-            # The first start may compile modules, so a full run takes the median of three.
-            for _ in range(0 if options.quick else STARTS - 1):
-                async with running(bench, contenders) as servers:
-                    note_starts(results, servers)
+    async with set_up(options) as bench:
+        results.versions = versions(str(await bench.connection.fetchval("SHOW server_version")))
+        await fill(bench.connection, 5)
+        # The first start may compile modules, so a full run takes the median of three.
+        for _ in range(0 if options.quick else STARTS - 1):
             async with running(bench, contenders) as servers:
                 note_starts(results, servers)
-                await asyncio.sleep(SETTLE_SECONDS)
-                results.memory_rest = {one.contender.name: one.rss() for one in servers}
-                say(f"{len(servers)} contenders are up")
-                await measure_workloads(bench, servers, results)
-                results.memory_after = {one.contender.name: one.rss() for one in servers}
-            listing = [one for one in contenders if one.name not in ("constant", "token")]
-            if options.large and listing:
-                async with running(bench, listing) as servers:
-                    await measure_large(bench, servers, results)
+        async with running(bench, contenders) as servers:
+            note_starts(results, servers)
+            await asyncio.sleep(SETTLE_SECONDS)
+            results.memory_rest = {one.contender.name: one.rss() for one in servers}
+            say(f"{len(servers)} contenders are up")
+            await measure_workloads(bench, servers, results)
+            results.memory_after = {one.contender.name: one.rss() for one in servers}
+        listing = [one for one in contenders if one.name not in ("constant", "token")]
+        if options.large and listing:
+            async with running(bench, listing) as servers:
+                await measure_large(bench, servers, results)
     return results
 
 
@@ -285,12 +163,16 @@ def main() -> None:
     if shutil.which("wrk") is None:
         raise SystemExit(MISSING_WRK)
     try:
-        results = asyncio.run(run(options))
+        if options.processes:
+            trouble = growth.write(asyncio.run(growth.run(options)), options.output)
+        else:
+            results = asyncio.run(run(options))
+            write_report(results, options.output)
+            write_chart(results, options.output)
+            trouble = spoiled(results)
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise SystemExit(130) from None
-    write_report(results, options.output)
-    write_chart(results, options.output)
-    if spoiled(results):
+    if trouble:
         raise SystemExit(1)
 
 

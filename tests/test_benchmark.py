@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from threading import Thread
 
 from benchmarks.answers import make_note, to_json
-from benchmarks.load import parse
+from benchmarks.growth import Batches, Growth, Sample, markdown, parse_batches
+from benchmarks.load import Shot, parse
 from benchmarks.paced import Order, drive
 
 
@@ -70,3 +71,35 @@ def test_wrong_answers_spoil_a_run_of_wrk() -> None:
     assert parse(report, 0) == (8879, 8791.38, "")
     wrong = "Wrong answers: 1, the first: 200 []"
     assert parse(f"{report}{wrong}\n", 0) == (8879, 8791.38, wrong)
+
+
+def test_batches_of_all_queries_are_added() -> None:
+    """Whichever query callers have shared, it counts."""
+    metrics = """\
+# TYPE coalesced_batch_size histogram
+coalesced_batch_size_bucket{query="get_notes",le="1.0"} 7.0
+coalesced_batch_size_count{query="get_notes"} 10.0
+coalesced_batch_size_sum{query="get_notes"} 25.0
+coalesced_batch_size_count{query="list_notes"} 2.0
+coalesced_batch_size_sum{query="list_notes"} 35.0
+http_request_duration_seconds_count{route="/notes/",method="GET",status="200"} 99.0
+"""
+    assert parse_batches(metrics) == Batches(queries=12, callers=60)
+
+
+def test_what_grows_with_the_processes() -> None:
+    """A row has the median rate, and the means of all rounds that are not spoiled."""
+    samples = [
+        Sample(Shot(100, 100.0, server_cpu=3.0, postgres_cpu=1.0), Batches(10, 100), 3),
+        Sample(Shot(300, 300.0, server_cpu=3.0, postgres_cpu=1.0), Batches(10, 300), 4),
+        Sample(Shot(spoiled="no answers"), Batches(), 0),
+    ]
+    growth = Growth({}, {"list 100": {1: samples, 2: samples[2:]}})
+
+    rows = [re.split(r" *\| *", line)[1:-1] for line in markdown(growth).splitlines()]
+    assert ["1 process", "200 (100-300)", "20.0", "25%", "4"] in rows
+    assert ["2 processes", *["spoiled"] * 4] in rows
+    assert growth.spoiled() == [
+        "list 100, 1 process, round 3: no answers",
+        "list 100, 2 processes, round 1: no answers",
+    ]

@@ -35,12 +35,7 @@ def coalesce(
         queue = queues[queue_key]
         try:
             while queue:
-                batch: list[tuple[Argument, asyncio.Future[Result]]] = []
-                while queue and len(batch) < max_batch:
-                    argument, future = queue.popleft()
-                    if not future.done():
-                        batch.append((argument, future))
-                if batch:
+                if batch := take(queue):
                     observe(len(batch))
                     await settle(batch)
         finally:
@@ -48,6 +43,17 @@ def coalesce(
             # Callers are left only when the event loop shuts down.
             for _, future in queue:
                 future.cancel()
+
+    # A function of its own, as an error's traceback leads to the frame of `work`: see below.
+    def take(
+        queue: deque[tuple[Argument, asyncio.Future[Result]]],
+    ) -> list[tuple[Argument, asyncio.Future[Result]]]:
+        batch: list[tuple[Argument, asyncio.Future[Result]]] = []
+        while queue and len(batch) < max_batch:
+            argument, future = queue.popleft()
+            if not future.done():
+                batch.append((argument, future))
+        return batch
 
     async def settle(batch: list[tuple[Argument, asyncio.Future[Result]]]) -> None:
         try:

@@ -5,7 +5,6 @@ import sqlite3
 import threading
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames
@@ -131,8 +130,11 @@ async def _check(raw: aiosqlite.Connection) -> None:
 
 
 async def roll_back(raw: Any, error: BaseException) -> None:
-    with suppress(*UNAVAILABLE):
+    try:
         await raw.execute("ROLLBACK")
+    except UNAVAILABLE as refused:
+        # aiosqlite's frames hold the error: a cycle, which would keep the callers' frames too.
+        refused.with_traceback(None)
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:

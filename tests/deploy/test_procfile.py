@@ -125,10 +125,10 @@ def test_termination_ends_all_processes(database_url: str, tmp_path: Path, count
     poll(lambda: not group_exists(group), log.read_text)
 
 
-@pytest.mark.parametrize("command", [web_command(), "scripts/run"], ids=["Procfile", "scripts"])
+@pytest.mark.parametrize("command", [web_command(), "scripts/run"], ids=["web", "run"])
 def test_the_flags_are_documented(tmp_path: Path, command: str) -> None:
-    """uvicorn gets the times that docs/operating.md explains, and no flags but these."""
-    page = " ".join((ROOT / "docs/operating.md").read_text().split())
+    """uvicorn gets the times that docs/deploying.md explains, and no flags but these."""
+    page = " ".join((ROOT / "docs/deploying.md").read_text().split())
     times = re.search(
         r"keep-alive of (\d+) s outlasts the (\d+) s for which a router keeps idle connections; "
         r"the (\d+) s of grace at shutdown end before the platform's SIGKILL at (\d+) s",

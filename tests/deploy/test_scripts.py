@@ -287,6 +287,42 @@ def test_a_long_installation_is_not_silent(tmp_path: Path, which: str) -> None:
     ]
 
 
+def test_a_missing_version_of_pyenv_is_no_obstacle(tmp_path: Path) -> None:
+    """With pyenv another version does, if it lacks the one of .python-version."""
+    folder = copy_repository(tmp_path / "clone")
+    shims = tmp_path / "shims"
+    for version in ("3", "3.14", "3.13", "3.12"):
+        fake_command(shims / f"python{version}", "exit 127")
+    # What the command of pyenv runs is no command of pyenv.
+    installed = tmp_path / "3.11.9/python"
+    fake_command(
+        installed, 'mkdir -p "$3/bin"; ln -s /bin/true "$3/bin/pip"; echo "$*" >>"$0.arguments"'
+    )
+    fake_command(
+        shims / "python3.11", f'[ "$PYENV_VERSION" = 3.11 ] || exit 127; echo "{installed}"'
+    )
+    environment = bare_environment()
+    environment["PATH"] = f"{shims}:/usr/bin:/bin"
+
+    subprocess.run([folder / "scripts/install"], env=environment, check=True, timeout=60)
+
+    assert Path(f"{installed}.arguments").read_text() == "-m venv .venv\n"
+
+
+def test_venv_names_another_folder(tmp_path: Path) -> None:
+    """CI has a virtual environment for each Python, beside .venv."""
+    folder = copy_repository(tmp_path / "clone")
+    pip = folder / ".venv-3.12/bin/pip"
+    fake_command(pip, f'echo "$*" >>"{tmp_path}/pip"')
+
+    for _ in range(2):
+        environment = bare_environment(VENV=".venv-3.12")
+        subprocess.run([folder / "scripts/install"], env=environment, check=True, timeout=60)
+
+    assert (tmp_path / "pip").read_text().count("install ") == 1
+    assert not (folder / ".venv").exists()
+
+
 def test_old_python_is_refused(tmp_path: Path) -> None:
     """An interpreter older than 3.11 gives one line of advice, and nothing is made."""
     folder = copy_repository(tmp_path / "clone")
@@ -297,6 +333,6 @@ def test_old_python_is_refused(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == (
-        "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3.11\n"
+        "Python 3.11 or newer with venv is needed; name it with PYTHON=/path/to/python3.11\n"
     )
     assert not (folder / ".venv").exists()

@@ -1,7 +1,6 @@
-"""The flags that the Procfile and scripts/run give to uvicorn, as uvicorn reads them."""
+"""The flags that scripts/web and scripts/run give to uvicorn, as uvicorn reads them."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +17,8 @@ NOTHING = "#!/bin/sh\n"
 
 
 def web_command() -> str:
-    """The command of the Procfile's web process."""
-    (command,) = re.findall("^web: (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
-    return str(command)
+    """The script of the web process, as a text for `sh -c`."""
+    return (ROOT / "scripts/web").read_text()
 
 
 def flags(command: str, folder: Path, **variables: str) -> dict[str, Any]:
