@@ -12,16 +12,19 @@ from uuid import uuid4
 import asyncpg
 from sqlalchemy import Connection, event, pool, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from alembic import context
 from service import settings
 from service.tables import metadata
 
-DRIVERS = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+DRIVERS = {
+    "mysql+asyncmy": "mysql+asyncmy",
+    "postgresql": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+}
 # The drivers' own errors; SQLAlchemy and Alembic may hide them behind theirs.
-DRIVERS_ERRORS = (
+DRIVERS_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -29,8 +32,12 @@ DRIVERS_ERRORS = (
     sqlite3.Error,
 )
 
-# The advisory lock of a run: any number that others don't use.
+# The advisory lock of a run: any number that others don't use. MySQL's locks have names, and
+# belong to no database.
 LOCK = 7_236_274_165
+TRY_LOCK = f"SELECT pg_try_advisory_lock({LOCK})"
+TRY_LOCK_FOR_TRANSACTION = f"SELECT pg_try_advisory_xact_lock({LOCK})"
+TRY_LOCK_BY_NAME = f"SELECT GET_LOCK(concat('{LOCK}-', md5(database())), 0)"
 POLL_SECONDS = 0.5
 # How long a run on SQLite waits for another one.
 FILE_SECONDS = 600
@@ -41,12 +48,20 @@ logger = logging.getLogger("alembic.notes")
 
 url = make_url(settings.DATABASE_URL)
 url = url.set(drivername=DRIVERS[url.drivername])
+is_sqlite = url.drivername == "sqlite+aiosqlite"
+is_mysql = url.drivername == "mysql+asyncmy"
+if is_mysql:
+    from asyncmy.errors import MySQLError
+
+    from service.database import migrating_mysql
+
+    DRIVERS_ERRORS += (MySQLError,)
 
 
 def include_name(name: str | None, kind: str, parents: object) -> bool:
-    # Only servers with pg_trgm have the first one. The second one is written differently in each
-    # database's SQL. So the tables in Python have neither.
-    return not (kind == "index" and name in ("notes_search", "notes_large"))
+    # Only servers with pg_trgm have the first one. The others are written differently in each
+    # database's SQL. So the tables in Python have none of them.
+    return name not in ("notes_search", "notes_large", "text_bytes", "text_is_large")
 
 
 def run(connection: Connection) -> None:
@@ -64,9 +79,10 @@ def run(connection: Connection) -> None:
 
 async def run_online() -> None:
     options: dict[str, Any] = {}
-    is_sqlite = url.drivername == "sqlite+aiosqlite"
     if is_sqlite:
         options["timeout"] = FILE_SECONDS
+    elif is_mysql:
+        options["async_creator_fn"] = migrating_mysql.connect
     else:
         options |= settings.DATABASE_ARGUMENTS
         options["ssl"] = settings.DATABASE_SSL
@@ -105,25 +121,25 @@ def begin_immediate(connection: Connection) -> None:
 @asynccontextmanager
 async def turn(engine: AsyncEngine, connection: AsyncConnection) -> AsyncIterator[None]:
     """Waits until no other run migrates the database, and keeps others waiting."""
-    if settings.DATABASE_STATEMENT_CACHE:
+    if is_mysql or settings.DATABASE_STATEMENT_CACHE:
         # If this process is killed, the session keeps the lock until its last statement has ended.
-        await take(connection, "pg_try_advisory_lock")
+        await take(connection, TRY_LOCK_BY_NAME if is_mysql else TRY_LOCK)
         await connection.commit()
         yield
         return
     # Through PgBouncer nothing but a transaction stays on one connection.
     async with engine.connect() as holder:
-        await take(holder, "pg_try_advisory_xact_lock")
+        await take(holder, TRY_LOCK_FOR_TRANSACTION)
         # Another statement has to follow, for CREATE INDEX CONCURRENTLY would wait for the last
         # one's snapshot.
         await holder.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         yield
 
 
-async def take(connection: AsyncConnection, function: str) -> None:
+async def take(connection: AsyncConnection, try_lock: str) -> None:
     # No transaction stays open in between, which CREATE INDEX CONCURRENTLY would wait for.
     waits = False
-    while not (await connection.execute(text(f"SELECT {function}({LOCK})"))).scalar():
+    while not (await connection.execute(text(try_lock))).scalar():
         await connection.rollback()
         if not waits:
             waits = True
@@ -152,7 +168,7 @@ if context.is_offline_mode():
 else:
     try:
         asyncio.run(run_online())
-    except (SQLAlchemyError, *DRIVERS_ERRORS) as error:
+    except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, DRIVERS_ERRORS):
             cause = cause.__cause__ or cause.__context__

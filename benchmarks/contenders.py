@@ -15,6 +15,7 @@ from socket import create_server
 
 from benchmarks import processes
 from benchmarks.answers import ask
+from tests.support.daemons import PATH
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0
@@ -40,6 +41,7 @@ class Contender:
     workloads: tuple[str, ...] = PAGES
     access: str = "open"
     processes: int = 1
+    database: str = "postgresql"
 
 
 # The last two are no alternatives: one has no framework, and one has no database.
@@ -47,6 +49,7 @@ CONTENDERS = [
     # As scripts/web runs it.
     Contender("service", "this service", "service.app:app", workloads=SEARCHES),
     Contender("token", "with ACCESS=token", "service.app:app", workloads=("mix",), access="token"),
+    Contender("mysql", "on MariaDB", "service.app:app", workloads=SEARCHES, database="mysql"),
     Contender("twin", "FastAPI example", "benchmarks.fastapi_twin_by_id:app", workloads=BASIC),
     Contender("plain", "Starlette, plain", "benchmarks.starlette_plain:app"),
     Contender("litestar", "Litestar", "benchmarks.litestar_app:app"),
@@ -95,6 +98,8 @@ class Server:
 
 async def prepare(contender: Contender) -> str:
     """Installs what npm has to; returns why the contender can't take part, or nothing."""
+    if contender.database == "mysql" and shutil.which("mariadbd", path=PATH) is None:
+        return "MariaDB is not installed"
     if contender.server not in ("node", "bun"):
         return ""
     node, npm = shutil.which("node"), shutil.which("npm")

@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 DATABASE_URL = os.environ.get("DATABASE_URL", "sqlite:///./twin.db")
+# encode/databases takes another driver for a plain mysql://.
+DATABASE_URL = DATABASE_URL.replace("mysql://", "mysql+asyncmy://", 1)
 
 
 def pool_options(url: str) -> dict[str, Any]:

@@ -14,15 +14,11 @@ from benchmarks.contenders import CONTENDERS, Server, start, stop
 from benchmarks.load import WORKLOADS, Shot, Workload
 from benchmarks.report import about, table
 from benchmarks.results import Results, versions
+from benchmarks.tables import Postgresql
 from benchmarks.turns import Bench, progress, reset, say, set_up, turn
 
 CONNECTIONS_PER_PROCESS = 32
-
-# The backends of one server.
-BACKENDS = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = $1
-"""
+SERVICE = next(contender for contender in CONTENDERS if contender.name == "service")
 
 
 class Batches(NamedTuple):
@@ -78,14 +74,14 @@ def read_batches(server: Server) -> Batches:
 async def running(bench: Bench) -> AsyncIterator[list[Server]]:
     """Starts the service once for each number of processes."""
     servers: list[Server] = []
-    service = next(one for one in CONTENDERS if one.name == "service")
-    url = bench.env["DATABASE_URL"]
+    database = bench.database_of(SERVICE)
+    url = database.env["DATABASE_URL"]
     url += "&" if "?" in url else "?"
     try:
         for count in dict.fromkeys(bench.options.processes):
             progress(f"Starting {named(count)}")
-            contender = replace(service, name=f"service-{count}", processes=count)
-            env = bench.env | {"DATABASE_URL": f"{url}application_name={contender.name}"}
+            contender = replace(SERVICE, name=f"service-{count}", processes=count)
+            env = database.env | {"DATABASE_URL": f"{url}application_name={contender.name}"}
             log = bench.folder / f"{contender.name}.log"
             servers.append(await start(contender, env, bench.token, log))
         yield servers
@@ -101,7 +97,9 @@ async def take_sample(bench: Bench, server: Server, workload: Workload, seconds:
     shot = await turn(bench, server, workload, connections, seconds)
     after = read_batches(server)
     batches = Batches(after.queries - before.queries, after.callers - before.callers)
-    return Sample(shot, batches, await bench.connection.fetchval(BACKENDS, server.contender.name))
+    database = bench.database_of(server.contender)
+    assert isinstance(database, Postgresql)
+    return Sample(shot, batches, await database.connections(server.contender.name))
 
 
 async def measure(bench: Bench, servers: list[Server], workload: Workload, growth: Growth) -> None:
@@ -122,8 +120,9 @@ async def measure(bench: Bench, servers: list[Server], workload: Workload, growt
 
 async def run(options: argparse.Namespace) -> Growth:
     """Measures the workloads of the options with each number of processes."""
-    async with set_up(options) as bench:
-        growth = Growth(versions(str(await bench.connection.fetchval("SHOW server_version"))))
+    async with set_up(options, [SERVICE]) as bench:
+        database = bench.database_of(SERVICE)
+        growth = Growth(versions({database.server: await database.version()}))
         await reset(bench, [], 5)
         async with running(bench) as servers:
             for workload in WORKLOADS:
@@ -141,7 +140,7 @@ def row(count: int, samples: list[Sample]) -> list[str]:
     queries = sum(sample.batches.queries for sample in good)
     callers = sum(sample.batches.callers for sample in good)
     service = sum(sample.shot.server_cpu for sample in good)
-    postgres = [sample.shot.postgres_cpu for sample in good]
+    postgres = [sample.shot.database_cpu for sample in good]
     known = [seconds for seconds in postgres if seconds is not None]
     return [
         named(count),

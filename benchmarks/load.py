@@ -56,7 +56,7 @@ class Shot:
     requests: int = 0
     rate: float = 0.0
     server_cpu: float = 0.0
-    postgres_cpu: float | None = None
+    database_cpu: float | None = None
     spoiled: str = ""
 
 

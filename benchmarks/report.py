@@ -107,11 +107,11 @@ def costs(results: Results) -> list[str]:
         found = cpu_per_thousand(cell, name)
         if found is None:
             return ""
-        server, postgres = found
-        return f"{server:.3f} + {'?' if postgres is None else f'{postgres:.3f}'}"
+        server, database = found
+        return f"{server:.3f} + {'?' if database is None else f'{database:.3f}'}"
 
     lines = grid(results, 32, show)
-    title = "CPU seconds of the server + of PostgreSQL for 1,000 requests, 32 connections."
+    title = "CPU seconds of the server + of the database for 1,000 requests, 32 connections."
     return ["", title, *lines] if lines else []
 
 
@@ -210,7 +210,7 @@ def entry(cell: Cell, name: str) -> dict[str, Any]:
         found["service_ratio"] = {key: round(value, 3) for key, value in values.items()}
     cpu = cpu_per_thousand(cell, name)
     if cpu is not None:
-        names = ("server", "postgresql")
+        names = ("server", "database")
         found["cpu_seconds_per_1000"] = {
             key: round(value, 4) for key, value in zip(names, cpu, strict=True) if value is not None
         }

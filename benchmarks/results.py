@@ -19,8 +19,8 @@ from benchmarks.load import Paced, Shot, Workload
 
 PACKAGES = [
     *["fastapi", "starlette", "litestar", "blacksheep", "granian", "uvicorn", "uvloop"],
-    *["httptools", "databases", "sqlalchemy", "asyncpg", "marshmallow", "msgspec", "orjson"],
-    "pydantic",
+    *["httptools", "databases", "sqlalchemy", "asyncpg", "asyncmy", "marshmallow", "msgspec"],
+    *["orjson", "pydantic"],
 ]
 NPM_PACKAGES = {"fastify/fastify": "fastify", "fastify/postgres": "postgres.js", "bun/bun": "bun"}
 
@@ -79,13 +79,13 @@ def ratio(cell: Cell, of: str, to: str) -> Ratio | None:
 
 
 def cpu_per_thousand(cell: Cell, name: str) -> tuple[float, float | None] | None:
-    """Returns the CPU seconds of the server and of PostgreSQL that 1,000 requests took."""
+    """Returns the CPU seconds of the server and of the database that 1,000 requests took."""
     shots = [shot for shot in cell.shots.get(name, []) if not shot.spoiled]
     requests = sum(shot.requests for shot in shots)
     if not requests:
         return None
     server = 1000 * sum(shot.server_cpu for shot in shots) / requests
-    used = [shot.postgres_cpu for shot in shots if shot.postgres_cpu is not None]
+    used = [shot.database_cpu for shot in shots if shot.database_cpu is not None]
     return server, 1000 * sum(used) / requests if used else None
 
 
@@ -122,9 +122,9 @@ def first_line(*command: str) -> str:
     return (run.stdout or run.stderr).partition("\n")[0]
 
 
-def versions(postgres: str) -> dict[str, str]:
-    """Returns the versions of all that takes part."""
-    found = {"python": platform.python_version(), "postgresql": postgres.split()[0]}
+def versions(databases: dict[str, str]) -> dict[str, str]:
+    """Returns the versions of all that takes part; those of the databases are given."""
+    found = {"python": platform.python_version(), **databases}
     for package in PACKAGES:
         try:
             found[package] = version(package)

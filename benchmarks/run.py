@@ -20,7 +20,6 @@ from benchmarks.options import (
 )
 from benchmarks.report import write_report
 from benchmarks.results import Cell, Results, rate, spoiled, versions
-from benchmarks.tables import fill, remove_after
 from benchmarks.turns import (
     Bench,
     check,
@@ -96,7 +95,7 @@ async def measure_workloads(bench: Bench, servers: list[Server], results: Result
 async def measure_large(bench: Bench, servers: list[Server], results: Results) -> None:
     """Lists very many notes on fresh servers, in turns."""
     count = bench.options.large
-    await fill(bench.connection, count)
+    await bench.fill(count)
     for server in servers:
         await asyncio.to_thread(warm_up, server)
         results.large[server.contender.name] = []
@@ -107,7 +106,7 @@ async def measure_large(bench: Bench, servers: list[Server], results: Results) -
         for server in servers[first:] + servers[:first]:
             name = server.contender.name
             progress(f"Listing {count:,} notes: round {number + 1}, {server.contender.title}")
-            await remove_after(bench.connection, count)
+            await bench.database_of(server.contender).remove_after(count)
             listing = await asyncio.to_thread(measure, server, count, resting[name])
             results.large[name].append(listing)
     say(f"Listed {count:,} notes {LARGE_ROUNDS} times")
@@ -126,9 +125,10 @@ async def run(options: argparse.Namespace) -> Results:
             results.contenders.append(contender)
     contenders = results.contenders
     say(f"This takes about {estimate(options, contenders)} min")
-    async with set_up(options) as bench:
-        results.versions = versions(str(await bench.connection.fetchval("SHOW server_version")))
-        await fill(bench.connection, 5)
+    async with set_up(options, contenders) as bench:
+        found = {one.server: await one.version() for one in bench.databases.values()}
+        results.versions = versions(found)
+        await bench.fill(5)
         # The first start may compile modules, so a full run takes the median of three.
         for _ in range(0 if options.quick else STARTS - 1):
             async with running(bench, contenders) as servers:

@@ -1,26 +1,141 @@
-"""The benchmark's PostgreSQL: a database of its own, its schema and its rows."""
+"""The benchmark's databases: one of its own on each server, its schema and its rows."""
 
 import asyncio
 import os
 import sys
 import tempfile
 import warnings
+from abc import ABC, abstractmethod
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import asyncmy
 import asyncpg
 from databases import DatabaseURL
 
 from benchmarks.answers import make_note
 from benchmarks.contenders import ROOT
+from benchmarks.processes import cpu_seconds, postmaster
+from tests.support.databases import create
+from tests.support.mariadb import running_mariadb
 
 POOL_MAX = 4
+# How many rows MariaDB gets at once.
+FILL_ROWS = 1000
 
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+class Database(ABC):
+    """A database with the service's tables, for this run alone."""
+
+    # The server's name in the report.
+    server: str
+    # The variables that name the database for the contenders.
+    env: dict[str, str]
+
+    @abstractmethod
+    async def version(self) -> str: ...
+
+    @abstractmethod
+    async def fill(self, count: int) -> None:
+        """Makes the table hold exactly the first notes."""
+
+    @abstractmethod
+    async def remove_after(self, count: int) -> None:
+        """Removes the notes that a contender created."""
+
+    @abstractmethod
+    def cpu_seconds(self) -> float | None:
+        """Returns the CPU seconds of the server, or None if it is not to be seen."""
+
+    @asynccontextmanager
+    async def kept_at(self, count: int) -> AsyncIterator[None]:
+        """Keeps removing the notes after the first, so that a fast contender lists no more."""
+        done = asyncio.Event()
+
+        async def sweep() -> None:
+            while not done.is_set():
+                await self.remove_after(count)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(done.wait(), 0.05)
+
+        task = asyncio.create_task(sweep())
+        try:
+            yield
+        finally:
+            done.set()
+            await task
+
+
+class Postgresql(Database):
+    server = "postgresql"
+
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]", url: str) -> None:
+        self.connection = connection
+        self.env = environment(url)
+        self.process = postmaster(connection.get_server_pid())
+
+    async def version(self) -> str:
+        return str(await self.connection.fetchval("SHOW server_version")).split()[0]
+
+    async def fill(self, count: int) -> None:
+        await self.connection.execute("TRUNCATE notes RESTART IDENTITY")
+        notes = map(make_note, range(1, count + 1))
+        await self.connection.copy_records_to_table(
+            "notes",
+            records=((note["text"], note["completed"]) for note in notes),
+            columns=["text", "completed"],
+        )
+        await self.connection.execute("VACUUM ANALYZE notes")
+
+    async def remove_after(self, count: int) -> None:
+        await self.connection.execute("DELETE FROM notes WHERE id > $1", count)
+
+    async def connections(self, name: str) -> int:
+        """Returns how many connections the servers of this `application_name` have."""
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
+        return int(await self.connection.fetchval(query, name))
+
+    def cpu_seconds(self) -> float | None:
+        return None if self.process is None else cpu_seconds(self.process)
+
+
+class Mariadb(Database):
+    server = "mariadb"
+
+    def __init__(self, connection: Any, url: str, process: int) -> None:
+        self.connection = connection
+        self.env = environment(url)
+        self.process = process
+
+    async def execute(self, statement: str, *values: object) -> Any:
+        """Returns the first value."""
+        async with self.connection.cursor() as cursor:
+            await cursor.execute(statement, values)
+            row = await cursor.fetchone()
+        return row and row[0]
+
+    async def version(self) -> str:
+        return str(await self.execute("SELECT version()")).partition("-")[0]
+
+    async def fill(self, count: int) -> None:
+        await self.execute("TRUNCATE notes")
+        insert = "INSERT INTO notes (text, completed) VALUES (%s, %s)"
+        async with self.connection.cursor() as cursor:
+            for first in range(0, count, FILL_ROWS):
+                notes = map(make_note, range(first + 1, min(first + FILL_ROWS, count) + 1))
+                values = [(note["text"], note["completed"]) for note in notes]
+                await cursor.executemany(insert, values)
+        await self.execute("ANALYZE TABLE notes")
+
+    async def remove_after(self, count: int) -> None:
+        await self.execute("DELETE FROM notes WHERE id > %s", count)
+
+    def cpu_seconds(self) -> float | None:
+        return cpu_seconds(self.process)
 
 
 @contextmanager
@@ -44,22 +159,53 @@ def postgres() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def own_database(server_url: str) -> AsyncIterator[tuple[Connection, dict[str, str]]]:
-    """Makes a database for this run; gives a connection and the contenders' environment."""
+async def own_postgresql() -> AsyncIterator[Database]:
+    """Makes a database for this run on PostgreSQL."""
     name = f"notes_benchmark_{os.getpid()}"
-    admin = await asyncpg.connect(server_url)
-    await admin.execute(f"CREATE DATABASE {name}")
-    try:
-        env = environment(urlunsplit(urlsplit(server_url)._replace(path=f"/{name}")))
-        connection = await asyncpg.connect(env["DATABASE_URL"])
+    with postgres() as server_url:
+        admin = await asyncpg.connect(server_url)
+        await admin.execute(f"CREATE DATABASE {name}")
+        url = urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
         try:
-            await make_schema(env)
-            yield connection, env
+            connection = await asyncpg.connect(url)
+            try:
+                database = Postgresql(connection, url)
+                await make_schema(database.env)
+                yield database
+            finally:
+                await connection.close()
         finally:
-            await connection.close()
-    finally:
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
+            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            await admin.close()
+
+
+@asynccontextmanager
+async def own_mariadb() -> AsyncIterator[Database]:
+    """Starts a MariaDB for this run, which waits for the disk as PostgreSQL does."""
+    durable = ("--innodb-flush-method=fsync", "--innodb-buffer-pool-size=128M")
+    # These helpers have event loops of their own.
+    with ExitStack() as stack:
+        server = await asyncio.to_thread(stack.enter_context, running_mariadb(*durable))
+        url = await asyncio.to_thread(create, server.roles_url)
+        parts = urlsplit(url)
+        connection = await asyncmy.connect(
+            host=parts.hostname,
+            port=parts.port,
+            user=parts.username,
+            password=parts.password,
+            database=parts.path[1:],
+            autocommit=True,
+        )
+        try:
+            assert server.process is not None
+            database = Mariadb(connection, url, server.process.pid)
+            await make_schema(database.env)
+            yield database
+        finally:
+            await connection.ensure_closed()
+
+
+OWN = {"postgresql": own_postgresql, "mysql": own_mariadb}
 
 
 def environment(url: str) -> dict[str, str]:
@@ -100,39 +246,3 @@ async def run_python(env: dict[str, str], *command: str) -> str:
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{output.decode()}")
     return output.decode()
-
-
-async def fill(connection: Connection, count: int) -> None:
-    """Makes the table hold exactly the first notes."""
-    await connection.execute("TRUNCATE notes RESTART IDENTITY")
-    notes = map(make_note, range(1, count + 1))
-    await connection.copy_records_to_table(
-        "notes",
-        records=((note["text"], note["completed"]) for note in notes),
-        columns=["text", "completed"],
-    )
-    await connection.execute("VACUUM ANALYZE notes")
-
-
-@asynccontextmanager
-async def kept_at(connection: Connection, count: int) -> AsyncIterator[None]:
-    """Keeps removing the notes after the first, so that a fast contender lists no more of them."""
-    done = asyncio.Event()
-
-    async def sweep() -> None:
-        while not done.is_set():
-            await remove_after(connection, count)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(done.wait(), 0.05)
-
-    task = asyncio.create_task(sweep())
-    try:
-        yield
-    finally:
-        done.set()
-        await task
-
-
-async def remove_after(connection: Connection, count: int) -> None:
-    """Removes the notes that a contender created."""
-    await connection.execute("DELETE FROM notes WHERE id > $1", count)

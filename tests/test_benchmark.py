@@ -90,8 +90,8 @@ http_request_duration_seconds_count{route="/notes/",method="GET",status="200"} 9
 def test_what_grows_with_the_processes() -> None:
     """A row has the median rate, and the means of all rounds that are not spoiled."""
     samples = [
-        Sample(Shot(100, 100.0, server_cpu=3.0, postgres_cpu=1.0), Batches(10, 100), 3),
-        Sample(Shot(300, 300.0, server_cpu=3.0, postgres_cpu=1.0), Batches(10, 300), 4),
+        Sample(Shot(100, 100.0, server_cpu=3.0, database_cpu=1.0), Batches(10, 100), 3),
+        Sample(Shot(300, 300.0, server_cpu=3.0, database_cpu=1.0), Batches(10, 300), 4),
         Sample(Shot(spoiled="no answers"), Batches(), 0),
     ]
     growth = Growth({}, {"list 100": {1: samples, 2: samples[2:]}})

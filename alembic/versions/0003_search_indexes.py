@@ -35,14 +35,14 @@ MISSING = (
 def upgrade() -> None:
     if context.is_offline_mode():
         print_indexes()
-    elif op.get_context().dialect.name == "sqlite":
-        fold_notes()
-        op.create_index("notes_completed", "notes", ["completed", "id"])
-    else:
+    elif op.get_context().dialect.name == "postgresql":
         with op.get_context().autocommit_block():
             fold_notes()
             create_index(op.get_bind(), "notes_completed", "notes (completed, id)")
             index_search()
+    else:
+        fold_notes()
+        op.create_index("notes_completed", "notes", ["completed", "id"])
 
 
 def print_indexes() -> None:

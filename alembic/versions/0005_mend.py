@@ -32,6 +32,8 @@ def upgrade() -> None:
         print_filling()
     elif op.get_context().dialect.name == "sqlite":
         mend_sqlite()
+    elif op.get_context().dialect.name == "mysql":
+        mend_mysql()
     else:
         names = nullable()
         with op.get_context().autocommit_block():
@@ -45,8 +47,8 @@ def fill(name: str) -> sa.Update:
 def print_filling() -> None:
     for name in FILLING:
         op.execute(fill(name))
-        if op.get_context().dialect.name == "postgresql":
-            op.alter_column("notes", name, nullable=False)
+        if op.get_context().dialect.name != "sqlite":
+            op.alter_column("notes", name, nullable=False, existing_type=notes.c[name].type)
 
 
 def nullable() -> list[str]:
@@ -67,6 +69,13 @@ def mend_postgresql(names: list[str]) -> None:
         tell(name, forbid_null(connection, name, FILLING[name]))
     create_index(connection, "notes_completed", "notes (completed, id)")
     create_search_index(connection)
+
+
+def mend_mysql() -> None:
+    for name in FILLING:
+        tell(name, op.get_bind().execute(fill(name)).rowcount)
+        # This also changes the column's type, character set and collation to those of 0001.
+        op.alter_column("notes", name, nullable=False, existing_type=notes.c[name].type)
 
 
 def mend_sqlite() -> None:

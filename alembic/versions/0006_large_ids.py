@@ -21,6 +21,8 @@ MOST = {"bigint": 2**53 - 1, "integer": 2**31 - 1}
 def upgrade() -> None:
     if op.get_context().dialect.name == "postgresql":
         change("bigint")
+    elif op.get_context().dialect.name == "mysql":
+        change_mysql("bigint")
     else:
         # SQLite's ids have 64 bits already, and AUTOINCREMENT knows no other end.
         op.execute(
@@ -32,8 +34,23 @@ def upgrade() -> None:
 def downgrade() -> None:
     if op.get_context().dialect.name == "postgresql":
         change("integer")
+    elif op.get_context().dialect.name == "mysql":
+        change_mysql("integer")
     else:
         op.execute("DROP TRIGGER notes_last_id")
+
+
+def change_mysql(kind: str) -> None:
+    # AUTO_INCREMENT has no end, so the service looks at each new id.
+    for table in ("notes", "users"):
+        op.alter_column(
+            table,
+            "id",
+            type_=TYPES[kind],
+            existing_type=sa.Integer(),
+            existing_nullable=False,
+            existing_autoincrement=True,
+        )
 
 
 def change(kind: str) -> None:

@@ -126,6 +126,10 @@ def _load() -> Dialect:
         from service.database import sqlite
 
         return sqlite
+    if settings.DATABASE_URL.startswith("mysql"):
+        from service.database import mysql
+
+        return mysql
     from service.database import postgresql
 
     return postgresql

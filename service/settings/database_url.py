@@ -1,6 +1,9 @@
-"""Parses DATABASE_URL: a SQLite file, or a server with libpq's options, translated for asyncpg.
+"""Parses DATABASE_URL: a SQLite file, or a server with options.
 
+PostgreSQL has libpq's options, translated for asyncpg:
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS
+MySQL and MariaDB have those of MySQL's clients, and for TLS also libpq's:
+https://dev.mysql.com/doc/refman/8.0/en/connecting-using-uri-or-key-value-pairs.html
 """
 
 import math
@@ -32,9 +35,35 @@ WITHOUT_EFFECT: dict[str, tuple[str, ...] | None] = {
     "pool_timeout": None,
 }
 
+# The names of MySQL's clients, and libpq's names for the same.
+MYSQL_NAMES = {
+    "ssl_mode": "sslmode",
+    "ssl_ca": "sslrootcert",
+    "ssl_cert": "sslcert",
+    "ssl_key": "sslkey",
+    "socket": "unix_socket",
+}
+MYSQL_SSL_MODES = {
+    "DISABLED": "disable",
+    "PREFERRED": "prefer",
+    "REQUIRED": "require",
+    "VERIFY_CA": "verify-ca",
+    "VERIFY_IDENTITY": "verify-full",
+}
+# `reconnect` is in the URLs of some providers. The service reconnects anyway.
+MYSQL_WITHOUT_EFFECT: dict[str, tuple[str, ...] | None] = {
+    "charset": ("utf8mb4",),
+    "reconnect": None,
+    "connection_limit": None,
+    "pool_timeout": None,
+}
+
+WITHOUT_DRIVER = re.compile("oracle|mssql|sqlserver")
+START = "must start with postgresql://, postgres://, mysql://, mariadb:// or sqlite:///"
+
 
 class DatabaseURL(NamedTuple):
-    """A URL for encode/databases and SQLAlchemy, and further options for asyncpg."""
+    """A URL for encode/databases and SQLAlchemy, and further options for the driver."""
 
     url: str
     tls: TLS = TLS()
@@ -51,8 +80,11 @@ def parse_database_url(text: str) -> DatabaseURL:
     if text.startswith("sqlite:///"):
         return DatabaseURL("sqlite:///" + quote(_file(text.removeprefix("sqlite:///"))))
     scheme, separator, rest = text.partition("://")
-    if not separator or scheme.lower() not in ("postgres", "postgresql"):
-        raise ValueError("must start with postgresql://, postgres:// or sqlite:///")
+    read = READERS.get(scheme.lower())
+    if not separator or read is None:
+        if WITHOUT_DRIVER.match(scheme.lower()):
+            raise ValueError("names a database that encode/databases has no driver for")
+        raise ValueError(START)
     if "#" in rest:
         raise ValueError("has a # that must be written as %23")
     rest, _, query = rest.partition("?")
@@ -75,7 +107,7 @@ def parse_database_url(text: str) -> DatabaseURL:
         key, _, value = option.partition("=")
         if value:
             given[_decode(key)] = _decode(value)
-    return _server(given)
+    return read(given)
 
 
 def _decode(text: str) -> str:
@@ -104,10 +136,10 @@ def _file(name: str) -> str:
     return str(file.absolute())
 
 
-def _server(given: dict[str, str]) -> DatabaseURL:
+def _postgresql(given: dict[str, str]) -> DatabaseURL:
     """Removes the known options one by one. The rest is not supported."""
     take = given.pop
-    url = _url(take("host"), take("port"), take("user"), take("password"), take("dbname"))
+    url = _url("postgresql", given)
     tls = take_tls(given)
     settings = {}
     if label := take("application_name", "") or take("fallback_application_name", ""):
@@ -120,17 +152,56 @@ def _server(given: dict[str, str]) -> DatabaseURL:
         arguments["target_session_attrs"] = one_of("target_session_attrs", session, SESSIONS)
     if passfile := take("passfile", ""):
         arguments["passfile"] = passfile
-    timeout = take("connect_timeout", "")
+    timeout = _seconds(take("connect_timeout", ""))
     pgbouncer = one_of("pgbouncer", take("pgbouncer", "false"), ("true", "false")) == "true"
-    for key, harmless in WITHOUT_EFFECT.items():
+    _take_harmless(given, WITHOUT_EFFECT)
+    return DatabaseURL(url, tls, settings, arguments, timeout, pgbouncer)
+
+
+def _mysql(given: dict[str, str]) -> DatabaseURL:
+    """Like `_postgresql`. The names of options may have hyphens, as MySQL's, or underscores."""
+    names = {key: key.replace("-", "_") for key in given}
+    given = {MYSQL_NAMES.get(names[key], names[key]): value for key, value in given.items()}
+    if not given["dbname"]:
+        raise ValueError("names no database")
+    mode = given.get("sslmode", "")
+    given["sslmode"] = MYSQL_SSL_MODES.get(mode.upper(), mode)
+    arguments = {}
+    if given["host"].startswith("/"):
+        given["unix_socket"] = given.pop("host")
+    if socket := given.pop("unix_socket", ""):
+        arguments["unix_socket"] = socket
+        given["host"] = "localhost"
+    url = _url("mysql+asyncmy", given)
+    tls = take_tls(given)
+    timeout = _seconds(given.pop("connect_timeout", ""))
+    _take_harmless(given, MYSQL_WITHOUT_EFFECT)
+    return DatabaseURL(url, tls, arguments=arguments, connect_timeout=timeout)
+
+
+READERS = {
+    "postgres": _postgresql,
+    "postgresql": _postgresql,
+    "mysql": _mysql,
+    "mariadb": _mysql,
+}
+
+
+def _take_harmless(
+    given: dict[str, str], without_effect: dict[str, tuple[str, ...] | None]
+) -> None:
+    """Removes ignored options. Raises ValueError for what is left."""
+    for key, harmless in without_effect.items():
         if key in given and (harmless is None or given[key] in harmless):
             del given[key]
     if given:
         raise ValueError(f"has an option that is not supported: {', '.join(sorted(given))}")
-    return DatabaseURL(url, tls, settings, arguments, _seconds(timeout), pgbouncer)
 
 
-def _url(host: str, port: str, user: str, password: str, database: str) -> str:
+def _url(scheme: str, given: dict[str, str]) -> str:
+    take = given.pop
+    host, port = take("host"), take("port")
+    user, password, database = take("user"), take("password"), take("dbname")
     if "," in host or "," in port:
         raise ValueError("names several hosts; only one is supported")
     if not host:
@@ -144,7 +215,7 @@ def _url(host: str, port: str, user: str, password: str, database: str) -> str:
     address = "" if folder else f"[{host}]" if ":" in host else host
     return "".join(
         (
-            "postgresql://",
+            f"{scheme}://",
             f"{login}@" if login else "",
             address,
             f":{port}" if port else "",

@@ -43,11 +43,15 @@ _FIND = dialect.prepare(
 _KEEP = dialect.prepare(
     keys.update().where(keys.c.key == bindparam("the_key")).values(response=bindparam("answer"))
 )
-_oldest = select(keys.c.key).where(_expired).order_by(keys.c.created_at).limit(MAX_DELETED)
 # Concurrent deletions skip each other's rows. SQLite has only one writer at a time.
-_DELETE_EXPIRED = dialect.prepare(
-    keys.delete().where(keys.c.key.in_(_oldest.with_for_update(skip_locked=True)))
+_EXPIRED = dialect.prepare(
+    select(keys.c.key)
+    .where(_expired)
+    .order_by(keys.c.created_at)
+    .limit(MAX_DELETED)
+    .with_for_update(skip_locked=True)
 )
+_DELETE = dialect.delete(keys, dialect.is_one_of(keys.c.key, "expired_keys"))
 
 
 def _fingerprint(*parts: bytes) -> str:
@@ -89,7 +93,8 @@ async def store_once(
             return str(first["response"]).encode()
         response = await store(run)
         await run(_KEEP, the_key=key, answer=response.decode())
-        await run(_DELETE_EXPIRED, expired=expired)
+        if found := await run(_EXPIRED, expired=expired):
+            await run(_DELETE, expired_keys=[row["key"] for row in found])
         return response
 
     return await transact(act)

@@ -20,7 +20,7 @@ def fuzz(service: httpx2.Client, folder: Path, *options: str) -> None:
             "run",
             str(service.base_url.join("/openapi.json")),
             "--generation-deterministic",
-            "--max-examples=40",
+            "--max-examples=27",
             "--continue-on-failure",
             "--no-color",
             *options,

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests.support.clusters import connections
-from tests.support.databases import NewDatabase, execute, fill, locked
+from tests.support.databases import NewDatabase, execute, fill, locked, waiting
 from tests.support.metrics import metric
 from tests.support.proxies import Proxy
 from tests.support.servers import started
@@ -68,8 +67,8 @@ def in_use(service: Service) -> bool:
 
 
 @pytest.fixture
-def proxy(new_database: NewDatabase) -> Iterator[Proxy]:
-    with closing(Proxy(new_database("postgresql"))) as proxy:
+def proxy(served_database_url: str) -> Iterator[Proxy]:
+    with closing(Proxy(served_database_url)) as proxy:
         yield proxy
 
 
@@ -100,17 +99,16 @@ def test_the_wait_for_a_statement(proxy: Proxy, tmp_path: Path) -> None:
             poll(lambda: sum(link.is_open for link in proxy.links) == 1)
 
 
-def test_the_wait_for_the_pool(new_database: NewDatabase, tmp_path: Path) -> None:
+def test_the_wait_for_the_pool(served_database_url: str, tmp_path: Path) -> None:
     """A request that waits for a free connection gets a 503 at DATABASE_POOL_TIMEOUT."""
-    url = new_database("postgresql")
+    url = served_database_url
     with (
         serving(url, tmp_path, DATABASE_POOL_TIMEOUT="0.5") as service,
-        connections(url) as (run,),
         ThreadPoolExecutor() as threads,
     ):
         with locked(url):
             first = threads.submit(service.client.get, "/notes/1", timeout=60)
-            poll(lambda: run("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
+            poll(lambda: waiting(url) > 0)
             for ask in (service.read, service.write, service.write_once):
                 assert ask() == 503
             assert not first.done()
@@ -179,18 +177,17 @@ def end(service: Service) -> None:
     service.process.wait(20)
 
 
-def test_the_end_while_postgresql_hangs(proxy: Proxy, tmp_path: Path) -> None:
+def test_the_end_while_the_server_hangs(proxy: Proxy, tmp_path: Path) -> None:
     """SIGTERM ends a service whose connections hang, an idle one and one at work."""
     options = ("--timeout-graceful-shutdown=1",)
     with (
         serving(proxy.url, tmp_path, *options, DATABASE_POOL_MAX="2") as service,
         ThreadPoolExecutor() as threads,
-        connections(proxy.target) as (run,),
     ):
         paths = ("/notes/", "/notes/1")
         with locked(proxy.target):
             both = [threads.submit(service.client.get, path) for path in paths]
-            poll(lambda: run("SELECT count(*) FROM pg_locks WHERE NOT granted") == 2)
+            poll(lambda: waiting(proxy.target) == 2)
         assert [one.result().status_code for one in both] == [200, 404]
         proxy.hang()
         asked = threads.submit(service.client.get, "/notes/1")

@@ -16,15 +16,15 @@ import httpx2
 import pytest
 
 from tests.support.clusters import (
-    ROLE,
     Authority,
+    PostgresqlServer,
     Server,
     configure,
-    needs,
     running_pgbouncer,
     running_server,
     write_for,
 )
+from tests.support.daemons import ROLE, needs
 from tests.support.databases import NewDatabase, alembic, execute
 from tests.support.debian import running_cluster
 from tests.support.flags import web_command
@@ -59,7 +59,7 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
         write_for(cluster, cluster.data / "server.key", key)
         write_for(cluster, cluster.data / "ca.crt", right.file.read_text())
         configure(cluster, ssl="on", ssl_ca_file="ca.crt")
-        server = Server(cluster)
+        server = PostgresqlServer(cluster)
         server.execute(f"CREATE ROLE certified LOGIN IN ROLE {ROLE}")
         hba = "hostssl all certified 127.0.0.1/32 cert\nhostssl all all 127.0.0.1/32 trust\n"
         write_for(cluster, cluster.data / "pg_hba.conf", hba)

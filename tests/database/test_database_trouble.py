@@ -1,4 +1,4 @@
-"""PostgreSQL away, full, refusing, hanging, crashing: 503 meanwhile, all well afterwards."""
+"""The server away, full, refusing, hanging, crashing: 503 meanwhile, all well afterwards."""
 
 import itertools
 import math
@@ -12,16 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 
 from tests.support import servers
-from tests.support.clusters import PASSWORD, ROLE, Server, connections, running_server
-from tests.support.databases import execute, locked
+from tests.support.clusters import Server, connections, running_mysql_server, running_server
+from tests.support.daemons import PASSWORD, ROLE
+from tests.support.databases import SERVED, execute, locked, name_of
 from tests.support.metrics import metric
 from tests.support.proxies import Proxy
 from tests.support.waiting import poll
@@ -50,15 +51,12 @@ def write_once(client: httpx2.Client) -> httpx2.Response:
     return client.post("/notes/", json=NOTE, headers={"idempotency-key": next(_keys)})
 
 
-WAITING = f"""
-    SELECT count(*) FROM pg_stat_activity WHERE usename = '{ROLE}' AND wait_event_type = 'Lock'
-"""
 REQUESTS = (read, write, write_once)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running_server() as server:
+@pytest.fixture(scope="module", params=SERVED)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with running_mysql_server() if request.param == "mysql" else running_server() as server:
         yield server
 
 
@@ -133,7 +131,7 @@ def check_whole(client: httpx2.Client, server: Server, database_url: str) -> Non
                 ]
                 waiting = 0
                 while waiting < POOL and not any(listing.done() for listing in listings):
-                    waiting = watch(WAITING)
+                    waiting = watch(server.WAITING)
             statuses = [listing.result().status_code for listing in listings]
             if statuses == [200] * POOL and waiting == POOL:
                 break
@@ -151,60 +149,21 @@ def away(server: Server, database: str) -> Iterator[None]:
 
 
 @contextmanager
-def role_without_connections(server: Server, database: str) -> Iterator[None]:
-    server.execute(f"ALTER ROLE {ROLE} CONNECTION LIMIT 0")
-    server.disconnect_all()
-    yield
-    server.execute(f"ALTER ROLE {ROLE} CONNECTION LIMIT -1")
-
-
-@contextmanager
 def full(server: Server, database: str) -> Iterator[None]:
     server.disconnect_all()
-    # Three are reserved for superusers.
-    with connections(server.url("template"), 20) as opened:
-        assert len(opened) == 17
+    # PostgreSQL keeps three of them for superusers, MariaDB has one more for them.
+    most = {"postgresql": 17, "mysql": 20}[server.kind]
+    with connections(server.url("template"), 21) as opened:
+        assert len(opened) == most
         yield
     poll(lambda: not server.backends())
 
 
 @contextmanager
-def other_password(server: Server, database: str) -> Iterator[None]:
-    server.execute(f"ALTER ROLE {ROLE} PASSWORD 'wrong'")
-    server.disconnect_all()
-    yield
-    server.execute(f"ALTER ROLE {ROLE} PASSWORD '{PASSWORD}'")
-
-
-@contextmanager
-def role_without_login(server: Server, database: str) -> Iterator[None]:
-    server.execute(f"ALTER ROLE {ROLE} NOLOGIN")
-    server.disconnect_all()
-    yield
-    server.execute(f"ALTER ROLE {ROLE} LOGIN")
-
-
-@contextmanager
 def dropped(server: Server, database: str) -> Iterator[None]:
-    server.execute(f"DROP DATABASE {database} WITH (FORCE)")
+    server.drop(database)
     yield
     server.new_database(database)
-
-
-@contextmanager
-def closed(server: Server, database: str) -> Iterator[None]:
-    server.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
-    server.disconnect_all()
-    yield
-    server.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
-
-
-@contextmanager
-def forbidden(server: Server, database: str) -> Iterator[None]:
-    server.execute(f"REVOKE CONNECT ON DATABASE {database} FROM PUBLIC")
-    server.disconnect_all()
-    yield
-    server.execute(f"GRANT CONNECT ON DATABASE {database} TO PUBLIC")
 
 
 def hanging(server: Server, database: str) -> AbstractContextManager[None]:
@@ -213,34 +172,86 @@ def hanging(server: Server, database: str) -> AbstractContextManager[None]:
 
 def with_locks(server: Server, database: str) -> AbstractContextManager[None]:
     url = server.of_superuser(server.url(database))
-    return locked(url, "notes, alembic_version, idempotency_keys")
+    return locked(url, "notes", "alembic_version", "idempotency_keys")
 
 
-TROUBLES = (
-    away,
-    full,
-    role_without_connections,
-    other_password,
-    role_without_login,
-    dropped,
-    closed,
-    forbidden,
-    hanging,
-    with_locks,
-)
+# Statements that make the server refuse new connections, and those that take them back.
+REFUSALS = {
+    "role without connections": {
+        "postgresql": (
+            f"ALTER ROLE {ROLE} CONNECTION LIMIT 0",
+            f"ALTER ROLE {ROLE} CONNECTION LIMIT -1",
+        ),
+        "mysql": ("SET GLOBAL max_user_connections = -1", "SET GLOBAL max_user_connections = 99"),
+    },
+    "other password": {
+        "postgresql": (
+            f"ALTER ROLE {ROLE} PASSWORD 'wrong'",
+            f"ALTER ROLE {ROLE} PASSWORD '{PASSWORD}'",
+        ),
+        "mysql": (
+            f"ALTER USER {ROLE}@'127.0.0.1' IDENTIFIED BY 'wrong'",
+            f"ALTER USER {ROLE}@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'",
+        ),
+    },
+    "role without login": {
+        "postgresql": (f"ALTER ROLE {ROLE} NOLOGIN", f"ALTER ROLE {ROLE} LOGIN"),
+        "mysql": (
+            f"ALTER USER {ROLE}@'127.0.0.1' ACCOUNT LOCK",
+            f"ALTER USER {ROLE}@'127.0.0.1' ACCOUNT UNLOCK",
+        ),
+    },
+    "forbidden": {
+        "postgresql": (
+            "REVOKE CONNECT ON DATABASE {} FROM PUBLIC",
+            "GRANT CONNECT ON DATABASE {} TO PUBLIC",
+        ),
+        "mysql": (
+            rf"REVOKE ALL ON `test\_%`.* FROM {ROLE}@'127.0.0.1'",
+            rf"GRANT ALL ON `test\_%`.* TO {ROLE}@'127.0.0.1'",
+        ),
+    },
+    "closed": {
+        "postgresql": (
+            "ALTER DATABASE {} ALLOW_CONNECTIONS false",
+            "ALTER DATABASE {} ALLOW_CONNECTIONS true",
+        ),
+        # MariaDB can't close a database. Here the role is gone.
+        "mysql": (
+            f"RENAME USER {ROLE}@'127.0.0.1' TO other@'127.0.0.1'",
+            f"RENAME USER other@'127.0.0.1' TO {ROLE}@'127.0.0.1'",
+        ),
+    },
+}
+
+
+@contextmanager
+def refusing(how: str, server: Server, database: str) -> Iterator[None]:
+    begin, end = REFUSALS[how][server.kind]
+    server.execute(begin.format(database))
+    server.disconnect_all()
+    yield
+    server.execute(end.format(database))
+
+
+Trouble = Callable[[Server, str], AbstractContextManager[None]]
+TROUBLES: dict[str, Trouble] = {
+    "away": away,
+    "full": full,
+    "dropped": dropped,
+    "hanging": hanging,
+    "with locks": with_locks,
+    **{how: partial(refusing, how) for how in REFUSALS},
+}
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_trouble_is_503_until_it_is_over(
-    server: Server,
-    lasting: Service,
-    trouble: Callable[[Server, str], AbstractContextManager[None]],
-) -> None:
+def test_trouble_is_503_until_it_is_over(server: Server, lasting: Service, trouble: str) -> None:
     """In trouble requests get a 503 in time. The first request afterwards works."""
     client, url, _ = lasting
     check_whole(client, server, url)
     for request in REQUESTS:
-        with trouble(server, urlsplit(url).path[1:]):
+        with TROUBLES[trouble](server, name_of(url)):
             check_unavailable(client, request)
         answer = request(client)
         assert answer.status_code == 200, answer.text
@@ -252,9 +263,9 @@ def test_trouble_is_503_until_it_is_over(
 def test_a_service_that_starts_before_its_database(
     server: Server, tmp_path: Path, request_: Callable[[httpx2.Client], httpx2.Response]
 ) -> None:
-    """A service that starts first serves as soon as PostgreSQL is there."""
+    """A service that starts first serves as soon as its database is there."""
     url = server.new_database()
-    server.cluster.end(signal.SIGINT)
+    server.cluster.end()
     try:
         with serving(url, tmp_path / "log") as client:
             check_unavailable(client, request_)
@@ -265,16 +276,16 @@ def test_a_service_that_starts_before_its_database(
         server.cluster.start()
 
 
-@pytest.mark.parametrize("end", ["SIGINT", "SIGQUIT", "crash"])
+@pytest.mark.parametrize("end", ["polite", "immediate", "crash"])
 def test_a_restart_between_requests(server: Server, lasting: Service, end: str) -> None:
-    """A client that asks before and after a restart of PostgreSQL doesn't notice it."""
+    """A client that asks before and after a restart of the server doesn't notice it."""
     client, url, _ = lasting
     for request in REQUESTS:
         check_whole(client, server, url)
         if end == "crash":
             server.crash()
         else:
-            server.cluster.end(signal.Signals[end])
+            server.cluster.end(signal.SIGQUIT if end == "immediate" else None)
         server.cluster.start()
         assert request(client).status_code == 200
     check_whole(client, server, url)
@@ -299,7 +310,7 @@ def test_a_restart_that_nobody_tells_of(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_crash_loses_no_acknowledged_note(server: Server, tmp_path: Path) -> None:
-    """When PostgreSQL crashes, a 200 is stored once, and a 503 at most once."""
+    """When the server crashes, a 200 is stored once, and a 503 at most once."""
     url = server.new_database()
     acknowledged: list[tuple[int, str]] = []
     refused: list[str] = []
@@ -429,7 +440,7 @@ def check_slots(client: httpx2.Client, server: Server, database_url: str) -> Non
 
         asking = [threads.submit(ask, limit) for limit in range(1, 1 + 2 * POOL)]
         try:
-            poll(lambda: watch(WAITING) == POOL)
+            poll(lambda: watch(server.WAITING) == POOL)
         finally:
             over.set()
         for task in asking:
@@ -446,7 +457,7 @@ def test_a_database_that_hangs_within_a_statement(
     with ThreadPoolExecutor() as threads:
         with locked(server.of_superuser(url)):
             asked = threads.submit(request_, client)
-            poll(lambda: server.execute(WAITING) == 1)
+            poll(lambda: server.execute(server.WAITING) == 1)
             with server.hanging():
                 answer = asked.result()
         assert answer.status_code == 503

@@ -208,6 +208,7 @@ def test_a_primary_that_is_demoted(tmp_path: Path) -> None:
             serving(switch.url, tmp_path / "log", DATABASE_POOL_MAX=str(POOL))
         )
         assert create(client).status_code == 200
+        assert isinstance(server.cluster, Cluster)
         server.cluster.end(signal.SIGINT)
         promoted = stack.enter_context(running_copy(server.cluster))
         (server.cluster.data / "standby.signal").touch()

@@ -1,4 +1,4 @@
-"""Lost connections to PostgreSQL: reads are tried once more, writes never."""
+"""Lost connections to a server: reads are tried once more, writes never."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,17 @@ import httpx2
 import pytest
 
 from tests.support.clusters import connections
-from tests.support.databases import NewDatabase, clear, execute, fill, locked
+from tests.support.databases import (
+    SERVED,
+    WAITING,
+    NewDatabase,
+    Run,
+    clear,
+    fill,
+    kind_of,
+    locked,
+    words,
+)
 from tests.support.proxies import Proxy
 from tests.support.servers import serving
 from tests.support.waiting import poll
@@ -24,15 +34,16 @@ class Service(NamedTuple):
 
     def texts(self) -> list[str]:
         """The texts of the notes that are stored."""
-        sql = "SELECT coalesce(array_agg(text ORDER BY text), '{}') FROM notes"
-        return list(execute(self.database_url, sql))
+        return words(self.database_url)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=SERVED)
 def shared(
-    new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    new_database: NewDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
-    url = new_database("postgresql")
+    url = new_database(request.param)
     log = tmp_path_factory.mktemp("service") / "log"
     with (
         closing(Proxy(url)) as proxy,
@@ -105,7 +116,10 @@ def test_a_write_is_never_tried_again(
     service: Service, write: Write, marker: bytes, texts: list[str]
 ) -> None:
     """A write whose answer was lost is a 503, and is carried out once."""
-    client, proxy, _ = service
+    client, proxy, url = service
+    if write in (replace, change, change_if_there) and kind_of(url) == "mysql":
+        # There a change and the read of the changed note are a transaction.
+        marker = b"COMMIT"
     # From here on the statement is prepared, so that the next one is carried out by one message.
     assert write(client, 2, "other").status_code in (200, 204)
     proxy.lose_answers(1, marker)
@@ -156,12 +170,19 @@ def test_a_read_is_tried_once_more(service: Service, path: str) -> None:
     assert client.get(path).content == before.content
 
 
-WAITING = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+def end_waiting(run: Run, kind: str) -> None:
+    """Ends the one connection that waits for a lock."""
+    poll(lambda: run(WAITING[kind]) == 1)
+    if kind == "postgresql":
+        assert run(WAITING[kind].replace("count(*)", "pg_terminate_backend(pid)"))
+    else:
+        run(f"KILL {run(WAITING[kind].replace('count(*)', 'id'))}")
 
 
 def test_a_server_that_ends_a_connection(service: Service) -> None:
     """When a waiting connection is terminated, its read is answered. A write is a 503."""
     client, _, url = service
+    kind = kind_of(url)
     for ask, status in (
         (lambda: client.get("/notes/"), 200),
         (lambda: create(client, 1, "new"), 503),
@@ -171,10 +192,9 @@ def test_a_server_that_ends_a_connection(service: Service) -> None:
         with ThreadPoolExecutor() as threads, connections(url) as (run,):
             with locked(url):
                 asking = threads.submit(ask)
-                poll(lambda: run(f"SELECT count(*) {WAITING}") == 1)
-                assert run(f"SELECT bool_and(pg_terminate_backend(pid)) {WAITING}")
+                end_waiting(run, kind)
                 # A read waits again, on another connection.
-                poll(lambda: asking.done() or run(f"SELECT count(*) {WAITING}") == 1)  # noqa: B023
+                poll(lambda: asking.done() or run(WAITING[kind]) == 1)  # noqa: B023
             assert asking.result().status_code == status
         assert service.texts() == ["old", "old"]
 

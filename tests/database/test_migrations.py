@@ -1,4 +1,4 @@
-"""One migration history serves SQLite and PostgreSQL."""
+"""One migration history serves all kinds of databases."""
 
 import socket
 import sqlite3
@@ -9,20 +9,15 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncmy
 import asyncpg
 import pytest
+from alembic.script import ScriptDirectory
 
-from tests.conftest import KINDS
+from service.health import HEAD
 from tests.support import databases
+from tests.support.databases import SERVED
 from tests.support.servers import free_port, serving
-
-
-@pytest.fixture(params=KINDS)
-def empty_database(request: pytest.FixtureRequest, postgresql: str, tmp_path: Path) -> str:
-    """A database of each kind in turn, without any table."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/notes.db"
-    return databases.create_postgresql(postgresql)
 
 
 def test_migrations_go_up_and_down(empty_database: str) -> None:
@@ -50,13 +45,16 @@ def test_migrations_can_be_printed(database_url: str) -> None:
     result = databases.alembic(database_url, "upgrade", "head", "--sql")
     assert result.returncode == 0, result.stderr
     assert "CREATE TABLE notes" in result.stdout
-    if database_url.startswith("postgresql"):
+    if databases.kind_of(database_url) == "postgresql":
         assert "ALTER TABLE notes ALTER COLUMN id TYPE BIGINT" in result.stdout
 
 
-def test_postgres_urls_work(empty_database: str) -> None:
-    """Alembic takes the `postgres://` URLs that Heroku gives."""
-    url = empty_database.replace("postgresql://", "postgres://")
+@pytest.mark.parametrize(("kind", "other"), [("postgresql", "postgres"), ("mysql", "mariadb")])
+def test_other_names_of_kinds_work(
+    new_empty_database: databases.NewDatabase, kind: str, other: str
+) -> None:
+    """Alembic takes the `postgres://` URLs that Heroku gives, and `mariadb://`."""
+    url = new_empty_database(kind).replace(f"{kind}://", f"{other}://")
     result = databases.alembic(url, "upgrade", "head")
     assert result.returncode == 0, result.stderr
 
@@ -68,6 +66,11 @@ def test_migrations_need_no_web_framework() -> None:
         "sys.exit(bool({'starlette', 'uvicorn', 'databases'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=databases.ROOT).returncode == 0
+
+
+def test_the_service_knows_the_newest_migration() -> None:
+    """What the service takes for the newest migration is what Alembic takes for it."""
+    assert ScriptDirectory(str(databases.ROOT / "alembic")).get_current_head() == HEAD
 
 
 def test_two_runs_at_once(empty_database: str) -> None:
@@ -85,18 +88,21 @@ EXAMPLE = {
     " PRIMARY KEY (id))",
     "postgresql": "CREATE TABLE notes (id SERIAL NOT NULL, text VARCHAR, completed BOOLEAN,"
     " PRIMARY KEY (id))",
+    # There it has to give a length.
+    "mysql": "CREATE TABLE notes (id INTEGER NOT NULL AUTO_INCREMENT,"
+    " text VARCHAR(200) CHARACTER SET utf8mb4, completed BOOL, PRIMARY KEY (id))",
 }
+REFUSED = (sqlite3.IntegrityError, asyncpg.NotNullViolationError, asyncmy.errors.IntegrityError)
 FOUND = ["'a', true", "'Ä', NULL", "'c', false", "NULL, NULL", "'e', NULL", "NULL, true"]
 MENDED = [("a", True), ("Ä", False), ("c", False), ("", False), ("e", False)]
 
 
 def test_the_example_s_database_is_taken_over(empty_database: str, tmp_path: Path) -> None:
     """A database of the FastAPI example gets rid of NULL, and works as any other."""
-    kind = urlsplit(empty_database).scheme
     values = ", ".join(f"({values})" for values in FOUND)
     databases.execute(
         empty_database,
-        EXAMPLE[kind],
+        EXAMPLE[databases.kind_of(empty_database)],
         f"INSERT INTO notes (text, completed) VALUES {values}",
         "DELETE FROM notes WHERE id = 6",
     )
@@ -108,7 +114,7 @@ def test_the_example_s_database_is_taken_over(empty_database: str, tmp_path: Pat
     result = databases.alembic(empty_database, "check")
     assert result.returncode == 0, result.stdout + result.stderr
     for column in ("text", "completed"):
-        with pytest.raises((sqlite3.IntegrityError, asyncpg.NotNullViolationError)):
+        with pytest.raises(REFUSED):
             databases.execute(empty_database, f"UPDATE notes SET {column} = NULL")
     notes = [{"id": n, "text": t, "completed": c} for n, (t, c) in enumerate(MENDED, 1)]
     with serving(empty_database, tmp_path / "log") as http:
@@ -133,7 +139,7 @@ def test_notes_from_before_searches_are_found(empty_database: str, tmp_path: Pat
     values = ", ".join(f"('{text}', true)" for text in (*["filler"] * 1100, *TEXTS))
     databases.execute(
         empty_database,
-        EXAMPLE[urlsplit(empty_database).scheme],
+        EXAMPLE[databases.kind_of(empty_database)],
         "INSERT INTO notes (text, completed) VALUES ('Ä first', true), (NULL, NULL)",
         f"INSERT INTO notes (text, completed) VALUES {values}",
     )
@@ -164,26 +170,35 @@ def assert_one_line(database_url: str, reason: str, **variables: str) -> None:
     assert "s3cr3t" not in result.stdout + result.stderr
 
 
-def test_a_closed_port_is_told_in_a_line() -> None:
+@pytest.mark.parametrize("kind", SERVED)
+def test_a_closed_port_is_told_in_a_line(kind: str) -> None:
     """A server that is away ends the migration with one line."""
-    assert_one_line(f"postgresql://bob:s3cr3t@127.0.0.1:{free_port()}/notes", "Connect call failed")
+    assert_one_line(f"{kind}://bob:s3cr3t@127.0.0.1:{free_port()}/notes", "Connect call failed")
 
 
-def test_an_unknown_host_is_told_in_a_line() -> None:
+@pytest.mark.parametrize("kind", SERVED)
+def test_an_unknown_host_is_told_in_a_line(kind: str) -> None:
     """An unknown host ends the migration with one line."""
-    assert_one_line("postgresql://bob:s3cr3t@nowhere.invalid/notes", "postgresql://bob:***@nowhere")
+    assert_one_line(f"{kind}://bob:s3cr3t@nowhere.invalid/notes", f"{kind}://bob:***@nowhere")
 
 
-def test_a_missing_database_is_told_in_a_line(postgresql: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("postgresql", 'database "nowhere" does not exist'), ("mysql", "to database 'nowhere'")],
+)
+def test_a_missing_database_is_told_in_a_line(
+    new_empty_database: databases.NewDatabase, kind: str, reason: str
+) -> None:
     """A database that is not there ends the migration with one line."""
-    url = urlsplit(postgresql)._replace(path="/nowhere").geturl()
-    assert_one_line(url, 'database "nowhere" does not exist')
+    url = urlsplit(new_empty_database(kind))._replace(path="/nowhere").geturl()
+    assert_one_line(url, reason)
 
 
-def test_a_server_that_says_nothing_is_told_in_a_line() -> None:
+@pytest.mark.parametrize("kind", SERVED)
+def test_a_server_that_says_nothing_is_told_in_a_line(kind: str) -> None:
     """A silent server ends the migration with one line, within the timeout."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"postgresql://bob:s3cr3t@127.0.0.1:{server.getsockname()[1]}/notes"
+        url = f"{kind}://bob:s3cr3t@127.0.0.1:{server.getsockname()[1]}/notes"
         assert_one_line(url, "no answer within 0.2 s", DATABASE_CONNECT_TIMEOUT="0.2")
 
 

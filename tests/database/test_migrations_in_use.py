@@ -27,9 +27,9 @@ BEFORE = "0004"
 
 
 @pytest.fixture
-def database(postgresql: str) -> Iterator[str]:
+def database(new_empty_database: databases.NewDatabase) -> str:
     """A database of the version before ids had 64 bits, with notes."""
-    url = databases.create_postgresql(postgresql)
+    url = new_empty_database("postgresql")
     assert databases.alembic(url, "upgrade", BEFORE).returncode == 0
     databases.execute(
         url,
@@ -37,8 +37,7 @@ def database(postgresql: str) -> Iterator[str]:
         f" SELECT 'note ' || n, n % 3 = 0 FROM generate_series(1, {COUNT}) n",
         f"DELETE FROM notes WHERE id IN ({COUNT // 2}, {COUNT})",
     )
-    yield url
-    databases.drop_postgresql(postgresql, url)
+    return url
 
 
 def assert_done(process: subprocess.Popen[str]) -> str:
@@ -188,17 +187,16 @@ def test_nobody_waits_behind_a_migration_that_waits(database: str, tmp_path: Pat
 
 
 @pytest.fixture
-def unfolded(postgresql: str) -> Iterator[str]:
+def unfolded(new_empty_database: databases.NewDatabase) -> str:
     """A database of the version before searches, with notes that have to be folded."""
-    url = databases.create_postgresql(postgresql)
+    url = new_empty_database("postgresql")
     assert databases.alembic(url, "upgrade", "0002").returncode == 0
     databases.execute(
         url,
         "INSERT INTO notes (text, completed)"
         " SELECT 'Straße ' || n, false FROM generate_series(1, 2000) n",
     )
-    yield url
-    databases.drop_postgresql(postgresql, url)
+    return url
 
 
 def test_folding_keeps_changes_and_nobody_waiting(unfolded: str, tmp_path: Path) -> None:

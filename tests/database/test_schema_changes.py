@@ -10,20 +10,32 @@ import httpx2
 import pytest
 
 from tests.support.clusters import connections
-from tests.support.databases import NewDatabase, execute
+from tests.support.databases import NewDatabase, execute, kind_of
 from tests.support.servers import serving
 from tests.support.waiting import poll
 
-# Each changes what PostgreSQL's prepared statements give, or what they mean.
-CHANGES = (
-    "ALTER TABLE notes ALTER text TYPE varchar(1000)",
-    "ALTER TABLE notes ALTER text TYPE text",
-    "ALTER TABLE notes ADD other integer DEFAULT 7",
-    "ALTER TABLE notes ALTER text TYPE varchar",
-    "ALTER TABLE notes DROP other",
-    "ALTER TABLE idempotency_keys ALTER response TYPE text, ALTER fingerprint TYPE text",
-    "ALTER TABLE idempotency_keys ALTER response TYPE varchar, ALTER fingerprint TYPE varchar",
-)
+TEXT = "CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin NOT NULL"
+# Each changes what prepared statements give, or what they mean.
+CHANGES = {
+    "postgresql": (
+        "ALTER TABLE notes ALTER text TYPE varchar(1000)",
+        "ALTER TABLE notes ALTER text TYPE text",
+        "ALTER TABLE notes ADD other integer DEFAULT 7",
+        "ALTER TABLE notes ALTER text TYPE varchar",
+        "ALTER TABLE notes DROP other",
+        "ALTER TABLE idempotency_keys ALTER response TYPE text, ALTER fingerprint TYPE text",
+        "ALTER TABLE idempotency_keys ALTER response TYPE varchar, ALTER fingerprint TYPE varchar",
+    ),
+    "mysql": (
+        f"ALTER TABLE notes MODIFY text mediumtext {TEXT}",
+        "ALTER TABLE notes ADD other integer DEFAULT 7",
+        f"ALTER TABLE notes MODIFY text longtext {TEXT}",
+        "ALTER TABLE notes DROP other",
+        "ALTER TABLE notes FORCE, ALGORITHM=INPLACE",
+        f"ALTER TABLE idempotency_keys MODIFY fingerprint varchar(300) {TEXT}",
+        f"ALTER TABLE idempotency_keys MODIFY fingerprint varchar(255) {TEXT}",
+    ),
+}
 
 _numbers = itertools.count()
 
@@ -86,13 +98,17 @@ REQUESTS = (
 )
 
 
-@pytest.fixture(params=["100", "0"], ids=["prepared", "unprepared"])
+@pytest.fixture(
+    params=[("postgresql", "100"), ("postgresql", "0"), ("mysql", "100")],
+    ids=["prepared", "unprepared", "mysql"],
+)
 def altered(
     request: pytest.FixtureRequest, new_database: NewDatabase, tmp_path: Path
 ) -> Iterator[tuple[httpx2.Client, str]]:
-    """A service with two notes on a PostgreSQL, with and without prepared statements."""
-    url = new_database("postgresql")
-    with serving(url, tmp_path / "log", DATABASE_STATEMENT_CACHE=request.param) as client:
+    """A service with two notes on a server, with and without prepared statements."""
+    kind, cache = request.param
+    url = new_database(kind)
+    with serving(url, tmp_path / "log", DATABASE_STATEMENT_CACHE=cache) as client:
         for number in (1, 2):
             note = {"text": f"first {number}", "completed": True}
             assert client.post("/notes/", json=note).json()["id"] == number
@@ -104,7 +120,7 @@ def test_altering_tables_between_requests(altered: tuple[httpx2.Client, str]) ->
     client, url = altered
     for request in REQUESTS:
         assert request(client).status_code == 200
-        for sql in CHANGES:
+        for sql in CHANGES[kind_of(url)]:
             execute(url, sql)
             answer = request(client)
             assert answer.status_code == 200, f"{sql}: {answer.text}"
@@ -123,7 +139,7 @@ def test_altering_tables_under_load(altered: tuple[httpx2.Client, str]) -> None:
     with connections(url) as (run,), ThreadPoolExecutor(len(REQUESTS)) as threads:
         asking = [threads.submit(ask, kind) for kind in REQUESTS]
         try:
-            for sql in CHANGES * 5:
+            for sql in CHANGES[kind_of(url)] * 5:
                 before = {kind: len(found) for kind, found in statuses.items()}
                 run(sql)
                 poll(lambda before=before: all(len(statuses[k]) > before[k] for k in REQUESTS))  # type: ignore[misc]

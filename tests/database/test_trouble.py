@@ -4,13 +4,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.support import databases
+from tests.support.databases import SERVED
 from tests.support.servers import nowhere, serving
 
 
-def test_a_database_that_is_away_is_503(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", SERVED)
+def test_a_database_that_is_away_is_503(kind: str, tmp_path: Path) -> None:
     """The service starts without its database and answers 503 with `Retry-After`."""
-    with serving(nowhere(), tmp_path / "log") as client:
+    with serving(nowhere(kind), tmp_path / "log") as client:
         for answer in (
             client.get("/notes/"),
             client.post("/notes/", json={"text": "a", "completed": True}),
@@ -20,9 +24,10 @@ def test_a_database_that_is_away_is_503(tmp_path: Path) -> None:
             assert int(answer.headers["retry-after"]) > 0
 
 
-def test_trouble_is_a_line_a_second(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", SERVED)
+def test_trouble_is_a_line_a_second(kind: str, tmp_path: Path) -> None:
     """While the database is away, the log has one line about it a second."""
-    with serving(nowhere(), tmp_path / "log") as client:
+    with serving(nowhere(kind), tmp_path / "log") as client:
         began, asked = time.monotonic(), 0
         while asked < 100 or time.monotonic() - began < 2:
             assert client.get("/notes/1").status_code == 503

@@ -12,9 +12,8 @@ import httpx2
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
-from tests.conftest import KINDS
 from tests.support import databases
-from tests.support.databases import ROOT, environment
+from tests.support.databases import KINDS, ROOT, environment, kind_of
 from tests.support.servers import free_port, process, uvicorn
 
 TABLE_END = '    sqlalchemy.Index("notes_completed"'
@@ -176,20 +175,28 @@ def test_a_new_field_can_be_taken_back(tmp_path: Path, database_url: str) -> Non
     assert schema(database_url) == before
 
 
+SCHEMA = {
+    "sqlite": (
+        "SELECT group_concat(type || ' ' || name) FROM sqlite_master WHERE tbl_name = 'notes'",
+        "SELECT group_concat('column ' || name) FROM pragma_table_info('notes')",
+    ),
+    "postgresql": (
+        "SELECT string_agg(indexname, ',') FROM pg_indexes WHERE tablename = 'notes'",
+        "SELECT string_agg(column_name, ',') FROM information_schema.columns"
+        " WHERE table_name = 'notes'",
+    ),
+    "mysql": (
+        "SELECT group_concat(index_name) FROM information_schema.statistics"
+        " WHERE table_schema = database() AND table_name = 'notes'",
+        "SELECT group_concat(column_name) FROM information_schema.columns"
+        " WHERE table_schema = database() AND table_name = 'notes'",
+    ),
+}
+
+
 def schema(database_url: str) -> set[str]:
     """The columns, indexes and triggers of notes."""
-    if database_url.startswith("sqlite"):
-        named = (
-            "SELECT group_concat(type || ' ' || name) FROM sqlite_master WHERE tbl_name = 'notes'"
-        )
-        columns = "SELECT group_concat('column ' || name) FROM pragma_table_info('notes')"
-    else:
-        named = "SELECT string_agg(indexname, ',') FROM pg_indexes WHERE tablename = 'notes'"
-        columns = (
-            "SELECT string_agg(column_name, ',') FROM information_schema.columns"
-            " WHERE table_name = 'notes'"
-        )
-    found = [databases.execute(database_url, query) for query in (named, columns)]
+    found = [databases.execute(database_url, query) for query in SCHEMA[kind_of(database_url)]]
     return set(",".join(found).split(","))
 
 

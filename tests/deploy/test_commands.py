@@ -3,90 +3,113 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.databases import ROOT, NewDatabase, environment, execute
-from tests.support.operating import operate
+from tests.support.databases import ROOT, NewDatabase, clear, environment, execute
+from tests.support.operating import Operate, operate, operating
 from tests.support.servers import nowhere
 
 TOKEN = re.compile(r"notes_[A-Za-z0-9_-]{43}\n")
 
 
-def users(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_users(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command for users in a process of its own."""
     return operate(database_url, "users", *arguments)
 
 
-def test_users_are_operated(database_url: str) -> None:
+@pytest.fixture(scope="module")
+def shared_operate(shared_database_url: str) -> Iterator[Operate]:
+    with operating(shared_database_url) as operate:
+        yield operate
+
+
+@pytest.fixture
+def users(shared_operate: Operate, shared_database_url: str) -> Operate:
+    """Runs commands for users on a database of each kind in turn, which has none."""
+    clear(shared_database_url)
+    return partial(shared_operate, "users")
+
+
+def test_users_are_operated(users: Operate) -> None:
     """Users are added, listed, deactivated, activated, given other tokens and removed."""
     tokens = set()
     for name in ("bob", "Alice"):
-        added = users(database_url, "add", name)
+        added = users("add", name)
         assert (added.returncode, added.stderr) == (0, "")
         assert TOKEN.fullmatch(added.stdout)
         tokens.add(added.stdout)
 
-    assert users(database_url, "deactivate", "BOB").returncode == 0
-    listed = users(database_url, "list")
+    assert users("deactivate", "BOB").returncode == 0
+    listed = users("list")
     time = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
     assert re.fullmatch(f"alice\tactive\t{time}\nbob\tdeactivated\t{time}\n", listed.stdout)
-    assert users(database_url, "activate", "bob").returncode == 0
-    assert "deactivated" not in users(database_url, "list").stdout
+    assert users("activate", "bob").returncode == 0
+    assert "deactivated" not in users("list").stdout
 
-    rotated = users(database_url, "rotate", "bob")
+    rotated = users("rotate", "bob")
     assert TOKEN.fullmatch(rotated.stdout)
     assert len(tokens | {rotated.stdout}) == 3
-    assert not any(token.strip() in users(database_url, "list").stdout for token in tokens)
+    assert not any(token.strip() in users("list").stdout for token in tokens)
 
-    removed = users(database_url, "remove", "BOB")
+    removed = users("remove", "BOB")
     assert (removed.returncode, removed.stdout, removed.stderr) == (0, "", "")
-    assert re.fullmatch(f"alice\tactive\t{time}\n", users(database_url, "list").stdout)
-    assert users(database_url, "remove", "bob").stderr == "Error: There is no user bob.\n"
-    assert TOKEN.fullmatch(users(database_url, "add", "bob").stdout)
+    assert re.fullmatch(f"alice\tactive\t{time}\n", users("list").stdout)
+    assert users("remove", "bob").stderr == "Error: There is no user bob.\n"
+    assert TOKEN.fullmatch(users("add", "bob").stdout)
 
 
-def test_nothing_to_do(database_url: str) -> None:
+def test_nothing_to_do(users: Operate) -> None:
     """A name that is taken or unknown is an error of one line and changes nothing."""
-    users(database_url, "add", "bob")
-    before = users(database_url, "list").stdout
-    again = users(database_url, "add", "BOB")
+    users("add", "bob")
+    before = users("list").stdout
+    again = users("add", "BOB")
     assert (again.returncode, again.stdout) == (1, "")
     assert again.stderr == "Error: There is a user bob already.\n"
     for command in ("deactivate", "activate", "rotate", "remove"):
-        unknown = users(database_url, command, "carol")
+        unknown = users(command, "carol")
         assert (unknown.returncode, unknown.stdout) == (1, "")
         assert unknown.stderr == "Error: There is no user carol.\n"
-    assert users(database_url, "list").stdout == before
+    assert users("list").stdout == before
 
 
 @pytest.mark.parametrize("name", ["", "a b", "é", "\u212aelvin", "a" * 65, "bob\n", "a/b"])
-def test_no_username(new_database: NewDatabase, name: str) -> None:
+def test_no_username(users: Operate, name: str) -> None:
     """A name that can't be a username is an error of usage, which tells the rules."""
-    result = users(new_database("sqlite"), "add", name)
+    result = users("add", name)
     assert (result.returncode, result.stdout) == (2, "")
     assert "1 to 64 of a-z, 0-9, dot, underscore and hyphen" in result.stderr
 
 
 def test_help_suffices() -> None:
     """`--help` names and describes every command."""
-    text = operate("sqlite:///notes.db", "--help").stdout + users("sqlite:///x.db", "--help").stdout
+    text = (
+        operate("sqlite:///notes.db", "--help").stdout
+        + run_users("sqlite:///x.db", "--help").stdout
+    )
     for command in ("users", "add", "list", "deactivate", "activate", "rotate", "remove"):
         assert re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["list", "add"])
-def test_a_database_in_trouble(new_database: NewDatabase, command: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "error"), [("postgresql", "UndefinedTableError"), ("mysql", "NotMigrated")]
+)
+@pytest.mark.parametrize("arguments", [["list"], ["add", "bob"]])
+def test_a_database_in_trouble(
+    new_database: NewDatabase, arguments: list[str], kind: str, error: str
+) -> None:
     """A database that is away or not migrated is one line that says so."""
-    arguments = [command, "bob"][: 1 + (command == "add")]
-    away = users(nowhere(), *arguments)
+    away = run_users(nowhere(kind), *arguments)
     assert away.returncode == 1
     assert re.fullmatch(r"Error: The database is unavailable: \w+\n", away.stderr)
-    empty = new_database("postgresql")
+    empty = new_database(kind)
     execute(empty, "DROP TABLE users")
-    missing = users(empty, *arguments)
+    missing = run_users(empty, *arguments)
     assert missing.returncode == 1
-    assert missing.stderr == "Error: The database is not migrated: UndefinedTableError\n"
+    assert missing.stderr == f"Error: The database is not migrated: {error}\n"
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
@@ -96,7 +119,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         if content:
             file.write_bytes(content)
         for arguments in (["list"], ["add", "bob"]):
-            result = users(f"sqlite:///{file}", *arguments)
+            result = run_users(f"sqlite:///{file}", *arguments)
             assert (result.returncode, result.stdout) == (1, "")
             said = "The database can't be used: .+" if content else f"There is no file {file}."
             assert re.fullmatch(f"Error: {said}\n", result.stderr)
@@ -108,7 +131,7 @@ def test_a_token_that_cannot_be_printed(new_database: NewDatabase, command: str)
     """If the new token can't be printed, the command says so and gives advice."""
     database_url = new_database("sqlite")
     if command == "rotate":
-        users(database_url, "add", "bob")
+        run_users(database_url, "add", "bob")
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(
             [sys.executable, "-m", "service", "users", command, "bob"],
@@ -120,7 +143,7 @@ def test_a_token_that_cannot_be_printed(new_database: NewDatabase, command: str)
         )
     assert result.returncode == 1
     assert result.stderr.startswith("Error: bob has a new token, which could not be printed")
-    assert users(database_url, "rotate", "bob").returncode == 0
+    assert run_users(database_url, "rotate", "bob").returncode == 0
 
 
 def test_commands_need_no_web_framework() -> None:

@@ -15,7 +15,7 @@ from honcho.environ import parse_procfile
 from openapi_schema_validator import OAS31Validator
 
 from tests.deploy.test_scripts import copy_repository
-from tests.support.databases import ROOT, SETTINGS, create_postgresql, drop_postgresql, environment
+from tests.support.databases import ROOT, SETTINGS, NewDatabase, environment
 from tests.support.flags import flags
 from tests.support.servers import free_port, process
 
@@ -55,31 +55,26 @@ def copy_image(folder: Path) -> Path:
 
 @pytest.mark.parametrize("copy", [copy_repository, copy_image])
 def test_the_commands_of_the_table(
-    postgresql: str, tmp_path: Path, copy: Callable[[Path], Path]
+    new_empty_database: NewDatabase, tmp_path: Path, copy: Callable[[Path], Path]
 ) -> None:
     """On an empty database, the commands migrate and serve, and the health checks succeed."""
     folder = copy(tmp_path / "copy")
-    url = create_postgresql(postgresql)
     port = free_port()
     name, _, networks = VALUES["routers"].partition("=")
     assert name == "FORWARDED_ALLOW_IPS"
+    url = new_empty_database("postgresql")
     variables = {"DATABASE_URL": url, "PORT": str(port), name: networks}
-    try:
-        subprocess.run(
-            VALUES["release"].split(), cwd=folder, env=environment(**variables), check=True
-        )
-        with (
-            process([VALUES["start"]], port, tmp_path / "log", variables, cwd=folder),
-            httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
-        ):
-            assert CHECKS == ["/health/ready", "/health/live"]
-            for path in CHECKS:
-                assert client.get(path).status_code == 200
-            assert client.post("/notes/", json=NOTE).json() == {"id": 1, **NOTE}
-            redirect = client.get("/notes", headers={"x-forwarded-proto": "https"})
-            assert redirect.headers["location"].startswith("https://")
-    finally:
-        drop_postgresql(postgresql, url)
+    subprocess.run(VALUES["release"].split(), cwd=folder, env=environment(**variables), check=True)
+    with (
+        process([VALUES["start"]], port, tmp_path / "log", variables, cwd=folder),
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        assert CHECKS == ["/health/ready", "/health/live"]
+        for path in CHECKS:
+            assert client.get(path).status_code == 200
+        assert client.post("/notes/", json=NOTE).json() == {"id": 1, **NOTE}
+        redirect = client.get("/notes", headers={"x-forwarded-proto": "https"})
+        assert redirect.headers["location"].startswith("https://")
 
 
 def test_the_table_and_the_procfile_agree() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import psutil
@@ -15,7 +16,7 @@ import pytest
 from honcho.environ import parse_procfile
 from uvicorn.main import main
 
-from tests.support.databases import ROOT, create_postgresql, drop_postgresql, run
+from tests.support.databases import ROOT, NewDatabase, run
 from tests.support.flags import flags, web_command
 from tests.support.raw import connect, send
 from tests.support.servers import free_port, process
@@ -25,11 +26,9 @@ NOTE = {"text": "Deployed", "completed": False}
 
 
 @pytest.fixture
-def database_url(postgresql: str) -> Iterator[str]:
+def database_url(new_empty_database: NewDatabase) -> str:
     """An empty database that no migration has seen, under the scheme that Heroku gives."""
-    url = create_postgresql(postgresql)
-    yield "postgres" + url.removeprefix("postgresql")
-    drop_postgresql(postgresql, url)
+    return "postgres" + new_empty_database("postgresql").removeprefix("postgresql")
 
 
 def honcho(name: str, env_file: str = "/dev/null") -> list[str]:
@@ -100,11 +99,9 @@ def test_env_file_wins_with_honcho(tmp_path: Path) -> None:
     assert not (tmp_path / "wrong.db").exists()
 
 
-def test_failed_release_is_seen(postgresql: str) -> None:
+def test_failed_release_is_seen(database_url: str) -> None:
     """A release that can't migrate fails, so that the platform keeps the old version."""
-    missing = create_postgresql(postgresql)
-    drop_postgresql(postgresql, missing)
-
+    missing = urlsplit(database_url)._replace(path="/nowhere").geturl()
     assert release(missing).returncode != 0
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import KINDS
 from tests.support import databases
+from tests.support.databases import KINDS
 from tests.support.notes import last_id
 from tests.support.servers import serving
 
@@ -20,7 +20,7 @@ GOOD = {"text": "a", "completed": True}
 
 
 class Both(NamedTuple):
-    """The service on a database, and on one of the other kind."""
+    """The service on a database, and on one of another kind."""
 
     source: httpx2.Client
     target: httpx2.Client
@@ -42,9 +42,9 @@ def clients(
 
 @pytest.fixture(scope="module", params=KINDS)
 def both(request: pytest.FixtureRequest, clients: dict[str, httpx2.Client]) -> Both:
-    """The service on each kind in turn, beside the other."""
-    (other,) = set(KINDS) - {request.param}
-    return Both(clients[request.param], clients[other])
+    """The service on each kind in turn, beside the next."""
+    other = KINDS.index(request.param) - 1
+    return Both(clients[request.param], clients[KINDS[other]])
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ MAX_ID = 2**53 - 1
 
 def go_on_with(database_url: str, next_id: int) -> None:
     """Gives the next note this id, as if there had been so many notes."""
-    if database_url.startswith("sqlite"):
-        statement = f"INSERT INTO sqlite_sequence VALUES ('notes', {next_id - 1})"
-    else:
-        statement = f"SELECT setval('notes_id_seq', {next_id - 1})"
-    databases.execute(database_url, statement)
+    statements = {
+        "sqlite": f"INSERT INTO sqlite_sequence VALUES ('notes', {next_id - 1})",
+        "postgresql": f"SELECT setval('notes_id_seq', {next_id - 1})",
+        "mysql": f"ALTER TABLE notes AUTO_INCREMENT = {next_id}",
+    }
+    databases.execute(database_url, statements[databases.kind_of(database_url)])
 
 
 def test_ids_go_on_behind_32_bits(server: Server, service: httpx2.Client) -> None:

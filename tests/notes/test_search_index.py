@@ -16,8 +16,8 @@ import asyncpg
 import httpx2
 import pytest
 
-from tests.conftest import KINDS
 from tests.support import databases
+from tests.support.databases import KINDS
 from tests.support.debian import Cluster, find, running_cluster
 from tests.support.migrating import WAITS, backends, migrating
 from tests.support.servers import serving
@@ -318,15 +318,16 @@ def test_an_extension_that_is_there_is_used(debian: Cluster, tmp_path: Path) -> 
     assert names == {"notes_pkey", "notes_completed", "notes_large", "notes_search"}
 
 
-def test_a_server_without_the_extension_migrates(postgresql: str, tmp_path: Path) -> None:
+def test_a_server_without_the_extension_migrates(
+    new_empty_database: databases.NewDatabase, tmp_path: Path
+) -> None:
     """On a server without pg_trgm the migration succeeds with a note, and searches work."""
-    url = databases.create_postgresql(postgresql)
+    url = new_empty_database("postgresql")
     available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'"
     printed = upgrade(url)
     assert ("pg_trgm is missing" in printed) == (not databases.execute(url, available))
     with serving(url, tmp_path / "log") as http:
         assert_found(http)
-    databases.drop_postgresql(postgresql, url)
 
 
 def valid(database_url: str) -> set[str]:

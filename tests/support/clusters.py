@@ -1,29 +1,34 @@
-"""PostgreSQL servers that tests break and encrypt, and PgBouncer in front of them."""
+"""Servers that tests break and encrypt, and PgBouncer in front of PostgreSQL."""
 
-import asyncio
 import os
-import pwd
-import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
-import pytest
 
-from tests.support.databases import execute, migrate
-from tests.support.debian import SUPERUSER, Cluster, running_cluster, unprivileged
+from tests.support.daemons import PASSWORD, PATH, ROLE, Daemon, as_user, give, needs, unprivileged
+from tests.support.databases import (
+    UNREACHABLE,
+    Run,
+    create,
+    drop,
+    execute,
+    kind_of,
+    migrate,
+    name_of,
+    session,
+)
+from tests.support.debian import SUPERUSER, Cluster, running_cluster
+from tests.support.mariadb import running_mariadb
 from tests.support.servers import end, free_port
 from tests.support.waiting import poll
-
-ROLE = "notes"
-PASSWORD = "right"
 
 
 def is_gone(pid: int) -> bool:
@@ -35,46 +40,57 @@ def is_gone(pid: int) -> bool:
 
 
 @contextmanager
-def connections(url: str, most: int = 1) -> Iterator[list[Callable[[str], Any]]]:
+def connections(url: str, most: int = 1) -> Iterator[list[Run]]:
     """Opens as many connections as the server allows, and keeps them.
 
     Yields a function for each of them, which runs a statement and gives its first value.
     """
-    loop = asyncio.new_event_loop()
-    opened: list[asyncpg.Connection[asyncpg.Record]] = []
+    with ExitStack() as stack:
+        opened: list[Run] = []
+        while len(opened) < most:
+            try:
+                opened.append(stack.enter_context(session(url)))
+            except UNREACHABLE as error:
+                if not is_full(error):
+                    raise
+                break
+        yield opened
 
-    def running(connection: "asyncpg.Connection[asyncpg.Record]") -> Callable[[str], Any]:
-        return lambda sql: loop.run_until_complete(connection.fetchval(sql))
 
-    with closing(loop):
-        try:
-            with suppress(asyncpg.TooManyConnectionsError):
-                while len(opened) < most:
-                    opened.append(loop.run_until_complete(asyncpg.connect(url)))
-            yield [running(connection) for connection in opened]
-        finally:
-            for connection in opened:
-                with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    loop.run_until_complete(connection.close(timeout=5))
+def is_full(error: Exception) -> bool:
+    """Whether the error says that a server has too many connections."""
+    return isinstance(error, asyncpg.TooManyConnectionsError) or error.args[:1] == (1040,)
 
 
 class Server:
-    """A PostgreSQL server with a role that is no superuser and has a password."""
+    """A server with a role that is no superuser, and a migrated database `template`."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    # Statements of its kind. They count the role's connections, to any database or to one, and
+    # those that wait for a lock on a table; tell what they do; and end them.
+    BACKENDS: str
+    OF_DATABASE: str
+    WAITING: str
+    ACTIVITY: str
+    DISCONNECT: str
+
+    def __init__(self, cluster: Daemon) -> None:
         self.cluster = cluster
-        self.execute(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'")
-        self.execute(f"CREATE DATABASE template OWNER {ROLE}")
+        self.kind = kind_of(cluster.url)
+        self.prepare()
         migrate(self.url("template"))
+
+    def prepare(self) -> None:
+        """Makes the role and the empty template."""
+        raise NotImplementedError
 
     def url(self, database: str, host: str = "127.0.0.1", port: int | None = None) -> str:
         """The URL of a database, for the role."""
         port = port or self.cluster.port
-        return f"postgresql://{ROLE}:{PASSWORD}@{host}:{port}/{database}"
+        return f"{self.kind}://{ROLE}:{PASSWORD}@{host}:{port}/{database}"
 
     def of_superuser(self, url: str) -> str:
         """The same database, for the superuser."""
-        netloc = f"{SUPERUSER}@127.0.0.1:{self.cluster.port}"
+        netloc = urlsplit(self.cluster.url).netloc
         return urlsplit(url)._replace(netloc=netloc, query="").geturl()
 
     def execute(self, *statements: str) -> Any:
@@ -82,27 +98,24 @@ class Server:
 
     def new_database(self, name: str = "") -> str:
         """Creates a migrated, empty database and returns its URL."""
-        name = name or f"test_{secrets.token_hex(6)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE template")
-        return self.url(name)
+        return self.url(name_of(create(self.cluster.url, "template", name)))
 
     def backends(self, url: str = "") -> int:
         """The number of connections that the role has, to the database or to any."""
-        sql = f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{ROLE}'"
-        database = urlsplit(url).path[1:]
-        return int(self.execute(f"{sql} AND datname = '{database}'" if database else sql))
+        of_database = self.OF_DATABASE.format(name_of(url)) if url else ""
+        return int(self.execute(self.BACKENDS + of_database))
 
     def activity(self) -> str:
         """The activity of the role's connections, for people."""
-        sql = "SELECT string_agg(row_to_json(a)::text, E'\\n') FROM pg_stat_activity a"
-        return str(self.execute(f"{sql} WHERE usename = '{ROLE}'"))
+        return str(self.execute(self.ACTIVITY))
+
+    def drop(self, database: str) -> None:
+        """Drops a database that is in use."""
+        drop(self.cluster.url, self.url(database))
 
     def disconnect_all(self) -> None:
         """Ends all connections of the role, and returns when they are gone."""
-        self.execute(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-            f" WHERE usename = '{ROLE}'"
-        )
+        self.execute(self.DISCONNECT)
         poll(lambda: not self.backends(), self.activity)
 
     def pids(self) -> list[int]:
@@ -137,13 +150,42 @@ class Server:
             self.execute("SELECT 1")
 
 
-def write_for(cluster: Cluster, path: Path, text: str) -> None:
+class PostgresqlServer(Server):
+    OF_ROLE = f"FROM pg_stat_activity a WHERE usename = '{ROLE}'"
+    BACKENDS = f"SELECT count(*) {OF_ROLE}"
+    OF_DATABASE = " AND datname = '{}'"
+    WAITING = f"{BACKENDS} AND wait_event_type = 'Lock'"
+    ACTIVITY = f"SELECT string_agg(row_to_json(a)::text, E'\\n') {OF_ROLE}"
+    DISCONNECT = f"SELECT count(pg_terminate_backend(pid)) {OF_ROLE}"
+
+    def prepare(self) -> None:
+        self.execute(
+            f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'",
+            f"CREATE DATABASE template OWNER {ROLE}",
+        )
+
+
+class MysqlServer(Server):
+    OF_ROLE = f"FROM information_schema.processlist WHERE user = '{ROLE}'"
+    BACKENDS = f"SELECT count(*) {OF_ROLE}"
+    OF_DATABASE = " AND db = '{}'"
+    WAITING = f"{BACKENDS} AND state = 'Waiting for table metadata lock'"
+    ACTIVITY = (
+        "SELECT group_concat(concat_ws(' ', id, db, command, time_ms, state, info)"
+        f" SEPARATOR '\\n') {OF_ROLE}"
+    )
+    DISCONNECT = f"KILL USER {ROLE}"
+
+    def prepare(self) -> None:
+        owns = f"GRANT ALL ON template.* TO {ROLE}@'127.0.0.1'"
+        self.execute("CREATE DATABASE template", owns)
+
+
+def write_for(cluster: Daemon, path: Path, text: str) -> None:
     """Writes a file that the server's user owns and nobody else reads."""
     path.write_text(text)
     path.chmod(0o600)
-    if cluster.user is not None:
-        account = pwd.getpwnam(cluster.user)
-        os.chown(path, account.pw_uid, account.pw_gid)
+    give(path, cluster.user)
 
 
 @contextmanager
@@ -156,14 +198,21 @@ def running_server() -> Iterator[Server]:
             f"host all {ROLE} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n",
         )
         configure(cluster, max_connections="20")
-        yield Server(cluster)
+        yield PostgresqlServer(cluster)
+
+
+@contextmanager
+def running_mysql_server() -> Iterator[Server]:
+    """Starts a server of 20 connections, and one for the superuser."""
+    with running_mariadb("--max-connections=20", "--max-user-connections=99") as mariadb:
+        yield MysqlServer(mariadb)
 
 
 def configure(cluster: Cluster, **options: str) -> None:
     """Changes the server's settings and starts it again."""
     with (cluster.data / "postgresql.conf").open("a") as file:
         file.writelines(f"{name} = '{value}'\n" for name, value in options.items())
-    cluster.end(signal.SIGINT)
+    cluster.end()
     cluster.start()
 
 
@@ -200,14 +249,6 @@ class Authority:
         return (self.folder / "host.pem").read_text(), (self.folder / "host.key").read_text()
 
 
-def needs(*programs: str) -> None:
-    """Skips the test if a program is missing. In CI that is a failure."""
-    for program in programs:
-        if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None:
-            assert "CI" not in os.environ, "nothing is skipped in CI"
-            pytest.skip(f"Debian's {program} is needed")
-
-
 @contextmanager
 def running_pgbouncer(server: Server, connections: int) -> Iterator[int]:
     """Starts PgBouncer in transaction mode with so many connections, and yields its port."""
@@ -232,16 +273,14 @@ def running_pgbouncer(server: Server, connections: int) -> Iterator[int]:
         ]
         write_for(server.cluster, folder / "ini", "\n".join(lines) + "\n")
         log = stack.enter_context((folder / "log").open("wb"))
-        program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+        program = shutil.which("pgbouncer", path=PATH)
         process = subprocess.Popen(
             [str(program), str(folder / "ini")],
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            user=user,
-            group=user and pwd.getpwnam(user).pw_gid,
-            extra_groups=user and [],
+            **as_user(user),
         )
         try:
             poll(lambda: is_serving(server.url("template", port=port)), (folder / "log").read_text)
@@ -254,5 +293,5 @@ def is_serving(url: str) -> bool:
     try:
         with connections(url):
             return True
-    except (OSError, asyncpg.PostgresError):
+    except UNREACHABLE:
         return False

@@ -1,4 +1,4 @@
-"""Fresh, migrated databases for tests: SQLite files and databases of a real PostgreSQL."""
+"""Fresh, migrated databases for tests: SQLite files, and databases of real servers."""
 
 import asyncio
 import os
@@ -8,18 +8,29 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
+import asyncmy
 import asyncpg
 
-NewDatabase = Callable[[str], str]
+NewDatabase = Callable[..., str]
 
+KINDS = ("sqlite", "postgresql", "mysql")
+# The kinds that a server serves.
+SERVED = ("postgresql", "mysql")
 TABLES = ("notes", "idempotency_keys", "users")
 ROOT = Path(__file__).parents[2]
 SETTINGS = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+# What the drivers raise for a server that can't be reached, refuses, or ends the connection.
+UNREACHABLE = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncmy.errors.Error,
+)
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -57,22 +68,104 @@ def migrate(database_url: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def kind_of(database_url: str) -> str:
+    """The kind of the database, as in `KINDS`."""
+    scheme = urlsplit(database_url).scheme
+    return {"postgres": "postgresql", "mariadb": "mysql"}.get(scheme, scheme)
+
+
+def name_of(database_url: str) -> str:
+    """The name of a database of a server."""
+    return urlsplit(database_url).path[1:]
+
+
+class Connection(Protocol):
+    """A connection to a server, beside the service's."""
+
+    async def value(self, statement: str) -> Any:
+        """Runs a statement and gives its first value."""
+
+    async def close(self) -> None: ...
+
+
+class PostgresqlConnection:
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self._connection = connection
+
+    async def value(self, statement: str) -> Any:
+        return await self._connection.fetchval(statement)
+
+    async def close(self) -> None:
+        await self._connection.close(timeout=5)
+
+
+class MysqlConnection:
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def value(self, statement: str) -> Any:
+        async with self._connection.cursor() as cursor:
+            await cursor.execute(statement)
+            row = await cursor.fetchone()
+        return row and row[0]
+
+    async def close(self) -> None:
+        await self._connection.ensure_closed()
+
+
+async def connect(database_url: str) -> Connection:
+    """Connects to a database of a server."""
+    if kind_of(database_url) == "postgresql":
+        return PostgresqlConnection(await asyncpg.connect(database_url))
+    parts = urlsplit(database_url)
+    connection = await asyncmy.connect(
+        host=parts.hostname,
+        port=parts.port,
+        user=parts.username,
+        password=unquote(parts.password or ""),
+        database=parts.path[1:] or None,
+        autocommit=True,
+        # A row may have the id 0.
+        init_command="SET sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO'",
+    )
+    return MysqlConnection(connection)
+
+
+Run = Callable[[str], Any]
+
+
+@contextmanager
+def session(database_url: str) -> Iterator[Run]:
+    """A connection. Yields a function that runs a statement and gives its first value.
+
+    Each statement is committed at once, unless one begins a transaction.
+    """
+    if kind_of(database_url) == "sqlite":
+        path = database_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, isolation_level=None)) as file:
+
+            def run(statement: str) -> Any:
+                row = file.execute(statement).fetchone()
+                return row and row[0]
+
+            yield run
+        return
+    with asyncio.Runner() as runner:
+        connection = runner.run(connect(database_url))
+        try:
+            yield lambda statement: runner.run(connection.value(statement))
+        finally:
+            with suppress(*UNREACHABLE):
+                runner.run(connection.close())
+
+
 def execute(database_url: str, *statements: str) -> Any:
     """Runs statements outside the service, and gives the first value of the last."""
-    if database_url.startswith("sqlite"):
-        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
-            rows = [file.execute(statement).fetchone() for statement in statements]
-            file.commit()
-        return rows[-1] and rows[-1][0]
+    with session(database_url) as run:
+        return [run(statement) for statement in statements][-1]
 
-    async def run() -> Any:
-        connection = await asyncpg.connect(database_url)
-        try:
-            return [await connection.fetchval(statement) for statement in statements][-1]
-        finally:
-            await connection.close()
 
-    return asyncio.run(run())
+BEGIN = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "BEGIN", "mysql": "BEGIN"}
 
 
 @contextmanager
@@ -81,57 +174,123 @@ def holding(database_url: str, *statements: str) -> Iterator[None]:
 
     Nobody else can write to SQLite's file meanwhile.
     """
-    if database_url.startswith("sqlite"):
-        path = database_url.removeprefix("sqlite:///")
-        with closing(sqlite3.connect(path, isolation_level=None)) as file:
-            for statement in ("BEGIN IMMEDIATE", *statements):
-                file.execute(statement)
-            yield
-            file.execute("COMMIT")
-        return
-    with asyncio.Runner() as runner:
-        connection = runner.run(asyncpg.connect(database_url))
-        try:
-            for statement in ("BEGIN", *statements):
-                runner.run(connection.execute(statement))
-            yield
-            runner.run(connection.execute("COMMIT"))
-        finally:
-            runner.run(connection.close())
+    with session(database_url) as run:
+        for statement in (BEGIN[kind_of(database_url)], *statements):
+            run(statement)
+        yield
+        run("COMMIT")
 
 
-def locked(database_url: str, tables: str = "notes") -> AbstractContextManager[None]:
-    """Locks the tables until the block ends. On SQLite, other programs can still read."""
-    if database_url.startswith("sqlite"):
-        return holding(database_url)
-    return holding(database_url, f"LOCK TABLE {tables}")
+@contextmanager
+def _locked_on_mysql(database_url: str, tables: list[str]) -> Iterator[None]:
+    # A transaction doesn't lock a table against reads there.
+    with session(database_url) as run:
+        run("LOCK TABLES " + ", ".join(f"{table} WRITE" for table in tables))
+        yield
+        run("UNLOCK TABLES")
+
+
+def locked(database_url: str, *tables: str) -> AbstractContextManager[None]:
+    """Locks the tables, or that of the notes, until the block ends.
+
+    On SQLite, other programs can still read.
+    """
+    tables = tables or ("notes",)
+    match kind_of(database_url):
+        case "sqlite":
+            return holding(database_url)
+        case "postgresql":
+            return holding(database_url, f"LOCK TABLE {', '.join(tables)}")
+    return _locked_on_mysql(database_url, list(tables))
+
+
+# Counts the connections to the database that wait for a lock on a table.
+WAITING = {
+    "postgresql": "SELECT count(*) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    "mysql": "SELECT count(*) FROM information_schema.processlist"
+    " WHERE db = database() AND state = 'Waiting for table metadata lock'",
+}
+
+
+# Counts the other connections to the database.
+CONNECTED = {
+    "postgresql": "SELECT count(*) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    "mysql": "SELECT count(*) FROM information_schema.processlist"
+    " WHERE db = database() AND id <> connection_id()",
+}
+
+
+def connected(database_url: str) -> int:
+    """How many connections there are to the database of a server."""
+    return int(execute(database_url, CONNECTED[kind_of(database_url)]))
+
+
+def waiting(database_url: str) -> int:
+    """How many connections to the database of a server wait for a lock on a table."""
+    return int(execute(database_url, WAITING[kind_of(database_url)]))
+
+
+# Joins the texts of all notes, in their order.
+JOINED = {
+    "postgresql": "string_agg(text, ' ' ORDER BY text)",
+    "mysql": "group_concat(text ORDER BY text SEPARATOR ' ')",
+}
+
+
+def words(database_url: str) -> list[str]:
+    """The words in the notes of a server, in their order."""
+    joined = execute(database_url, f"SELECT {JOINED[kind_of(database_url)]} FROM notes")
+    return str(joined or "").split()
 
 
 def fill(database_url: str, count: int, text: str = "note") -> None:
     """Stores notes with the ids 1 to count. Odd ids are completed."""
     numbers = f"SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count}"
-    execute(
-        database_url,
-        f"INSERT INTO notes (text, completed) WITH RECURSIVE numbers(n) AS ({numbers})"
-        f" SELECT '{text}', n % 2 = 1 FROM numbers WHERE n > 0",
-    )
+    with session(database_url) as run:
+        if kind_of(database_url) == "mysql":
+            run(f"SET max_recursive_iterations = {count + 1}")
+        run(
+            f"INSERT INTO notes (text, completed) WITH RECURSIVE numbers(n) AS ({numbers})"
+            f" SELECT '{text}', n % 2 = 1 FROM numbers WHERE n > 0"
+        )
 
 
 def clear(database_url: str) -> None:
     """Empties every table. Ids begin with 1 again."""
-    if database_url.startswith("sqlite"):
-        execute(database_url, *(f"DELETE FROM {table}" for table in (*TABLES, "sqlite_sequence")))
+    match kind_of(database_url):
+        case "sqlite":
+            tables = (*TABLES, "sqlite_sequence")
+            execute(database_url, "BEGIN", *(f"DELETE FROM {t}" for t in tables), "COMMIT")
+        case "postgresql":
+            execute(database_url, f"TRUNCATE {', '.join(TABLES)} RESTART IDENTITY")
+        case _:
+            execute(database_url, *(f"TRUNCATE {table}" for table in TABLES))
+
+
+def create(server_url: str, template: str = "", name: str = "") -> str:
+    """Creates a database on the server, empty or a copy of another, and returns its URL.
+
+    The other database is given by its name.
+    """
+    name = name or f"test_{secrets.token_hex(6)}"
+    if kind_of(server_url) == "postgresql":
+        execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template or 'template0'}")
     else:
-        execute(database_url, f"TRUNCATE {', '.join(TABLES)} RESTART IDENTITY")
-
-
-def create_postgresql(server_url: str, template: str | None = None) -> str:
-    """Creates a database on the server, empty or a copy of another, and returns its URL."""
-    name = f"test_{secrets.token_hex(6)}"
-    source = urlsplit(template).path[1:] if template else "template0"
-    execute(server_url, f'CREATE DATABASE {name} TEMPLATE "{source}"')
+        with session(server_url) as run:
+            run(f"CREATE DATABASE {name}")
+            if template:
+                version = "alembic_version"
+                for table in (*TABLES, version):
+                    run(f"CREATE TABLE {name}.{table} LIKE {template}.{table}")
+                run(f"INSERT INTO {name}.{version} SELECT * FROM {template}.{version}")
     return urlsplit(server_url)._replace(path=f"/{name}").geturl()
 
 
-def drop_postgresql(server_url: str, database_url: str) -> None:
-    execute(server_url, f'DROP DATABASE "{urlsplit(database_url).path[1:]}" WITH (FORCE)')
+def drop(server_url: str, database_url: str) -> None:
+    name = name_of(database_url)
+    if kind_of(server_url) == "postgresql":
+        execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+    else:
+        execute(server_url, f"DROP DATABASE {name}")

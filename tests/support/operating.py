@@ -1,7 +1,14 @@
 """The operator's commands, `python -m service …`."""
 
+import multiprocessing
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from click.testing import CliRunner
 
 from tests.support.databases import run
 
@@ -19,3 +26,25 @@ def add_user(database_url: str, name: str) -> str:
     result = operate(database_url, "users", "add", name)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
+
+
+Operate = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@contextmanager
+def operating(database_url: str) -> Iterator[Operate]:
+    """Runs many commands on the database in one process, as it takes long to start one."""
+    spawn = multiprocessing.get_context("spawn")
+    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, spawn) as process:
+        patch.setenv("DATABASE_URL", database_url)
+        yield lambda *arguments: process.submit(_operate, arguments).result(60)
+
+
+def _operate(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    # Imported here, in the process whose environment names the database.
+    from service.__main__ import main
+
+    result = CliRunner().invoke(main, arguments, prog_name="python -m service")
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)

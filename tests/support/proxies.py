@@ -1,4 +1,4 @@
-"""A network between the service and PostgreSQL, which fails when it is told to."""
+"""A network between the service and a server, which fails when it is told to."""
 
 import socket
 import struct
@@ -32,7 +32,7 @@ class Link:
 
 
 class Proxy:
-    """A port that leads to a PostgreSQL server, and can be switched to another one.
+    """A port that leads to a database server, and can be switched to another one.
 
     Open connections stay, as with a name whose address changes.
     """

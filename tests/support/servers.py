@@ -22,9 +22,9 @@ def free_port() -> int:
         return port
 
 
-def nowhere() -> str:
-    """The URL of a PostgreSQL that isn't there."""
-    return f"postgresql://nobody@127.0.0.1:{free_port()}/notes"
+def nowhere(kind: str = "postgresql") -> str:
+    """The URL of a server that isn't there."""
+    return f"{kind}://nobody@127.0.0.1:{free_port()}/notes"
 
 
 def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

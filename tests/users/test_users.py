@@ -14,16 +14,25 @@ from service.users import queries as users
 from service.users.access import TokenMemory
 from service.users.queries import normalize
 from tests.conftest import Server
+from tests.support.databases import clear
 from tests.support.operating import operate
 from tests.support.processes import Run, new_process
 
 
-@pytest.fixture
-def run(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+@pytest.fixture(scope="module")
+def process(shared_database_url: str) -> Iterator[Run]:
     """Runs a function with the database open, in a process that was started for its kind."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    with new_process() as run:
-        yield run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", shared_database_url)
+        with new_process() as run:
+            yield run
+
+
+@pytest.fixture
+def run(process: Run, shared_database_url: str) -> Run:
+    """Runs a function on an empty database."""
+    clear(shared_database_url)
+    return process
 
 
 async def find_in_two_cases() -> list[Any]:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from service.notes.queries import BOUNDS, PAGE_LENGTH
 from service.web import encodings
-from tests.conftest import KINDS, Server
+from tests.conftest import Server
 from tests.support import databases
-from tests.support.databases import fill
+from tests.support.databases import KINDS, fill
 from tests.support.raw import connect
 from tests.support.servers import started
 from tests.support.watched import Service, watching

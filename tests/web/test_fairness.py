@@ -11,7 +11,7 @@ import pytest
 from service.app import app
 from service.schemas import slices
 from tests.support import databases
-from tests.support.databases import locked
+from tests.support.databases import SERVED, kind_of, locked
 from tests.support.metrics import metric
 from tests.support.servers import serving
 from tests.support.waiting import poll
@@ -29,28 +29,31 @@ def store_worst(client: httpx2.Client, count: int) -> str:
     return "\u0390" * 199 + "b"
 
 
-def searches_in_postgresql(database_url: str) -> int:
-    """How many searches the server is busy with."""
-    sql = """
+# Count the searches that the server is busy with.
+SEARCHES = {
+    "postgresql": """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
     AND state = 'active' AND query LIKE '%coalesce%' AND pid <> pg_backend_pid()
-    """
-    return int(databases.execute(database_url, sql))
+    """,
+    "mysql": """
+    SELECT count(*) FROM information_schema.processlist WHERE db = database()
+    AND command = 'Query' AND id <> connection_id()
+    """,
+}
 
 
 def test_the_longest_search_can_be_ended(database_url: str, tmp_path: Path) -> None:
     """The longest search in the largest notes is given up in time, also by the database."""
-    with (
-        serving(database_url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="1") as client,
-    ):
+    kind = kind_of(database_url)
+    with serving(database_url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="1") as client:
         q = store_worst(client, 5)
         assert client.get("/notes/", params={"q": "b" + q}).status_code == 422
         assert client.get("/notes/", params={"q": "a" * 30_000}).status_code == 422
         answer = client.get("/notes/", params={"q": q})
         assert answer.status_code == 503 or answer.json() == []
-        if database_url.startswith("postgresql"):
+        if kind in SEARCHES:
             assert answer.status_code == 503
-            poll(lambda: not searches_in_postgresql(database_url))
+            poll(lambda: databases.execute(database_url, SEARCHES[kind]) == 0)
 
 
 def test_searches_leave_connections_to_others(database_url: str, tmp_path: Path) -> None:
@@ -91,11 +94,12 @@ def test_searches_leave_connections_to_others(database_url: str, tmp_path: Path)
         assert client.get("/notes/?q=a&limit=1").json() == [{"id": 6, **NOTE, "completed": True}]
 
 
+@pytest.mark.parametrize("kind", SERVED)
 def test_a_search_that_gave_up_leaves_its_turn(
-    new_database: databases.NewDatabase, tmp_path: Path
+    kind: str, new_database: databases.NewDatabase, tmp_path: Path
 ) -> None:
-    """Searches that waited too long for a connection to PostgreSQL don't keep later ones away."""
-    database_url = new_database("postgresql")
+    """Searches that waited too long for a connection to a server don't keep later ones away."""
+    database_url = new_database(kind)
     limits = {"DATABASE_POOL_MAX": "2", "DATABASE_POOL_TIMEOUT": "0.5"}
     with (
         serving(database_url, tmp_path / "log", **limits) as client,

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.databases import execute
+from tests.support.databases import execute, kind_of
 from tests.support.servers import serving
 from tests.support.waiting import at_once
 
@@ -290,13 +290,16 @@ def test_a_key_lives_a_day(
     assert_reused(post(service, path, body, "a"))
 
 
+OLD = "SELECT count(*) FROM idempotency_keys WHERE idempotency_keys.key LIKE 'old%'"
+
+
 def test_old_keys_are_swept(database_url: str, service: httpx2.Client) -> None:
     """Requests with keys remove those that are older than a day, and no others."""
     for number in range(30):
         assert post(service, "/notes/", NOTE, f"old-{number}").is_success
     make_older(database_url, DAY + 1)
     young = [post(service, "/notes/", NOTE, f"young-{number}") for number in range(30)]
-    assert execute(database_url, "SELECT count(*) FROM idempotency_keys WHERE key LIKE 'old%'") == 0
+    assert execute(database_url, OLD) == 0
     for number, first in enumerate(young):
         assert_same(post(service, "/notes/", NOTE, f"young-{number}"), first)
     assert len(texts(service)) == 60
@@ -304,20 +307,23 @@ def test_old_keys_are_swept(database_url: str, service: httpx2.Client) -> None:
 
 def forbid(database_url: str, table: str) -> None:
     """Makes every new row of the table an error."""
-    if database_url.startswith("sqlite"):
-        fail = "BEGIN SELECT RAISE(ABORT, 'forbidden'); END"
-    else:
-        execute(
-            database_url,
-            "CREATE OR REPLACE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql"
-            " AS $$ BEGIN RAISE EXCEPTION 'forbidden'; END $$",
-        )
-        fail = "FOR EACH ROW EXECUTE FUNCTION forbid()"
+    match kind_of(database_url):
+        case "sqlite":
+            fail = "BEGIN SELECT RAISE(ABORT, 'forbidden'); END"
+        case "mysql":
+            fail = "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'forbidden'"
+        case _:
+            execute(
+                database_url,
+                "CREATE OR REPLACE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql"
+                " AS $$ BEGIN RAISE EXCEPTION 'forbidden'; END $$",
+            )
+            fail = "FOR EACH ROW EXECUTE FUNCTION forbid()"
     execute(database_url, f"CREATE TRIGGER forbidden BEFORE INSERT ON {table} {fail}")
 
 
 def allow(database_url: str, table: str) -> None:
-    on_table = "" if database_url.startswith("sqlite") else f" ON {table}"
+    on_table = f" ON {table}" if kind_of(database_url) == "postgresql" else ""
     execute(database_url, f"DROP TRIGGER forbidden{on_table}")
 
 

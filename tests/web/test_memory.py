@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.schemas.validation import InvalidInput
 from service.web.middleware import ServiceMiddleware
 from tests.support import sockets
-from tests.support.databases import NewDatabase, locked
+from tests.support.databases import NewDatabase, kind_of, locked
 from tests.support.raw import connect, send
 from tests.support.servers import nowhere, running
 from tests.support.sockets import head, read_all
@@ -197,7 +197,8 @@ def test_a_database_out_of_reach_costs_no_memory(database_url: str, tmp_path: Pa
         ("PUT", "/notes/1", NOTE, JSON),
         ("PATCH", "/notes/1", NOTE, JSON),
     ]
-    url = database_url if database_url.startswith("sqlite") else nowhere()
+    kind = kind_of(database_url)
+    url = database_url if kind == "sqlite" else nowhere(kind)
     with (
         locked(database_url),
         watching(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.01") as service,

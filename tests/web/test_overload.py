@@ -57,15 +57,14 @@ def flood(url: str, clients: int, requests: int) -> Counter[tuple[int, bool]]:
 
 
 def test_the_surplus_is_refused_and_the_rest_served(
-    new_database: databases.NewDatabase, tmp_path: Path
+    served_database_url: str, tmp_path: Path
 ) -> None:
     """Requests beyond MAX_REQUESTS get a 503 while the others wait and are answered in the end."""
-    database_url = new_database("postgresql")
     with (
-        running(database_url, tmp_path / "log", MAX_REQUESTS="5") as url,
+        running(served_database_url, tmp_path / "log", MAX_REQUESTS="5") as url,
         ThreadPoolExecutor(12) as threads,
     ):
-        with locked(database_url):
+        with locked(served_database_url):
             posted = [
                 threads.submit(httpx2.post, f"{url}/notes/", json=NOTE, timeout=30)
                 for _ in range(12)
@@ -87,11 +86,10 @@ def test_the_surplus_is_refused_and_the_rest_served(
         assert len(httpx2.get(f"{url}/notes/").json()) == 5
 
 
-def test_many_clients_get_200_or_503(new_database: databases.NewDatabase, tmp_path: Path) -> None:
+def test_many_clients_get_200_or_503(served_database_url: str, tmp_path: Path) -> None:
     """Ten times as many clients as may be served get notes or a 503, and nothing else."""
-    database_url = new_database("postgresql")
-    fill(database_url, 100)
-    with running(database_url, tmp_path / "log", MAX_REQUESTS="20") as url:
+    fill(served_database_url, 100)
+    with running(served_database_url, tmp_path / "log", MAX_REQUESTS="20") as url:
         answers = flood(url, clients=200, requests=10)
         assert set(answers) <= {(200, False), (503, True)}
         assert answers.total() == 2000
@@ -100,27 +98,23 @@ def test_many_clients_get_200_or_503(new_database: databases.NewDatabase, tmp_pa
         assert flood(url, clients=10, requests=10) == {(200, False): 100}
 
 
-def test_floods_leave_no_memory_behind(new_database: databases.NewDatabase, tmp_path: Path) -> None:
+def test_floods_leave_no_memory_behind(served_database_url: str, tmp_path: Path) -> None:
     """Memory stays as it is after the first floods, with requests refused and served."""
-    database_url = new_database("postgresql")
-    with watching(database_url, tmp_path / "log", MAX_REQUESTS="20") as service:
+    with watching(served_database_url, tmp_path / "log", MAX_REQUESTS="20") as service:
         for _ in range(2):
             flood(service.url, clients=200, requests=5)
-        databases.execute(database_url, "TRUNCATE notes")
+        databases.execute(served_database_url, "TRUNCATE notes")
         before = service.memory()
         for _ in range(5):
             flood(service.url, clients=200, requests=5)
-            databases.execute(database_url, "TRUNCATE notes")
+            databases.execute(served_database_url, "TRUNCATE notes")
         assert service.memory() - before < 30_000_000
 
 
-def test_liveness_is_answered_in_a_flood(
-    new_database: databases.NewDatabase, tmp_path: Path
-) -> None:
+def test_liveness_is_answered_in_a_flood(served_database_url: str, tmp_path: Path) -> None:
     """`/health/live` answers every time while other clients are refused."""
-    database_url = new_database("postgresql")
     with (
-        serving(database_url, tmp_path / "log", MAX_REQUESTS="2") as client,
+        serving(served_database_url, tmp_path / "log", MAX_REQUESTS="2") as client,
         ThreadPoolExecutor(1) as threads,
     ):
         flooding = threads.submit(flood, str(client.base_url), clients=100, requests=10)
@@ -131,16 +125,15 @@ def test_liveness_is_answered_in_a_flood(
         assert flooding.result()[503, True] > 0
 
 
-def test_room_is_given_back(new_database: databases.NewDatabase, tmp_path: Path) -> None:
+def test_room_is_given_back(served_database_url: str, tmp_path: Path) -> None:
     """Clients that give up or fail leave the room that they took to others."""
-    database_url = new_database("postgresql")
     variables = {"MAX_REQUESTS": "3", "REQUEST_TIMEOUT": "1"}
-    with running(database_url, tmp_path / "log", **variables) as url:
+    with running(served_database_url, tmp_path / "log", **variables) as url:
         for _ in range(10):
             with connect(url) as client:
                 client.sendall(head("POST", "/notes/", "Content-Length: 9") + b"{")
         poll(lambda: httpx2.get(f"{url}/notes/").status_code == 200)
-        with locked(database_url), ThreadPoolExecutor(3) as threads:
+        with locked(served_database_url), ThreadPoolExecutor(3) as threads:
             late = threads.map(lambda _: httpx2.get(f"{url}/notes/", timeout=20), range(3))
             assert [answer.status_code for answer in late] == [503, 503, 503]
         assert flood(url, clients=3, requests=5) == {(200, False): 15}

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.notes.queries import PAGE_LENGTH
-from tests.conftest import KINDS, Server
+from tests.conftest import Server
 from tests.notes.test_pages import create
 from tests.support import databases
-from tests.support.databases import fill
+from tests.support.databases import KINDS, fill
 from tests.support.raw import connect
 from tests.support.watched import Service, watching
 from tests.web.test_sharing import batches, paused

@@ -18,7 +18,9 @@ from typing import Any
 import httpx2
 
 from tests.support import databases
+from tests.support.daemons import Daemon
 from tests.support.debian import Cluster
+from tests.support.mariadb import running_mariadb
 from tests.support.servers import free_port, process, serving, uvicorn
 
 CLIENTS = 8
@@ -46,7 +48,7 @@ def cluster() -> Iterator[Cluster]:
             own.start()
             yield own
         finally:
-            own.end(signal.SIGINT)
+            own.end()
 
 
 class Client:
@@ -95,7 +97,7 @@ class Client:
         raise AssertionError(f"no answer to {key}: {self.failures}")
 
 
-def carry_on(database_url: str, own: Cluster | None, folder: Path) -> list[Client]:
+def carry_on(database_url: str, own: Daemon | None, folder: Path) -> list[Client]:
     """Has clients create notes through all lives of the service, and gives the clients."""
     chance = random.Random(3)
     port = free_port()
@@ -126,7 +128,7 @@ def carry_on(database_url: str, own: Cluster | None, folder: Path) -> list[Clien
     return clients
 
 
-def check(database_url: str, own: Cluster | None, folder: Path) -> None:
+def check(database_url: str, own: Daemon | None, folder: Path) -> None:
     """AssertionError unless chaos left each note that was acknowledged, once, and no other."""
     databases.migrate(database_url)
     clients = carry_on(database_url, own, folder)
@@ -161,3 +163,9 @@ def test_nothing_is_lost_or_doubled_on_postgresql(tmp_path: Path) -> None:
     """While the service and PostgreSQL are killed, retries store each note once."""
     with cluster() as own:
         check(own.url, own, tmp_path)
+
+
+def test_nothing_is_lost_or_doubled_on_mysql(tmp_path: Path) -> None:
+    """While the service and MariaDB are killed, retries store each note once."""
+    with running_mariadb() as own:
+        check(databases.create(own.roles_url), own, tmp_path)

@@ -1,0 +1,302 @@
+"""MySQL and MariaDB, with the SQL that both document."""
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+from typing import cast as as_type
+
+from sqlalchemy import (
+    ClauseElement,
+    Column,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    Select,
+    String,
+    Table,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    not_,
+    select,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.mysql import insert
+from sqlalchemy.dialects.mysql.asyncmy import MySQLDialect_asyncmy
+from sqlalchemy.sql.visitors import iterate
+
+from service.database import mysql_sessions
+from service.database.compiling import compile_statement
+from service.database.mysql_sessions import PACKET_MARGIN, Answer, Pool, Refused, Session
+from service.database.operations import Operation, PageBounds
+from service.tables import Row
+
+UNAVAILABLE: tuple[type[Exception], ...] = (OSError, Refused)
+CONNECTION_LOST: tuple[type[Exception], ...] = (ConnectionError, mysql_sessions.ConnectionLost)
+# The transaction did not happen. There may be another server that is not read-only.
+OUT_OF_DATE: tuple[type[Exception], ...] = (mysql_sessions.Deadlock, mysql_sessions.ReadOnly)
+BEGIN = mysql_sessions.BEGIN
+
+_DIALECT = MySQLDialect_asyncmy()
+
+# JSON's readers read larger ids inexactly, and AUTO_INCREMENT can't end there.
+MAX_ID = 2**53 - 1
+
+
+def is_not_migrated(error: BaseException | None) -> bool:
+    return isinstance(error, mysql_sessions.NotMigrated)
+
+
+def file() -> Path | None:
+    return None
+
+
+def connections() -> Pool:
+    return Pool()
+
+
+async def roll_back(raw: Session, error: BaseException) -> None:
+    with suppress(*UNAVAILABLE):
+        await raw.roll_back()
+
+
+def _runner(
+    statement: ClauseElement,
+) -> Callable[[Session, Mapping[str, Any]], Awaitable[Answer]]:
+    """A function that runs a statement with parameters by name."""
+    sql, names, constants = compile_statement(statement, _DIALECT)[:3]
+
+    async def run(session: Session, values: Mapping[str, Any]) -> Answer:
+        given = {**constants, **values}
+        return await session.execute(sql, [given[name] for name in names])
+
+    async def run_with_list(session: Session, values: Mapping[str, Any]) -> Answer:
+        given = {**constants, **values}
+        text, arguments = sql, []
+        for name in names:
+            value = given[name]
+            if isinstance(value, list):
+                value = _padded(value)
+                text = text.replace(_place(name), ", ".join(["%s"] * len(value)))
+                arguments += value
+            else:
+                arguments.append(value)
+        return await session.execute(text, arguments)
+
+    return run_with_list if any(_place(name) in sql for name in names) else run
+
+
+def _place(name: str) -> str:
+    """What SQLAlchemy writes in the place of a list."""
+    return f"__[POSTCOMPILE_{name}]"
+
+
+def _padded(values: list[Any]) -> list[Any]:
+    """The values in a list of a length of few, because each length is a prepared statement."""
+    # Nothing is equal to NULL.
+    last = values[-1] if values else None
+    length = 1 << max(len(values) - 1, 0).bit_length()
+    return values + [last] * (length - len(values))
+
+
+def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
+    compiled = compile_statement(statement, _DIALECT)
+    execute = _runner(statement)
+    name_columns = _namer(compiled.columns)
+
+    async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
+        return name_columns((await execute(session, values)).rows)
+
+    return Operation("search" if searches else compiled.lane, run)
+
+
+def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]:
+    """A function that makes dictionaries of tuples. `dict(zip(…))` takes four times as long."""
+    fields = {name: f"field_{place}" for place, name in enumerate(names)}
+    if not fields:
+        return lambda rows: []
+    row = ", ".join(f"{name!r}: {field}" for name, field in fields.items())
+    made: Any = eval(f"lambda rows: [{{{row}}} for ({', '.join(fields.values())},) in rows]")  # noqa: S307
+    return as_type("Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]", made)
+
+
+def insert_many(
+    table: Table, names: Sequence[str], columns: Sequence[ColumnElement[Any]]
+) -> Operation:
+    (key,) = table.primary_key
+    new = table.insert().values({name: bindparam(name, type_=table.c[name].type) for name in names})
+    insert_one = _runner(new)
+    sql, order = compile_statement(new, _DIALECT)[:2]
+    insert_into, _, one_row = sql.partition(" VALUES ")
+    delete = _runner(table.delete().where(is_one_of(key, "ids")))
+    read = prepare(select(*columns).where(is_one_of(key, "ids")))
+    is_known = {column.name for column in columns} <= {key.name, *names}
+
+    async def insert_rows(session: Session, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Inserts rows, and returns their ids. Those of one statement are a series."""
+        if len(rows) == 1:
+            return [(await insert_one(session, rows[0])).first_id]
+        texts = [one_row % tuple(session.literal(row[name]) for name in order) for row in rows]
+        packets = list(_packets(texts, session.max_packet - 2 * PACKET_MARGIN))
+        ids: list[int] = []
+        async with session.transaction() if len(packets) > 1 else nullcontext():
+            for packet in packets:
+                answer = await session.execute(f"{insert_into} VALUES {', '.join(packet)}")
+                first, step = answer.first_id, session.id_step
+                ids += range(first, first + step * len(packet), step)
+        return ids
+
+    async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
+        rows = values["rows"]
+        ids = await insert_rows(session, rows)
+        if ids[-1] > MAX_ID:
+            await delete(session, {"ids": ids})
+            raise Refused("no ids are left")
+        if is_known:
+            return [{**row, key.name: new_id} for row, new_id in zip(rows, ids, strict=True)]
+        return await read.run(session, {"ids": ids})
+
+    return Operation("write", run)
+
+
+def _packets(texts: Sequence[str], max_bytes: int) -> Iterator[list[str]]:
+    """The texts, in lists of at most `max_bytes`, or of one text."""
+    packet: list[str] = []
+    size = 0
+    for text in texts:
+        length = len(text) if text.isascii() else len(text.encode())
+        if packet and size + length > max_bytes:
+            yield packet
+            packet, size = [], 0
+        packet.append(text)
+        size += length + len(", ")
+    yield packet
+
+
+def insert_or_replace(
+    table: Table,
+    values: Mapping[str, Any],
+    key: Column[Any],
+    columns: Sequence[ColumnElement[Any]],
+    replaceable: ColumnElement[bool] | None = None,
+) -> Operation:
+    new = insert(table).values(**values)
+    if replaceable is None:
+        # This changes nothing, but waits for the row's lock.
+        new = new.on_duplicate_key_update({key.name: key})
+    else:
+        # Each assignment sees the ones before it, so what the condition reads comes last.
+        read_last = {column.name for column in iterate(replaceable) if isinstance(column, Column)}
+        assert len(read_last) == 1
+        others = sorted(values.keys() - {key.name}, key=read_last.__contains__)
+        new = new.on_duplicate_key_update(
+            [(name, func.IF(replaceable, values[name], table.c[name])) for name in others]
+        )
+    change = _runner(new)
+    # The number of changed rows doesn't tell a new row from one that was kept.
+    is_new = [table.c[name].is_not_distinct_from(value) for name, value in values.items()]
+    read = prepare(select(*columns).where(*is_new))
+
+    async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
+        async with session.transaction():
+            await change(session, given)
+            return await read.run(session, given)
+
+    return Operation("write", run)
+
+
+def update(
+    table: Table,
+    values: Mapping[str, Any],
+    row: ColumnElement[bool],
+    columns: Sequence[ColumnElement[Any]],
+    *conditions: ColumnElement[bool],
+) -> Operation:
+    change = _runner(table.update().values(**values).where(row, *conditions))
+    read = prepare(select(*columns).where(row))
+
+    async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
+        async with session.transaction():
+            found = (await change(session, given)).found
+            return await read.run(session, given) if found else []
+
+    return Operation("write", run)
+
+
+def delete(table: Table, *where: ColumnElement[bool]) -> Operation:
+    change = _runner(table.delete().where(*where))
+
+    async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
+        return [{}] * (await change(session, given)).found
+
+    return Operation("write", run)
+
+
+def page(
+    query: Select[Any],
+    key: Column[Any],
+    large: Column[Any],
+    bounds: PageBounds,
+    descending: bool,
+    searches: bool,
+) -> Operation:
+    """Needs the columns that `migrating_mysql.add_lengths` adds."""
+    after = bindparam("after", type_=key.type)
+    limit = bindparam("limit", type_=Integer)
+    behind = key < after if descending else key > after
+    query = query.where(behind).order_by(key.desc() if descending else key)
+    plain = prepare(query.limit(limit), searches)
+
+    # Usually no large value follows. Then the page is read only once. The server knows the first
+    # and the last place of an index without searching it.
+    is_large = literal_column(f"{large.name}_is_large", Integer) == literal_column("1")
+    place = select((func.min if descending else func.max)(key)).where(is_large).correlate(None)
+    first = func.coalesce(place.scalar_subquery(), after)
+    follows = first < after if descending else first > after
+    unless_large = prepare(query.where(not_(follows)).limit(limit), searches)
+
+    length = literal_column(f"{large.name}_bytes", Integer).label("bytes")
+    lengths = query.with_only_columns(length).limit(limit).subquery()
+    total = select(func.sum(lengths.c.bytes)).scalar_subquery()
+    last = query.with_only_columns(key).limit(1).offset(bounds.short - 1).correlate(None)
+    # LIMIT takes no expression.
+    is_long = and_(follows, total > bounds.max_bytes)
+    end = func.coalesce(case((is_long, last.scalar_subquery())), 0 if descending else MAX_ID)
+    bounded = prepare(query.where(key >= end if descending else key <= end).limit(limit), searches)
+
+    async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
+        if given["limit"] <= bounds.short:
+            return await plain.run(session, given)
+        # A search that finds nothing has read every row. So it is not tried like this.
+        found = [] if searches else await unless_large.run(session, given)
+        return found or await bounded.run(session, given)
+
+    return Operation(plain.lane, run)
+
+
+def pages(
+    query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
+) -> Operation | None:
+    """None: LIMIT takes no expression."""
+    return None
+
+
+def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:
+    return column.in_(bindparam(name, type_=column.type, expanding=True))
+
+
+def contains(text: Column[Any], folded: Column[Any], name: str) -> ColumnElement[bool]:
+    # Bytes are found faster than characters, and of UTF-8 in the same places.
+    searched = sql_cast(bindparam(name, type_=String), LargeBinary)
+    return func.locate(searched, func.coalesce(folded, func.lower(text))) > 0
+
+
+def shown(column: Column[Any]) -> ColumnElement[Any]:
+    return column
+
+
+def compared(column: Column[Any]) -> ColumnElement[Any]:
+    return column

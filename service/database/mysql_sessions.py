@@ -1,0 +1,370 @@
+"""Sessions on MySQL and MariaDB, through encode/databases and asyncmy; their pool, and errors."""
+
+import asyncio
+import math
+import time
+from asyncio import CancelledError
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext, SSLError
+from typing import Any, NamedTuple
+
+from asyncmy import errors
+from asyncmy.constants.CLIENT import FOUND_ROWS
+from databases import Database, DatabaseURL
+
+from service import settings
+from service.database.operations import Lane, Result
+
+
+class Refused(Exception):
+    """The server is away, full, refuses or gives up. The arguments are asyncmy's."""
+
+
+class NotMigrated(Refused):
+    """A table or a column is missing."""
+
+
+class ConnectionLost(Refused):
+    """The connection is lost. The statement may have run."""
+
+
+class Deadlock(Refused):
+    """The server rolled back the whole transaction."""
+
+
+class ReadOnly(Refused):
+    """The server refuses writes."""
+
+
+# https://mariadb.com/kb/en/mariadb-error-code-reference/
+# https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
+KINDS: dict[int, type[Refused]] = {
+    0: ConnectionLost,  # asyncmy: not connected
+    1053: ConnectionLost,  # the server shuts down
+    1054: NotMigrated,  # unknown column
+    1146: NotMigrated,  # no such table
+    1152: ConnectionLost,  # aborted
+    1213: Deadlock,
+    1290: ReadOnly,  # the server's option read_only
+    1792: ReadOnly,  # the transaction
+    1836: ReadOnly,  # the server's mode
+    1927: ConnectionLost,  # killed, on MariaDB
+    2006: ConnectionLost,
+    2013: ConnectionLost,
+    3169: ConnectionLost,  # killed, on MySQL
+    4031: ConnectionLost,  # idle for too long, on MySQL
+}
+# The classes of SQLSTATE for bad data, broken constraints, and what triggers raise.
+DATA_STATES = ("21", "22", "23", "45")
+# What a server without TLS causes: it refuses in plain text, and closes.
+REFUSES_TLS = (SSLError, ConnectionAbortedError, ConnectionResetError)
+
+BEGIN = "BEGIN"
+CANCEL_SECONDS = 1
+CLOSE_SECONDS = 1
+IDLE_SECONDS = 60
+EXPIRE_SECONDS = 1
+# An idle connection is closed here before the server closes it.
+WAIT_SECONDS = 10 * IDLE_SECONDS
+
+# max_allowed_packet until the server has told it, and what a packet contains besides texts.
+MIN_PACKET = 1024**2
+PACKET_MARGIN = 1024
+
+# Nothing depends on the server's own settings. Under REPEATABLE READ a transaction would not see
+# what others commit while it waits for them.
+ISOLATION = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
+STRICT = "sql_mode = 'TRADITIONAL', time_zone = '+00:00'"
+_SECONDS = settings.DATABASE_STATEMENT_TIMEOUT
+_LOCK_SECONDS = max(1, int(_SECONDS))
+SET_UP = (
+    ISOLATION,
+    f"SET {STRICT}, wait_timeout = {WAIT_SECONDS}, lock_wait_timeout = {_LOCK_SECONDS},"
+    f" innodb_lock_wait_timeout = {_LOCK_SECONDS},"
+    # Only MariaDB reads the first comment, and only MySQL the second. MySQL limits only SELECT.
+    f" /*M! max_statement_time = {_SECONDS} */"
+    f"/*!80000 max_execution_time = {_SECONDS * 1000:.0f} */",
+)
+# The bytes of a packet, and the difference of the ids of two rows that are inserted together.
+LIMITS = "SELECT @@max_allowed_packet, @@auto_increment_increment"
+
+
+def _tls() -> tuple[SSLContext | None, bool]:
+    """The context for asyncmy, and whether TLS is required."""
+    chosen = settings.DATABASE_SSL
+    if isinstance(chosen, SSLContext):
+        return chosen, True
+    if chosen in ("disable", False) or "unix_socket" in settings.DATABASE_ARGUMENTS:
+        return None, False
+    made = SSLContext(PROTOCOL_TLS_CLIENT)
+    made.check_hostname = False
+    made.verify_mode = CERT_NONE
+    return made, chosen == "require"
+
+
+def _options(tls: SSLContext | None) -> dict[str, Any]:
+    password = DatabaseURL(settings.DATABASE_URL).password or ""
+    return {
+        "connect_timeout": settings.DATABASE_CONNECT_TIMEOUT,
+        "charset": "utf8mb4",
+        # asyncmy would encode a text as Latin-1.
+        "password_creator": password.encode,
+        # UPDATE counts the rows that it finds, not only those that it changes.
+        "client_flag": FOUND_ROWS,
+        "ssl": tls,
+        "stmt_cache_size": settings.DATABASE_STATEMENT_CACHE,
+        **settings.DATABASE_ARGUMENTS,
+    }
+
+
+async def with_tls(connect: Callable[[dict[str, Any]], Awaitable[Result]]) -> Result:
+    """Calls `connect` with asyncmy's options: with TLS, or without it if the server has none.
+
+    Raises asyncmy's errors, also if TLS is required and the server has none.
+    """
+    tls, required = _tls()
+    try:
+        return await connect(_options(tls))
+    except errors.OperationalError as error:
+        if tls is None or required or not isinstance(error.__cause__, REFUSES_TLS):
+            raise
+    return await connect(_options(None))
+
+
+class Answer(NamedTuple):
+    """Rows, or how many rows were found and the first id that was generated."""
+
+    rows: Sequence[tuple[Any, ...]]
+    found: int
+    first_id: int
+
+
+class Session:
+    """A connection to the server. It is not used again after an error or a cancellation."""
+
+    def __init__(self, raw: Any) -> None:
+        # asyncmy's connection.
+        self._raw = raw
+        self._is_failed = False
+        # Whether it was idle when the pool looked last.
+        self.was_idle = False
+        self.max_packet = MIN_PACKET
+        self.id_step = 1
+
+    async def set_up(self) -> None:
+        for statement in SET_UP:
+            await self.execute(statement)
+        ((self.max_packet, self.id_step),) = (await self.execute(LIMITS)).rows
+
+    async def execute(self, sql: str, arguments: Sequence[Any] | None = None) -> Answer:
+        """Runs a statement.
+
+        With arguments, `%s` is a parameter, and `%%` a percent sign. Raises TimeoutError if the
+        server hangs; otherwise it ends the statement earlier.
+        """
+        self._check_size([sql, *(arguments or ())])
+        cursor = self._raw.cursor()
+        try:
+            async with asyncio.timeout(_SECONDS + 1):
+                await cursor.execute(sql, arguments)
+                return Answer(await cursor.fetchall(), cursor.rowcount, cursor.lastrowid)
+        except BaseException as error:
+            self._is_failed = True
+            if isinstance(error, errors.MySQLError):
+                raise _known(error) from None
+            raise
+
+    def _check_size(self, values: Sequence[Any]) -> None:
+        """Refuses what is too large: the server would close the connection."""
+        texts = [value for value in values if isinstance(value, str)]
+        most = self.max_packet - PACKET_MARGIN
+        # UTF-8 has at most 4 bytes for a character.
+        if sum(map(len, texts)) * 4 > most:
+            size = sum(len(text.encode()) for text in texts)
+            if size > most:
+                raise Refused(f"{size} bytes are too much for max_allowed_packet")
+
+    def literal(self, value: Any) -> str:
+        """A value in the text of a statement."""
+        return str(self._raw.literal(value))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """A transaction, or a part of the open one."""
+        if self._is_in_transaction():
+            yield
+            return
+        await self.execute(BEGIN)
+        try:
+            yield
+            await self.execute("COMMIT")
+        except Exception:
+            await self.roll_back()
+            raise
+
+    async def roll_back(self) -> None:
+        # The server itself rolls back when a connection ends.
+        if not self._is_failed:
+            await self.execute("ROLLBACK")
+
+    def _is_in_transaction(self) -> bool:
+        return bool(self._raw.get_transaction_status())
+
+    def is_usable(self) -> bool:
+        """Whether it can be used again, as far as is known here."""
+        received = self._raw._proto
+        return not (
+            self._is_failed
+            or self._raw._stream_broken
+            or self._is_in_transaction()
+            # The server says something between statements only before it closes.
+            or received.pos < received.length
+        )
+
+    def abort(self) -> None:
+        """Closes the connection without waiting for the server, which may hang."""
+        self._is_failed = True
+        if transport := self._raw._transport:
+            transport.abort()
+        self._raw.close()
+
+    async def close(self) -> None:
+        with suppress(OSError, errors.MySQLError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._raw.ensure_closed()
+        self.abort()
+
+    async def kill(self) -> None:
+        """Closes the connection, and ends its statement on the server, if possible."""
+        self.abort()
+        with suppress(OSError, Refused):
+            async with asyncio.timeout(CANCEL_SECONDS):
+                other = await open_session()
+                try:
+                    await other.execute(f"KILL {self._raw.thread_id()}")
+                finally:
+                    other.abort()
+
+
+def _known(error: Any) -> Exception:
+    """The error to raise instead of asyncmy's. It stays asyncmy's for a defect of this service."""
+    is_refusal = isinstance(error, errors.OperationalError | errors.InternalError)
+    is_of_data = (error.sqlstate or "")[:2] in DATA_STATES
+    kind = KINDS.get(error.args[0], Refused if is_refusal and not is_of_data else None)
+    return kind(*error.args) if kind else error
+
+
+async def open_session() -> Session:
+    """Opens a session within DATABASE_CONNECT_TIMEOUT. Raises Refused and OSError."""
+    session = None
+    try:
+        async with asyncio.timeout(settings.DATABASE_CONNECT_TIMEOUT):
+            session = Session(await with_tls(_connect))
+            await session.set_up()
+    except BaseException as error:
+        if session is not None:
+            session.abort()
+        # asyncmy lacks some ways to log in.
+        if isinstance(error, errors.MySQLError | RuntimeError):
+            raise Refused(*error.args) from None
+        raise
+    return session
+
+
+async def _connect(options: dict[str, Any]) -> Any:
+    # A pool of asyncmy opens one connection at a time, however long that takes. So each connection
+    # has its own.
+    database = Database(settings.DATABASE_URL, min_size=0, max_size=1, **options)
+    await database.connect()
+    connection = await database.connection().__aenter__()
+    return connection.raw_connection
+
+
+class Pool:
+    """Sessions, opened when they are needed."""
+
+    def __init__(self) -> None:
+        self._all_slots = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
+        searches = asyncio.Semaphore(max(1, settings.DATABASE_POOL_MAX // 2))
+        self.slots: dict[Lane, list[asyncio.Semaphore]] = {
+            "read": [self._all_slots],
+            "write": [self._all_slots],
+            "search": [searches, self._all_slots],
+        }
+        self._idle: list[Session] = []
+        self._used: set[Session] = set()
+        # A session is not reused if the generation changed while it was in use.
+        self._generation = 0
+        self._expired_at = -math.inf
+        self._is_closing = False
+
+    async def open(self) -> None:
+        self._renewing = asyncio.create_task(self._renew_idle())
+
+    async def close(self) -> None:
+        """Waits for the sessions in use. If cancelled, it aborts them."""
+        self._renewing.cancel()
+        self._is_closing = True
+        try:
+            for session in self._idle:
+                await session.close()
+            for _ in range(settings.DATABASE_POOL_MAX):
+                await self._all_slots.acquire()
+        finally:
+            for session in (*self._idle, *self._used):
+                session.abort()
+
+    async def use(self, lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        generation = self._generation
+        session = await self._take()
+        self._used.add(session)
+        try:
+            return await work(session)
+        except ReadOnly:
+            self._expire()
+            raise
+        except (TimeoutError, CancelledError):
+            await session.kill()
+            raise
+        finally:
+            self._used.discard(session)
+            if session.is_usable() and generation == self._generation and not self._is_closing:
+                self._idle.append(session)
+            else:
+                session.abort()
+
+    async def _take(self) -> Session:
+        while self._idle:
+            session = self._idle.pop()
+            if session.is_usable():
+                session.was_idle = False
+                return session
+            session.abort()
+        return await open_session()
+
+    async def _renew_idle(self) -> None:
+        """Closes sessions that nobody used for a while, before the server or a router does."""
+        while True:
+            await asyncio.sleep(IDLE_SECONDS)
+            old = [session for session in self._idle if session.was_idle]
+            self._idle = [session for session in self._idle if not session.was_idle]
+            for session in self._idle:
+                session.was_idle = True
+            for session in old:
+                await session.close()
+
+    def _expire(self) -> None:
+        """Closes all sessions: idle ones now, the others after their current use.
+
+        After a failover they may lead to the former primary, now read-only and stale. Reads
+        there never fail. This happens at most once in EXPIRE_SECONDS: if the server stays
+        read-only, reads still need sessions.
+        """
+        now = time.monotonic()
+        if now - self._expired_at < EXPIRE_SECONDS:
+            return
+        self._expired_at = now
+        self._generation += 1
+        while self._idle:
+            self._idle.pop().abort()

@@ -1,0 +1,81 @@
+"""MariaDB servers that tests may configure, crash and start again."""
+
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.daemons import PASSWORD, ROLE, Daemon, as_user, give, needs, unprivileged
+from tests.support.databases import UNREACHABLE, execute
+
+USER = "nobody"
+# Neither Debian's settings nor the administrator's. The file that a transaction is written to at
+# its commit is not synchronized with the disk.
+COMMON = (
+    "--no-defaults",
+    "--skip-name-resolve",
+    "--innodb-flush-method=nosync",
+    "--innodb-log-file-size=16M",
+)
+
+
+class Mariadb(Daemon):
+    """A MariaDB server. The role owns all databases named `test_…`, and nothing else."""
+
+    POLITE = signal.SIGTERM
+
+    def __init__(self, data: Path, log: Path, user: str | None, *options: str) -> None:
+        super().__init__(data, log, user)
+        self.options = options
+        self.url = f"mysql://root@127.0.0.1:{self.port}/"
+        self.roles_url = f"mysql://{ROLE}:{PASSWORD}@127.0.0.1:{self.port}/"
+
+    def command(self) -> Sequence[str | Path]:
+        return [
+            *("/usr/sbin/mariadbd", *COMMON, f"--datadir={self.data}"),
+            *("--bind-address=127.0.0.1", f"--port={self.port}", "--socket=socket"),
+            *("--innodb-buffer-pool-size=64M", "--innodb-buffer-pool-dump-at-shutdown=off"),
+            *self.options,
+        ]
+
+    def is_ready(self) -> bool:
+        try:
+            execute(self.url, "SELECT 1")
+        except UNREACHABLE:
+            return False
+        return True
+
+
+@contextmanager
+def running_mariadb(*options: str) -> Iterator[Mariadb]:
+    """Starts a server without databases, and removes it at the end."""
+    needs("mariadbd", "mariadb-install-db", "my_print_defaults")
+    user = unprivileged(USER)
+    # pytest's own folders are closed to other users.
+    with tempfile.TemporaryDirectory(prefix="notes-mariadb-") as name:
+        folder = Path(name)
+        give(folder, user)
+        subprocess.run(
+            [
+                *("mariadb-install-db", *COMMON, f"--datadir={folder / 'data'}"),
+                *("--auth-root-authentication-method=normal", "--skip-test-db"),
+            ],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            **as_user(user),
+        )
+        server = Mariadb(folder / "data", folder / "log", user, *options)
+        try:
+            server.start()
+            execute(
+                server.url,
+                f"CREATE USER {ROLE}@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'",
+                rf"GRANT ALL ON `test\_%`.* TO {ROLE}@'127.0.0.1'",
+            )
+            yield server
+        finally:
+            server.end()
