@@ -39,6 +39,7 @@ from sqlalchemy.types import TypeEngine
 from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
+from service.database.connecting import connect
 from service.database.operations import Lane, Operation, PageBounds, Result
 from service.tables import Row
 
@@ -74,6 +75,11 @@ OUT_OF_DATE: tuple[type[Exception], ...] = (
     asyncpg.InvalidCachedStatementError,
     asyncpg.ReadOnlySQLTransactionError,
 )
+# The server is gone, or takes no writes any more.
+SERVER_LOST: tuple[type[Exception], ...] = (
+    *CONNECTION_LOST,
+    asyncpg.ReadOnlySQLTransactionError,
+)
 BEGIN = "BEGIN"
 
 _DIALECT: Dialect = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
@@ -104,6 +110,7 @@ def _options() -> dict[str, Any]:
     milliseconds = str(round(settings.DATABASE_STATEMENT_TIMEOUT * 1000))
     limits = {"statement_timeout": milliseconds} if settings.DATABASE_STATEMENT_CACHE else {}
     return {
+        "connect": connect,
         # The pool opens no connection at the start, so the service starts without the database.
         "min_size": 0,
         "max_size": settings.DATABASE_POOL_MAX,
@@ -157,13 +164,15 @@ class Pool:
         raw = connection.raw_connection
         try:
             return await work(raw)
-        except asyncpg.ReadOnlySQLTransactionError:
-            await self._expire()
-            raise
-        except (TimeoutError, CancelledError):
+        except (TimeoutError, CancelledError) as error:
+            if isinstance(error, TimeoutError):
+                await self._expire()
             # asyncpg has sent a cancel request. `close` waits for it, but the server may hang.
             with suppress(*UNAVAILABLE):
                 await raw.close(timeout=CANCEL_SECONDS)
+            raise
+        except SERVER_LOST:
+            await self._expire()
             raise
         finally:
             if generation != self._generation:
@@ -208,9 +217,9 @@ class Pool:
     async def _expire(self) -> None:
         """Closes all connections: idle ones now, the others after their current use.
 
-        After a failover they may lead to the former primary, now read-only and stale. Reads
-        there never fail. This runs at most once in EXPIRE_SECONDS: if the server stays read-only,
-        reads still need connections.
+        They may lead to a server that is gone or hangs, or to the former primary, now read-only and
+        stale. Reads there never fail. This runs at most once in EXPIRE_SECONDS: if the server stays
+        read-only, reads still need connections.
         """
         now = time.monotonic()
         if now - self._expired_at < EXPIRE_SECONDS:
