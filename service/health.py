@@ -20,7 +20,9 @@ from service.web.requests import bearer_token
 from service.web.responses import JSONBytes
 
 HEAD = ScriptDirectory(str(Path(__file__).parent.parent / "alembic")).get_current_head()
-_VERSION = dialect.prepare(select(column("version_num")).select_from(table("alembic_version")))
+_VERSION = dialect.prepare_on_writable(
+    select(column("version_num")).select_from(table("alembic_version"))
+)
 
 
 async def _read_versions(callers: list[None]) -> list[list[str]]:
@@ -38,7 +40,7 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """200 if the database is available and migrated to head; 503 with the reason otherwise."""
+    """200 if the database takes writes and is migrated to head; 503 with the reason otherwise."""
     try:
         versions = await read_versions(None)
     except DatabaseUnavailable as error:

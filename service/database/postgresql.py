@@ -39,7 +39,7 @@ from sqlalchemy.types import TypeEngine
 from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
-from service.database.connecting import connect
+from service.database.connecting import NoHost, connect
 from service.database.operations import Lane, Operation, PageBounds, Result
 from service.tables import Row
 
@@ -80,9 +80,19 @@ SERVER_LOST: tuple[type[Exception], ...] = (
     *CONNECTION_LOST,
     asyncpg.ReadOnlySQLTransactionError,
 )
+NO_WRITES: tuple[type[Exception], ...] = (
+    NoHost,
+    asyncpg.TargetServerAttributeNotMatched,
+    asyncpg.ReadOnlySQLTransactionError,
+)
 BEGIN = "BEGIN"
 
 _DIALECT: Dialect = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
+
+# Whether the URL asks for a server that takes writes, or leaves that open.
+_WRITES = settings.DATABASE_ARGUMENTS.get("target_session_attrs") not in (
+    *("standby", "prefer-standby", "read-only"),
+)
 
 CANCEL_SECONDS = 1
 IDLE_SECONDS = 60
@@ -91,6 +101,10 @@ EXPIRE_SECONDS = 1
 
 def is_not_migrated(error: BaseException | None) -> bool:
     return isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
+
+
+def takes_no_writes(error: BaseException | None) -> bool:
+    return _WRITES and isinstance(error, NO_WRITES)
 
 
 def file() -> Path | None:
@@ -275,6 +289,21 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
     if searches:
         return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run)
     return Operation(lane, run)
+
+
+def prepare_on_writable(query: Select[Any]) -> Operation:
+    if not _WRITES:
+        return prepare(query)
+    read_only = func.current_setting("transaction_read_only") == "on"
+    checked = prepare(query.add_columns(read_only.label("read_only")))
+
+    async def run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
+        rows = await checked.run(raw, values)
+        if any(row["read_only"] for row in rows):
+            raise asyncpg.ReadOnlySQLTransactionError("the server takes no writes")
+        return rows
+
+    return Operation(checked.lane, run)
 
 
 def insert_many(

@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from service.settings.tls import TLS, one_of, take_tls
 
+PORT = 5432
 SESSIONS = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
 
 # Ignored options, and the values for which ignoring them is safe (None: all values). asyncpg has no
@@ -61,14 +62,12 @@ def parse_database_url(text: str) -> DatabaseURL:
         raise ValueError("has an @ after a / or ?: in names and passwords, write %40, %2F and %3F")
     login, _, address = authority.rpartition("@")
     user, _, password = login.partition(":")
-    found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::(.*))?", address, re.DOTALL)
-    if found is None:
-        raise ValueError("has a host and port that can't be read")
+    hosts, ports = zip(*map(_host_and_port, address.split(",")), strict=True)
     given = {
         "user": _decode(user),
         "password": _decode(password),
-        "host": _decode(found[1] or found[2] or ""),
-        "port": found[3] or "",
+        "host": ",".join(hosts),
+        "port": ",".join(ports),
         "dbname": _decode(name),
     }
     for option in query.split("&"):
@@ -86,6 +85,13 @@ def _decode(text: str) -> str:
     if "\0" in decoded:
         raise ValueError("contains a NUL character")
     return decoded
+
+
+def _host_and_port(address: str) -> tuple[str, str]:
+    found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::(.*))?", address, re.DOTALL)
+    if found is None:
+        raise ValueError("has a host and port that can't be read")
+    return _decode(found[1] or found[2] or ""), found[3] or ""
 
 
 def _file(name: str) -> str:
@@ -107,7 +113,8 @@ def _file(name: str) -> str:
 def _server(given: dict[str, str]) -> DatabaseURL:
     """Removes the known options one by one. The rest is not supported."""
     take = given.pop
-    url = _url(take("host"), take("port"), take("user"), take("password"), take("dbname"))
+    hosts, ports = _hosts(take("host"), take("port"))
+    url = _url(hosts[0], ports[0], take("user"), take("password"), take("dbname"))
     tls = take_tls(given)
     settings = {}
     if label := take("application_name", "") or take("fallback_application_name", ""):
@@ -116,8 +123,13 @@ def _server(given: dict[str, str]) -> DatabaseURL:
     if command_line := take("options", ""):
         settings["options"] = command_line
     arguments: dict[str, Any] = {}
-    if session := take("target_session_attrs", ""):
+    if len(hosts) > 1:
+        # encode/databases and SQLAlchemy know one host. These have priority over it.
+        arguments |= {"host": hosts, "port": [int(port or PORT) for port in ports]}
+    if session := take("target_session_attrs", "read-write" if len(hosts) > 1 else ""):
         arguments["target_session_attrs"] = one_of("target_session_attrs", session, SESSIONS)
+        if len(hosts) > 1 and session == "prefer-standby":
+            raise ValueError("has several hosts, and target_session_attrs=prefer-standby")
     if passfile := take("passfile", ""):
         arguments["passfile"] = passfile
     timeout = take("connect_timeout", "")
@@ -130,16 +142,26 @@ def _server(given: dict[str, str]) -> DatabaseURL:
     return DatabaseURL(url, tls, settings, arguments, _seconds(timeout), pgbouncer)
 
 
+def _hosts(host: str, port: str) -> tuple[list[str], list[str]]:
+    """The hosts, and the port of each; an empty one is the default."""
+    hosts, ports = host.split(","), port.split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) != len(hosts):
+        raise ValueError(f"names {len(hosts)} hosts but {len(ports)} ports")
+    if not all(hosts):
+        raise ValueError("names no host" if len(hosts) == 1 else "names an empty host")
+    for port in ports:
+        if port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+            raise ValueError("has a port that is not a number from 1 to 65535")
+    for host in hosts:
+        if not host.startswith("/") and re.search(r"[\s/?#@\[\]\\]", host):
+            raise ValueError("names an invalid host")
+    return hosts, ports
+
+
 def _url(host: str, port: str, user: str, password: str, database: str) -> str:
-    if "," in host or "," in port:
-        raise ValueError("names several hosts; only one is supported")
-    if not host:
-        raise ValueError("names no host")
-    if port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
-        raise ValueError("has a port that is not a number from 1 to 65535")
     folder = host.startswith("/")
-    if not folder and re.search(r"[\s/?#@\[\]\\]", host):
-        raise ValueError("names an invalid host")
     login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
     address = "" if folder else f"[{host}]" if ":" in host else host
     return "".join(
