@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from alembic import context
 from service import settings
+from service.database.connecting import connect
 from service.tables import metadata
 
 DRIVERS = {
@@ -85,6 +86,7 @@ async def run_online() -> None:
         options["async_creator_fn"] = migrating_mysql.connect
     else:
         options |= settings.DATABASE_ARGUMENTS
+        options["async_creator_fn"] = connect
         options["ssl"] = settings.DATABASE_SSL
         options["timeout"] = settings.DATABASE_CONNECT_TIMEOUT
         options["server_settings"] = settings.DATABASE_SERVER_SETTINGS

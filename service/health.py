@@ -35,7 +35,9 @@ def _newest_revision() -> str:
 
 
 HEAD = _newest_revision()
-_VERSION = dialect.prepare(select(column("version_num")).select_from(table("alembic_version")))
+_VERSION = dialect.prepare_on_writable(
+    select(column("version_num")).select_from(table("alembic_version"))
+)
 
 
 async def _read_versions(callers: list[None]) -> list[list[str]]:
@@ -53,7 +55,7 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """200 if the database is available and migrated to head; 503 with the reason otherwise."""
+    """200 if the database takes writes and is migrated to head; 503 with the reason otherwise."""
     try:
         versions = await read_versions(None)
     except DatabaseUnavailable as error:

@@ -26,6 +26,9 @@ class Dialect(Protocol):
     def is_not_migrated(self, error: BaseException | None) -> bool:
         """Whether the error is a missing table or column."""
 
+    def takes_no_writes(self, error: BaseException | None) -> bool:
+        """Whether the error is that no server takes writes."""
+
     def file(self) -> Path | None:
         """The database file; None for a server."""
 
@@ -40,6 +43,12 @@ class Dialect(Protocol):
 
         `searches` marks a statement that may read every row and whose best plan depends on its
         parameters. It is planned at each call, in a lane of its own.
+        """
+
+    def prepare_on_writable(self, query: Select[Any]) -> Operation:
+        """One query, which fails like a write on a server that takes no writes.
+
+        It doesn't if DATABASE_URL asks for such a server.
         """
 
     def insert_many(

@@ -9,5 +9,9 @@ class DatabaseUnavailable(Exception):
     def reason(self) -> str:
         """The reason in one sentence, without details such as addresses."""
         cause = self.__cause__
-        state = "not migrated" if dialect.is_not_migrated(cause) else "unavailable"
-        return f"The database is {state}: {type(cause).__name__}"
+        state = "is unavailable"
+        if dialect.is_not_migrated(cause):
+            state = "is not migrated"
+        elif dialect.takes_no_writes(cause):
+            state = "takes no writes"
+        return f"The database {state}: {type(cause).__name__}"

@@ -50,6 +50,10 @@ def is_not_migrated(error: BaseException | None) -> bool:
     return isinstance(error, mysql_sessions.NotMigrated)
 
 
+def takes_no_writes(error: BaseException | None) -> bool:
+    return isinstance(error, mysql_sessions.ReadOnly)
+
+
 def file() -> Path | None:
     return None
 
@@ -121,6 +125,18 @@ def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequen
     row = ", ".join(f"{name!r}: {field}" for name, field in fields.items())
     made: Any = eval(f"lambda rows: [{{{row}}} for ({', '.join(fields.values())},) in rows]")  # noqa: S307
     return as_type("Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]", made)
+
+
+def prepare_on_writable(query: Select[Any]) -> Operation:
+    checked = prepare(query.add_columns(literal_column("@@read_only").label("read_only")))
+
+    async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
+        rows = await checked.run(session, values)
+        if any(row["read_only"] for row in rows):
+            raise mysql_sessions.ReadOnly("the server takes no writes")
+        return rows
+
+    return Operation(checked.lane, run)
 
 
 def insert_many(

@@ -39,6 +39,7 @@ from sqlalchemy.types import TypeEngine
 from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
+from service.database.connecting import NoHost, connect
 from service.database.operations import Lane, Operation, PageBounds, Result
 from service.tables import Row
 
@@ -74,9 +75,24 @@ OUT_OF_DATE: tuple[type[Exception], ...] = (
     asyncpg.InvalidCachedStatementError,
     asyncpg.ReadOnlySQLTransactionError,
 )
+# The server is gone, or takes no writes any more.
+SERVER_LOST: tuple[type[Exception], ...] = (
+    *CONNECTION_LOST,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+NO_WRITES: tuple[type[Exception], ...] = (
+    NoHost,
+    asyncpg.TargetServerAttributeNotMatched,
+    asyncpg.ReadOnlySQLTransactionError,
+)
 BEGIN = "BEGIN"
 
 _DIALECT: Dialect = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
+
+# Whether the URL asks for a server that takes writes, or leaves that open.
+_WRITES = settings.DATABASE_ARGUMENTS.get("target_session_attrs") not in (
+    *("standby", "prefer-standby", "read-only"),
+)
 
 CANCEL_SECONDS = 1
 IDLE_SECONDS = 60
@@ -85,6 +101,10 @@ EXPIRE_SECONDS = 1
 
 def is_not_migrated(error: BaseException | None) -> bool:
     return isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
+
+
+def takes_no_writes(error: BaseException | None) -> bool:
+    return _WRITES and isinstance(error, NO_WRITES)
 
 
 def file() -> Path | None:
@@ -104,6 +124,7 @@ def _options() -> dict[str, Any]:
     milliseconds = str(round(settings.DATABASE_STATEMENT_TIMEOUT * 1000))
     limits = {"statement_timeout": milliseconds} if settings.DATABASE_STATEMENT_CACHE else {}
     return {
+        "connect": connect,
         # The pool opens no connection at the start, so the service starts without the database.
         "min_size": 0,
         "max_size": settings.DATABASE_POOL_MAX,
@@ -157,13 +178,15 @@ class Pool:
         raw = connection.raw_connection
         try:
             return await work(raw)
-        except asyncpg.ReadOnlySQLTransactionError:
-            await self._expire()
-            raise
-        except (TimeoutError, CancelledError):
+        except (TimeoutError, CancelledError) as error:
+            if isinstance(error, TimeoutError):
+                await self._expire()
             # asyncpg has sent a cancel request. `close` waits for it, but the server may hang.
             with suppress(*UNAVAILABLE):
                 await raw.close(timeout=CANCEL_SECONDS)
+            raise
+        except SERVER_LOST:
+            await self._expire()
             raise
         finally:
             if generation != self._generation:
@@ -208,9 +231,9 @@ class Pool:
     async def _expire(self) -> None:
         """Closes all connections: idle ones now, the others after their current use.
 
-        After a failover they may lead to the former primary, now read-only and stale. Reads
-        there never fail. This runs at most once in EXPIRE_SECONDS: if the server stays read-only,
-        reads still need connections.
+        They may lead to a server that is gone or hangs, or to the former primary, now read-only and
+        stale. Reads there never fail. This runs at most once in EXPIRE_SECONDS: if the server stays
+        read-only, reads still need connections.
         """
         now = time.monotonic()
         if now - self._expired_at < EXPIRE_SECONDS:
@@ -266,6 +289,21 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
     if searches:
         return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run)
     return Operation(lane, run)
+
+
+def prepare_on_writable(query: Select[Any]) -> Operation:
+    if not _WRITES:
+        return prepare(query)
+    read_only = func.current_setting("transaction_read_only") == "on"
+    checked = prepare(query.add_columns(read_only.label("read_only")))
+
+    async def run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
+        rows = await checked.run(raw, values)
+        if any(row["read_only"] for row in rows):
+            raise asyncpg.ReadOnlySQLTransactionError("the server takes no writes")
+        return rows
+
+    return Operation(checked.lane, run)
 
 
 def insert_many(

@@ -54,6 +54,10 @@ def is_not_migrated(error: BaseException | None) -> bool:
     return "no such" in str(error)
 
 
+def takes_no_writes(error: BaseException | None) -> bool:
+    return False
+
+
 def file() -> Path | None:
     return Path(DatabaseURL(settings.DATABASE_URL).database)
 
@@ -206,6 +210,10 @@ async def _run_in_thread(
         raise
     raw.text_factory = decode
     return await _run_in_thread(raw, sql, arguments)
+
+
+def prepare_on_writable(query: Select[Any]) -> Operation:
+    return prepare(query)
 
 
 def insert_many(

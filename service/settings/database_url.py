@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from service.settings.tls import TLS, one_of, take_tls
 
+PORT = 5432
 SESSIONS = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
 
 # Ignored options, and the values for which ignoring them is safe (None: all values). asyncpg has no
@@ -93,14 +94,12 @@ def parse_database_url(text: str) -> DatabaseURL:
         raise ValueError("has an @ after a / or ?: in names and passwords, write %40, %2F and %3F")
     login, _, address = authority.rpartition("@")
     user, _, password = login.partition(":")
-    found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::(.*))?", address, re.DOTALL)
-    if found is None:
-        raise ValueError("has a host and port that can't be read")
+    hosts, ports = zip(*map(_host_and_port, address.split(",")), strict=True)
     given = {
         "user": _decode(user),
         "password": _decode(password),
-        "host": _decode(found[1] or found[2] or ""),
-        "port": found[3] or "",
+        "host": ",".join(hosts),
+        "port": ",".join(ports),
         "dbname": _decode(name),
     }
     for option in query.split("&"):
@@ -118,6 +117,13 @@ def _decode(text: str) -> str:
     if "\0" in decoded:
         raise ValueError("contains a NUL character")
     return decoded
+
+
+def _host_and_port(address: str) -> tuple[str, str]:
+    found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::(.*))?", address, re.DOTALL)
+    if found is None:
+        raise ValueError("has a host and port that can't be read")
+    return _decode(found[1] or found[2] or ""), found[3] or ""
 
 
 def _file(name: str) -> str:
@@ -139,7 +145,8 @@ def _file(name: str) -> str:
 def _postgresql(given: dict[str, str]) -> DatabaseURL:
     """Removes the known options one by one. The rest is not supported."""
     take = given.pop
-    url = _url("postgresql", given)
+    hosts, ports = _hosts(take("host"), take("port"))
+    url = _url("postgresql", hosts[0], ports[0], given)
     tls = take_tls(given)
     settings = {}
     if label := take("application_name", "") or take("fallback_application_name", ""):
@@ -148,8 +155,13 @@ def _postgresql(given: dict[str, str]) -> DatabaseURL:
     if command_line := take("options", ""):
         settings["options"] = command_line
     arguments: dict[str, Any] = {}
-    if session := take("target_session_attrs", ""):
+    if len(hosts) > 1:
+        # encode/databases and SQLAlchemy know one host. These have priority over it.
+        arguments |= {"host": hosts, "port": [int(port or PORT) for port in ports]}
+    if session := take("target_session_attrs", "read-write" if len(hosts) > 1 else ""):
         arguments["target_session_attrs"] = one_of("target_session_attrs", session, SESSIONS)
+        if len(hosts) > 1 and session == "prefer-standby":
+            raise ValueError("has several hosts, and target_session_attrs=prefer-standby")
     if passfile := take("passfile", ""):
         arguments["passfile"] = passfile
     timeout = _seconds(take("connect_timeout", ""))
@@ -172,7 +184,10 @@ def _mysql(given: dict[str, str]) -> DatabaseURL:
     if socket := given.pop("unix_socket", ""):
         arguments["unix_socket"] = socket
         given["host"] = "localhost"
-    url = _url("mysql+asyncmy", given)
+    hosts, ports = _hosts(given.pop("host"), given.pop("port"))
+    if len(hosts) > 1:
+        raise ValueError("names several hosts; only PostgreSQL may have them")
+    url = _url("mysql+asyncmy", hosts[0], ports[0], given)
     tls = take_tls(given)
     timeout = _seconds(given.pop("connect_timeout", ""))
     _take_harmless(given, MYSQL_WITHOUT_EFFECT)
@@ -198,19 +213,27 @@ def _take_harmless(
         raise ValueError(f"has an option that is not supported: {', '.join(sorted(given))}")
 
 
-def _url(scheme: str, given: dict[str, str]) -> str:
-    take = given.pop
-    host, port = take("host"), take("port")
-    user, password, database = take("user"), take("password"), take("dbname")
-    if "," in host or "," in port:
-        raise ValueError("names several hosts; only one is supported")
-    if not host:
-        raise ValueError("names no host")
-    if port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
-        raise ValueError("has a port that is not a number from 1 to 65535")
+def _hosts(host: str, port: str) -> tuple[list[str], list[str]]:
+    """The hosts, and the port of each; an empty one is the default."""
+    hosts, ports = host.split(","), port.split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) != len(hosts):
+        raise ValueError(f"names {len(hosts)} hosts but {len(ports)} ports")
+    if not all(hosts):
+        raise ValueError("names no host" if len(hosts) == 1 else "names an empty host")
+    for port in ports:
+        if port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+            raise ValueError("has a port that is not a number from 1 to 65535")
+    for host in hosts:
+        if not host.startswith("/") and re.search(r"[\s/?#@\[\]\\]", host):
+            raise ValueError("names an invalid host")
+    return hosts, ports
+
+
+def _url(scheme: str, host: str, port: str, given: dict[str, str]) -> str:
+    user, password, database = map(given.pop, ("user", "password", "dbname"))
     folder = host.startswith("/")
-    if not folder and re.search(r"[\s/?#@\[\]\\]", host):
-        raise ValueError("names an invalid host")
     login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
     address = "" if folder else f"[{host}]" if ":" in host else host
     return "".join(

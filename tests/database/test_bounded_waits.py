@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx2
+import psutil
 import pytest
 
 from tests.support.databases import NewDatabase, execute, fill, locked, waiting
@@ -66,6 +68,13 @@ def in_use(service: Service) -> bool:
     return metric(service.client, "database_connections_in_use") == 1
 
 
+def connected(service: Service, proxy: Proxy) -> bool:
+    """Whether the service has a connection that its kernel takes for alive."""
+    port = urlsplit(proxy.url).port
+    found = psutil.Process(service.process.pid).net_connections()
+    return any(one.raddr and one.raddr[1] == port and one.status == "ESTABLISHED" for one in found)
+
+
 @pytest.fixture
 def proxy(served_database_url: str) -> Iterator[Proxy]:
     with closing(Proxy(served_database_url)) as proxy:
@@ -97,6 +106,50 @@ def test_the_wait_for_a_statement(proxy: Proxy, tmp_path: Path) -> None:
             assert ask() == 503
             assert ask() == 200
             poll(lambda: sum(link.is_open for link in proxy.links) == 1)
+
+
+def test_a_server_that_vanished(new_database: NewDatabase, tmp_path: Path) -> None:
+    """A machine that went without a word is noticed soon after DATABASE_CONNECT_TIMEOUT."""
+    with (
+        closing(Proxy(new_database("postgresql"))) as proxy,
+        serving(proxy.url, tmp_path, DATABASE_CONNECT_TIMEOUT="1") as service,
+        ThreadPoolExecutor() as threads,
+    ):
+        # A statement that was received, one that never arrives, and none at all.
+        with locked(proxy.target):
+            writing = threads.submit(service.write)
+            poll(lambda: waiting(proxy.target) > 0)
+            proxy.vanish()
+            assert writing.result() == 503
+        assert service.read() == 200
+        proxy.vanish()
+        assert service.read() == 200
+        proxy.vanish()
+        poll(lambda: not connected(service, proxy))
+        assert service.write_once() == 200
+
+
+@pytest.mark.parametrize("in_trouble", [Proxy.hang, lambda proxy: proxy.lose_answers(1)])
+def test_neighbours_of_a_connection_in_trouble(
+    new_database: NewDatabase, tmp_path: Path, in_trouble: Callable[[Proxy], None]
+) -> None:
+    """If one connection hangs or is lost, idle ones to the same server are closed too."""
+    with (
+        closing(Proxy(new_database("postgresql"))) as proxy,
+        serving(
+            proxy.url, tmp_path, DATABASE_STATEMENT_TIMEOUT="2", DATABASE_POOL_MAX="2"
+        ) as service,
+        ThreadPoolExecutor() as threads,
+    ):
+        with locked(proxy.target):
+            both = [threads.submit(service.client.get, path) for path in ("/notes/", "/notes/1")]
+            poll(lambda: waiting(proxy.target) == 2)
+        assert [one.result().status_code for one in both] == [200, 404]
+        in_trouble(proxy)
+        before = list(proxy.links)
+        assert service.read() in (200, 503)
+        poll(lambda: not any(link.is_open for link in before))
+        assert service.write() == 200
 
 
 def test_the_wait_for_the_pool(served_database_url: str, tmp_path: Path) -> None:

@@ -114,6 +114,22 @@ def test_tls(
 
 
 @pytest.mark.parametrize(
+    ("hosts", "status"),
+    [(("127.0.0.1", "localhost"), 200), (("127.0.0.1", "127.0.0.2"), 503)],
+)
+def test_tls_of_several_hosts(
+    encrypted: Encrypted, tmp_path: Path, hosts: tuple[str, ...], status: int
+) -> None:
+    """Each host's certificate has to be for its own name."""
+    port = encrypted.server.cluster.port
+    addresses = ",".join(f"{host}:{port}" for host in hosts)
+    url = f"postgresql://{ROLE}@{addresses}/template?sslmode=verify-full"
+    with serving(url, tmp_path / "log", DATABASE_CA_FILE=encrypted.files["right"]) as client:
+        assert client.get("/notes/").status_code == status
+    assert ("certificate verify failed" in (tmp_path / "log").read_text()) == (status == 503)
+
+
+@pytest.mark.parametrize(
     ("host", "query", "ca", "works"),
     [
         ("localhost", "?sslmode=verify-full", "right", True),
@@ -299,9 +315,10 @@ def test_pgbouncer_in_transaction_mode(server: Server, tmp_path: Path) -> None:
         assert migrate(url, DATABASE_STATEMENT_CACHE="0")
         assert server.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
         options = {"DATABASE_STATEMENT_CACHE": "0", "DATABASE_POOL_MAX": "8"}
+        several = url.replace(f":{port}/", f":{port},127.0.0.1:{free_port()}/")
         with (
             serving(url, tmp_path / "one", **options) as first,
-            serving(url, tmp_path / "two", **options) as second,
+            serving(several, tmp_path / "two", **options) as second,
             ThreadPoolExecutor(16) as threads,
         ):
             clients = itertools.cycle([first, second])

@@ -1,29 +1,37 @@
-"""Another PostgreSQL takes over behind the same address. The first one stays, read-only."""
+"""Another PostgreSQL takes over, behind the same address or as one of several hosts."""
 
+import asyncio
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 
+from service.database import connecting
 from tests.support.clusters import Server, running_server
-from tests.support.databases import execute, locked
+from tests.support.daemons import PASSWORD, ROLE
+from tests.support.databases import alembic, execute, locked
 from tests.support.debian import Cluster
 from tests.support.proxies import Proxy
-from tests.support.servers import serving
+from tests.support.servers import free_port, serving
 from tests.support.waiting import poll
 
-POOL = 3
+# Parameters of reads that don't share a query.
+UNLIKE = ("", "&order=desc", "&completed=true")
+POOL = len(UNLIKE)
 NOTE = {"text": "new", "completed": True}
+OTHER = {"text": "other", "completed": True}
 READ_ONLY = "default_transaction_read_only"
 
 _keys = (f"key-{number}" for number in itertools.count())
@@ -48,19 +56,7 @@ class Failover(NamedTuple):
         self.switch.target = self.servers[0].url("template")
         for server in self.servers:
             server.disconnect_all()
-        self.connect_all()
-
-    def connect_all(self) -> None:
-        """Returns when all connections are open and lead to the first server."""
-        server = self.servers[0]
-        with ThreadPoolExecutor() as threads:
-            with locked(server.of_superuser(server.url("template"))):
-                reads = [
-                    threads.submit(self.client.get, "/notes/", params={"limit": limit})
-                    for limit in range(2, 2 + POOL)
-                ]
-                poll(lambda: server.backends() == POOL, server.activity)
-            assert {read.result().json()[0]["text"] for read in reads} == {"a"}
+        connect_all(self.client, self.servers[0])
 
     def switch_over(self) -> None:
         """The switch leads to the second server. The first one is read-only."""
@@ -75,6 +71,15 @@ class Failover(NamedTuple):
         assert self.servers[1].backends() <= POOL
 
 
+def connect_all(client: httpx2.Client, server: Server) -> None:
+    """Returns when all connections of the pool are open and lead to the server."""
+    with ThreadPoolExecutor() as threads:
+        with locked(server.of_superuser(server.url("template"))):
+            reads = [threads.submit(client.get, f"/notes/?limit=2{more}") for more in UNLIKE]
+            poll(lambda: server.backends() == POOL, server.activity)
+        assert {read.result().status_code for read in reads} == {200}
+
+
 def set_read_only(server: Server, read_only: bool) -> None:
     """Makes new transactions read-only or not, also on connections that are open."""
     change = f"SET {READ_ONLY} = on" if read_only else f"RESET {READ_ONLY}"
@@ -83,13 +88,21 @@ def set_read_only(server: Server, read_only: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failover]:
+def two_servers() -> Iterator[list[Server]]:
+    with running_server() as one, running_server() as two:
+        yield [one, two]
+
+
+@pytest.fixture(scope="module")
+def service(
+    two_servers: list[Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Failover]:
     log = tmp_path_factory.mktemp("service") / "log"
-    with ExitStack() as stack:
-        servers = [stack.enter_context(running_server()) for _ in range(2)]
-        switch = stack.enter_context(closing(Proxy(servers[0].url("template"))))
-        client = stack.enter_context(serving(switch.url, log, DATABASE_POOL_MAX=str(POOL)))
-        yield Failover(client, servers, switch)
+    with (
+        closing(Proxy(two_servers[0].url("template"))) as switch,
+        serving(switch.url, log, DATABASE_POOL_MAX=str(POOL)) as client,
+    ):
+        yield Failover(client, two_servers, switch)
 
 
 @pytest.fixture
@@ -224,9 +237,234 @@ def test_a_primary_that_is_demoted(tmp_path: Path) -> None:
         assert [note["text"] for note in client.get("/notes/").json()] == ["new"] * 2
 
 
+DISCONNECT = f"""
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{ROLE}'
+"""
+# For waits that are no matter of the test.
+LONG = {
+    "DATABASE_CONNECT_TIMEOUT": "100",
+    "DATABASE_POOL_TIMEOUT": "100",
+    "DATABASE_STATEMENT_TIMEOUT": "100",
+    "REQUEST_TIMEOUT": "400",
+}
+
+
+@pytest.fixture
+def servers(two_servers: list[Server]) -> list[Server]:
+    """Two servers that take writes, without notes. Nobody is connected."""
+    for server in two_servers:
+        set_read_only(server, False)
+        url = server.of_superuser(server.url("template"))
+        execute(url, "TRUNCATE notes, idempotency_keys RESTART IDENTITY")
+        server.disconnect_all()
+    return two_servers
+
+
+def several(*ports: int) -> str:
+    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+    return f"postgresql://{ROLE}:{PASSWORD}@{hosts}/template"
+
+
+def texts(server: Server) -> list[str]:
+    sql = "SELECT coalesce(array_agg(text ORDER BY id), '{}') FROM notes"
+    return list(execute(server.url("template"), sql))
+
+
+def port_of(proxy: Proxy) -> int:
+    return urlsplit(proxy.url).port or 0
+
+
 @contextmanager
-def running_copy(cluster: Cluster) -> Iterator[Cluster]:
-    """Starts a server on a copy of the data of another one, which has ended."""
+def silent() -> Iterator[int]:
+    """A port that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_the_host_that_takes_writes(servers: list[Server], tmp_path: Path) -> None:
+    """The host that takes writes serves, whatever the others do, and alone is connected."""
+    standby, primary = servers
+    set_read_only(standby, True)
+    with (
+        silent() as port,
+        closing(Proxy(standby.url("template"))) as late,
+        late.hanging(),
+    ):
+        ports = (port, free_port(), port_of(late), standby.cluster.port, primary.cluster.port)
+        assert alembic(several(*ports), "upgrade", "head", **LONG).returncode == 0
+        with serving(several(*ports), tmp_path / "log", **LONG) as client:
+            assert create(client).status_code == 200
+            assert client.get("/health/ready").status_code == 200
+            poll(lambda: standby.backends() == 0, standby.activity)
+            poll(lambda: not any(link.is_open for link in late.links))
+            assert primary.backends() == 1
+    assert (texts(standby), texts(primary)) == ([], ["new"])
+
+
+def test_several_hosts_that_take_writes(servers: list[Server], tmp_path: Path) -> None:
+    """Of several hosts that fit only one stays connected."""
+    url = several(*(server.cluster.port for server in servers))
+    with serving(url, tmp_path / "log", DATABASE_POOL_MAX="1", **LONG) as client:
+        assert client.get("/notes/").status_code == 200
+        poll(lambda: sum(server.backends() for server in servers) == 1)
+
+
+@pytest.mark.parametrize("notice", [create_once, lambda client: client.get("/health/ready")])
+def test_hosts_that_change_roles(
+    servers: list[Server], tmp_path: Path, notice: Callable[[httpx2.Client], httpx2.Response]
+) -> None:
+    """A write or the check of readiness notices that another host takes writes now."""
+    old, new = servers
+    set_read_only(new, True)
+    url = several(old.cluster.port, new.cluster.port)
+    with serving(url, tmp_path / "log", DATABASE_POOL_MAX=str(POOL)) as client:
+        connect_all(client, old)
+        set_read_only(old, True)
+        set_read_only(new, False)
+        assert until_served(client, notice).status_code == 200
+        poll(lambda: old.backends() == 0, old.activity)
+        assert create(client).status_code == 200
+    assert texts(old) == []
+    assert texts(new)[-1] == "new"
+
+
+def test_a_host_that_is_promoted_while_another_is_silent(
+    servers: list[Server], tmp_path: Path
+) -> None:
+    """A standby that becomes the primary serves, while the old one has not said no yet."""
+    server = servers[0]
+    set_read_only(server, True)
+    with (
+        silent() as port,
+        closing(Proxy(server.url("template"))) as standby,
+        serving(several(port, port_of(standby)), tmp_path / "log", **LONG) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        writing = threads.submit(create, client)
+        poll(lambda: standby.accepted > 1)
+        assert not writing.done()
+        set_read_only(server, False)
+        assert writing.result().status_code == 200
+
+
+def test_no_host_that_takes_writes(servers: list[Server], tmp_path: Path) -> None:
+    """If every host refuses, requests get a 503, and the log has the reason of each."""
+    standby, server = servers
+    set_read_only(standby, True)
+    set_read_only(server, True)
+    with silent() as port:
+        ports = (port, free_port(), standby.cluster.port, server.cluster.port)
+        url = several(*ports)
+        timeout = {"DATABASE_CONNECT_TIMEOUT": "0.5"}
+        with serving(url, tmp_path / "log", **timeout) as client:
+            assert create(client).status_code == 503
+            assert client.get("/notes/").status_code == 503
+            ready = client.get("/health/ready")
+            assert ready.status_code == 503
+            assert ready.json() == {"detail": "The database takes no writes: NoHost"}
+            result = alembic(url, "upgrade", "head", **timeout)
+            set_read_only(server, False)
+            assert client.get("/health/ready").status_code == 200
+    assert result.returncode != 0
+    assert result.stderr.count("\n") == 1
+    for text in ((tmp_path / "log").read_text(), result.stderr):
+        assert f"127.0.0.1:{ports[0]}: TimeoutError: no answer in 0.5 s;" in text
+        assert f"127.0.0.1:{ports[1]}: ConnectionRefusedError: " in text
+        for one in ports[2:]:
+            assert f"127.0.0.1:{one}: TargetServerAttributeNotMatched: " in text
+        assert PASSWORD not in text.replace("rights", "")
+
+
+def test_the_readiness_of_a_single_host(servers: list[Server], tmp_path: Path) -> None:
+    """A host that takes no writes is not ready, unless the URL asks for such a host."""
+    server = servers[0]
+    url = server.url("template")
+    with (
+        serving(url, tmp_path / "one", DATABASE_POOL_MAX="1") as one,
+        serving(f"{url}?target_session_attrs=read-write", tmp_path / "two") as two,
+        serving(f"{url}?target_session_attrs=read-only", tmp_path / "three") as three,
+    ):
+        clients = (one, two, three)
+        assert [client.get("/health/ready").status_code for client in clients] == [200, 200, 503]
+        set_read_only(server, True)
+        answers = [client.get("/health/ready") for client in clients]
+        assert [answer.status_code for answer in answers] == [503, 503, 200]
+        for answer in answers[:2]:
+            assert answer.json()["detail"].startswith("The database takes no writes: ")
+            assert int(answer.headers["retry-after"]) > 0
+        assert one.get("/notes/").status_code == 200
+
+
+def test_cancelled_connecting_leaves_nothing(servers: list[Server]) -> None:
+    """Whenever the caller is cancelled, no connection stays open at any host."""
+    ports = [server.cluster.port for server in servers]
+    options: dict[str, Any] = {"host": ["127.0.0.1"] * 2, "port": ports, "timeout": 30}
+    options |= {"user": ROLE, "password": PASSWORD, "database": "template"}
+    options |= {"target_session_attrs": "read-write"}
+
+    async def connect_and_cancel() -> None:
+        for step in range(100):
+            opening = asyncio.create_task(connecting.connect(**options))
+            await asyncio.sleep(step / 2000)
+            if opening.cancel():
+                with suppress(asyncio.CancelledError):
+                    (await opening).terminate()
+            else:
+                opening.result().terminate()
+
+    asyncio.run(connect_and_cancel())
+    for server in servers:
+        poll(lambda: server.backends() == 0, server.activity)  # noqa: B023
+
+
+def test_a_commit_that_no_standby_confirms(servers: list[Server], tmp_path: Path) -> None:
+    """A write that only the primary has is not acknowledged, also if it is sent again."""
+    server = servers[0]
+
+    def wait_for(standby: str) -> None:
+        change = f"ALTER SYSTEM SET synchronous_standby_names = '{standby}'"
+        server.execute(change, "SELECT pg_reload_conf()")
+        poll(lambda: bool(server.execute("SHOW synchronous_standby_names") == standby))
+
+    url = server.url("template")
+    key = {"idempotency-key": "the-same"}
+    with serving(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.5") as client:
+        wait_for("nobody")
+        try:
+            for _ in range(2):
+                assert client.post("/notes/", json=NOTE, headers=key).status_code == 503
+                assert client.get("/notes/").json() == [{"id": 1, **NOTE}]
+        finally:
+            wait_for("")
+        assert client.post("/notes/", json=NOTE, headers=key).json() == {"id": 1, **NOTE}
+    assert texts(server) == ["new"]
+
+
+def test_a_former_primary_that_takes_writes(tmp_path: Path) -> None:
+    """After another host was promoted, a primary that doesn't know is not used any more."""
+    with running_server() as server, ExitStack() as stack:
+        server.cluster.end(signal.SIGINT)
+        assert isinstance(server.cluster, Cluster)
+        copy = stack.enter_context(running_copy(server.cluster, "standby.signal"))
+        server.cluster.start()
+        url = several(server.cluster.port, copy.port)
+        options = {"DATABASE_POOL_MAX": "1", "DATABASE_STATEMENT_TIMEOUT": "1"}
+        client = stack.enter_context(serving(url, tmp_path / "log", **options))
+        assert create(client).status_code == 200
+        execute(copy.url, "SELECT pg_promote()")
+        with server.hanging():
+            poll(lambda: client.post("/notes/", json=OTHER).status_code == 200)
+        for _ in range(10):
+            execute(copy.url, DISCONNECT)
+            assert client.get("/notes/").json() == [{"id": 1, **OTHER}]
+
+
+@contextmanager
+def running_copy(cluster: Cluster, *signals: str) -> Iterator[Cluster]:
+    """Starts a server on a copy of the data of another one, which has ended.
+
+    The signals are files without content that the server looks for at its start.
+    """
     with tempfile.TemporaryDirectory(prefix="notes-copy-") as name:
         folder = Path(name)
         data = folder / "data"
@@ -234,6 +472,8 @@ def running_copy(cluster: Cluster) -> Iterator[Cluster]:
         subprocess.run(["cp", "-a", cluster.data, data], check=True)
         owner = cluster.data.stat()
         os.chown(folder, owner.st_uid, owner.st_gid)
+        for name in signals:
+            (data / name).touch()
         copy = Cluster(cluster.binaries, data, folder / "log", cluster.user)
         try:
             copy.start()

@@ -294,6 +294,30 @@ def test_databases_without_a_driver(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "url", "hosts", "ports"),
+    [
+        ("u:p@a,b/d", "postgresql://u:p@a/d", ["a", "b"], [5432, 5432]),
+        ("u@a:1,b:2,c/d", "postgresql://u@a:1/d", ["a", "b", "c"], [1, 2, 5432]),
+        ("[::1]:1,[fe80::2]/d", "postgresql://[::1]:1/d", ["::1", "fe80::2"], [1, 5432]),
+        ("%2Frun,b:2/d", "postgresql:///d?host=%2Frun", ["/run", "b"], [5432, 2]),
+        ("u@/d?host=a,b&port=7", "postgresql://u@a:7/d", ["a", "b"], [7, 7]),
+        ("u@/d?host=a,::1&port=7,", "postgresql://u@a:7/d", ["a", "::1"], [7, 5432]),
+        ("u@x:9/d?host=a,b&port=7,8", "postgresql://u@a:7/d", ["a", "b"], [7, 8]),
+    ],
+)
+def test_several_hosts(address: str, url: str, hosts: list[str], ports: list[int]) -> None:
+    """Several hosts are written as in libpq. The driver gets all of them, the libraries one."""
+    arguments = {"host": hosts, "port": ports, "target_session_attrs": "read-write"}
+    assert parse_database_url(f"postgresql://{address}") == DatabaseURL(url, arguments=arguments)
+
+
+def test_the_kind_of_several_hosts() -> None:
+    """Of several hosts one that takes writes is wanted, unless the URL says otherwise."""
+    url = "postgresql://a,b/d?target_session_attrs=primary"
+    assert parse_database_url(url).arguments["target_session_attrs"] == "primary"
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "postgresql:///notes",
@@ -302,7 +326,13 @@ def test_databases_without_a_driver(url: str) -> None:
         "postgresql://user:secret@host:0/notes",
         "postgresql://user:secret@host:99999/notes",
         "postgresql://user:secret@[host/notes",
-        "postgresql://user:secret@one,two/notes",
+        "postgresql://user:secret@one,/notes",
+        "postgresql://user:secret@one,two:port/notes",
+        "postgresql://user:secret@one,t wo/notes",
+        "postgresql://user:secret@one,[::1/notes",
+        "postgresql://user:secret@/notes?host=one,two,three&port=1,2",
+        "postgresql://user:secret@one,two/notes?port=1,2,3",
+        "postgresql://user:secret@one,two/notes?target_session_attrs=prefer-standby",
         "postgresql://user:secret@a b/notes",
         "postgresql://user:1#secret@host/notes",
         "postgresql://user:1/secret@host/notes",

@@ -1,5 +1,6 @@
 """A network between the service and a server, which fails when it is told to."""
 
+import ctypes
 import socket
 import struct
 import threading
@@ -8,6 +9,9 @@ from contextlib import closing, contextmanager, suppress
 from urllib.parse import parse_qs, urlsplit
 
 RESET = struct.pack("ii", 1, 0)
+# A socket option of Linux that Python doesn't define, and a filter (classic BPF) that drops all.
+SO_ATTACH_FILTER = 26
+NOTHING = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
 
 
 class Link:
@@ -24,6 +28,10 @@ class Link:
     def cut(self) -> None:
         with suppress(OSError):
             self.service.shutdown(socket.SHUT_RDWR)
+
+    def vanish(self) -> None:
+        program = struct.pack("HL", 1, ctypes.addressof(NOTHING))
+        self.service.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
     def reset(self) -> None:
         with suppress(OSError):
@@ -68,6 +76,12 @@ class Proxy:
         """
         for link in self.links:
             link.is_forgotten = True
+
+    def vanish(self) -> None:
+        """Even the kernel gives no more answer on the open connections, as without a network."""
+        for link in self.links:
+            link.hangs = True
+            link.vanish()
 
     def hang(self) -> None:
         """Lets nothing pass on the open connections any more."""

@@ -1,0 +1,126 @@
+"""Opens connections to PostgreSQL: to the one host of DATABASE_URL, or to one of several."""
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, TypeAlias
+from typing import cast as as_type
+
+import asyncpg
+
+# While a host is silent, hosts that refused are asked again: one may have been promoted.
+ASK_AGAIN_SECONDS = 0.5
+
+Connection: TypeAlias = "asyncpg.Connection[Any]"
+
+# A standby that is promoted begins a timeline; its number is the first part of a file's name.
+_TIMELINE = """
+    SELECT system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8)
+    FROM pg_control_system()
+"""
+# The newest timeline of each cluster that this process has seen.
+_newest: dict[int, str] = {}
+
+
+class NoHost(OSError):
+    """No host is of the kind that `target_session_attrs` asks for. The text says why not."""
+
+
+class FormerPrimary(OSError):
+    """The host takes writes, but another one was promoted since."""
+
+
+async def connect(dsn: None = None, **options: Any) -> Connection:
+    """Connects like `asyncpg.connect`, but asks several hosts at the same time.
+
+    `host` and `port` are lists then. The first host that fits `target_session_attrs` is taken, and
+    no connection to another one stays open. Raises NoHost when each host has refused, at the latest
+    after `timeout` seconds.
+    """
+    if isinstance(options.get("host"), list):
+        hosts = list(zip(options.pop("host"), options.pop("port"), strict=True))
+        connection = await _race(hosts, options)
+    else:
+        connection = await asyncpg.connect(**options)
+    _notice_loss(connection, options["timeout"])
+    return connection
+
+
+async def _race(hosts: list[tuple[str, int]], options: Mapping[str, Any]) -> Connection:
+    first: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+    refusals: dict[tuple[str, int], str] = {}
+
+    async def ask(host: tuple[str, int]) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(options["timeout"]):
+                    connection = await _connect_to(host, options)
+            except Exception as error:
+                reason = " ".join(str(error).split()) or f"no answer in {options['timeout']:g} s"
+                refusals[host] = f"{host[0]}:{host[1]}: {type(error).__name__}: {reason}"
+            else:
+                if first.done():
+                    connection.terminate()
+                else:
+                    first.set_result(connection)
+                return
+            if len(refusals) == len(hosts) and not first.done():
+                first.set_exception(NoHost("; ".join(map(refusals.__getitem__, hosts))))
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
+
+    tasks = [asyncio.create_task(ask(host)) for host in hosts]
+    try:
+        return await first
+    except asyncio.CancelledError:
+        # The caller was cancelled in the moment in which a host was found.
+        if not first.cancelled() and first.exception() is None:
+            first.result().terminate()
+        raise
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _connect_to(host: tuple[str, int], options: Mapping[str, Any]) -> Connection:
+    connection: Connection = await asyncpg.connect(host=host[0], port=host[1], **options)
+    try:
+        if options["target_session_attrs"] in ("read-write", "primary"):
+            await _refuse_former_primary(connection)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def _refuse_former_primary(connection: Connection) -> None:
+    """Raises FormerPrimary for a server that missed that another one was promoted.
+
+    It may have hung, or its Patroni may have died. It takes writes until it is demoted, and its
+    data are stale.
+    """
+    try:
+        system, timeline = as_type("Any", await connection.fetchrow(_TIMELINE))
+    except asyncpg.PostgresError:
+        # Not every service that speaks PostgreSQL's protocol has timelines.
+        return
+    newest = _newest.get(system, "")
+    if timeline < newest:
+        raise FormerPrimary(f"it is on timeline {timeline}, but {newest} has begun")
+    _newest[system] = timeline
+
+
+def _notice_loss(connection: Connection, seconds: float) -> None:
+    """Makes the kernel end a connection whose peer has been silent for so long.
+
+    A machine that lost its power or its network sends nothing, not even an end. The peer's kernel
+    answers also while its PostgreSQL is busy.
+    """
+    sock = as_type("Any", connection)._transport.get_extra_info("socket")
+    pause = max(1, round(seconds / 3))
+    with suppress(OSError):  # a Unix socket
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, pause)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, pause)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
