@@ -15,10 +15,10 @@ from tests.support.databases import (
     NewDatabase,
     Run,
     clear,
+    fetch,
     fill,
     kind_of,
     locked,
-    words,
 )
 from tests.support.proxies import Proxy
 from tests.support.servers import serving
@@ -34,7 +34,7 @@ class Service(NamedTuple):
 
     def texts(self) -> list[str]:
         """The texts of the notes that are stored."""
-        return words(self.database_url)
+        return sorted(text for (text,) in fetch(self.database_url, "SELECT text FROM notes"))
 
 
 @pytest.fixture(scope="module", params=SERVED)

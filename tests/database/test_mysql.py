@@ -1,5 +1,6 @@
 """What MySQL and MariaDB do differently: packets, ids, collations, DDL, read-only servers, TLS."""
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from tests.support.databases import (
     execute,
     migrate,
     name_of,
+    run,
     session,
 )
 from tests.support.mariadb import USER, Mariadb, running_mariadb
@@ -72,11 +74,11 @@ def test_settings_of_others(unusual: Unusual) -> None:
     created += [client.post("/notes/", json=note).json() for note in notes]
     assert [note["text"] for note in created] == texts * 2
     assert client.get("/notes/").json() == created
-    with session(unusual.url) as run:
+    with session(unusual.url) as ask:
         # Nothing is kept in a transaction that isn't committed, and nothing in MyISAM.
-        assert run("SELECT count(*) FROM notes") == len(created)
+        assert ask("SELECT count(*) FROM notes") == len(created)
         engines = "SELECT group_concat(DISTINCT engine) FROM information_schema.tables"
-        assert run(f"{engines} WHERE table_schema = database()") == "InnoDB"
+        assert ask(f"{engines} WHERE table_schema = database()") == "InnoDB"
     for q, found in (("A", 3), ("\\", 1), ("%", 1), ("_", 0), ("ï", 1), ("a ", 1)):
         expected = [note for note in created if q.lower() in note["text"].lower()]
         assert client.get("/notes/", params={"q": q}).json() == expected, (q, found)
@@ -120,13 +122,13 @@ def test_a_note_that_is_larger_than_a_packet(unusual: Unusual) -> None:
     """It is a 503, alone and in a batch, which is not stored. No connection is lost by it."""
     client = unusual.client
     mine = "SELECT group_concat(id) FROM information_schema.processlist WHERE db = database()"
-    with session(unusual.url) as run:
-        before, connections = run("SELECT count(*) FROM notes"), run(mine)
+    with session(unusual.url) as ask:
+        before, connections = ask("SELECT count(*) FROM notes"), ask(mine)
         large = {"text": "x" * PACKET, "completed": True}
         for path, body in (("/notes/", large), ("/notes/batch", [NOTE, large])):
             assert client.post(path, json=body).status_code == 503
         assert client.get("/notes/?limit=1").status_code == 200
-        assert (run("SELECT count(*) FROM notes"), run(mine)) == (before, connections)
+        assert (ask("SELECT count(*) FROM notes"), ask(mine)) == (before, connections)
 
 
 def test_a_read_only_server(unusual: Unusual) -> None:
@@ -145,13 +147,13 @@ def test_a_read_only_server(unusual: Unusual) -> None:
 
 def test_a_deadlock(unusual: Unusual) -> None:
     """The server ends one of two transactions that wait for each other. It is done again."""
-    with session(unusual.url) as run:
-        run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        run("BEGIN")
+    with session(unusual.url) as ask:
+        ask("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        ask("BEGIN")
         # The server ends the transaction that has changed less.
-        run("UPDATE notes SET completed = NOT completed")
+        ask("INSERT INTO notes (text, completed) SELECT 'x', 0 FROM seq_1_to_100")
         # No note can be inserted meanwhile.
-        run("SELECT count(*) FROM notes WHERE id > 0 FOR UPDATE")
+        ask("SELECT count(*) FROM notes WHERE id > 0 FOR UPDATE")
 
         def create_note() -> int:
             headers = {"idempotency-key": "deadlock"}
@@ -159,14 +161,47 @@ def test_a_deadlock(unusual: Unusual) -> None:
 
         with ThreadPoolExecutor(1) as threads:
             answer = threads.submit(create_note)
-            lock_waits = "SELECT count(*) FROM information_schema.innodb_trx"
-            lock_waits += " WHERE trx_state = 'LOCK WAIT'"
-            poll(lambda: execute(unusual.server.url, lock_waits) == 1)
-            run("INSERT INTO idempotency_keys VALUES ('deadlock', '', NULL, 0)")
-            run("ROLLBACK")
+            inserts = "SELECT count(*) FROM information_schema.processlist"
+            inserts += " WHERE info LIKE 'INSERT INTO notes%'"
+            poll(lambda: execute(unusual.url, inserts) == 1)
+            ask("INSERT INTO idempotency_keys VALUES ('deadlock', '', NULL, 0)")
+            ask("ROLLBACK")
             assert answer.result() == 200
     keys = "SELECT count(*) FROM idempotency_keys WHERE `key` = 'deadlock'"
     assert execute(unusual.url, keys) == 1
+
+
+# Cancels a statement that would run for minutes, and returns when the server runs it no more.
+CANCELLING = """
+import asyncio
+from service.database.connections import connected, use
+
+SLOW = "SELECT BENCHMARK(10000000000, MD5(1))"
+SLEEPING = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'SELECT BENCHMARK%'"
+
+async def sleeping():
+    ((count,),) = (await use("read", lambda session: session.execute(SLEEPING))).rows
+    return count
+
+async def main():
+    async with connected():
+        slow = asyncio.create_task(use("write", lambda session: session.execute(SLOW)))
+        while not await sleeping():
+            await asyncio.sleep(0.01)
+        slow.cancel()
+        await asyncio.wait([slow])
+        while await sleeping():
+            await asyncio.sleep(0.01)
+
+asyncio.run(main())
+"""
+
+
+def test_a_cancelled_statement_ends_on_the_server(unusual: Unusual) -> None:
+    """The service ends it by another connection, as closing its own doesn't."""
+    variables = {"DATABASE_STATEMENT_TIMEOUT": "1000", "REQUEST_TIMEOUT": "3000"}
+    ended = run(sys.executable, "-c", CANCELLING, DATABASE_URL=unusual.url, **variables)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 SCHEMA = (
@@ -178,11 +213,11 @@ INDEXES = "table_name, index_name, seq_in_index, column_name, non_unique"
 
 
 def schema(url: str) -> tuple[str, str]:
-    with session(url) as run:
-        run("SET group_concat_max_len = 1000000")
+    with session(url) as ask:
+        ask("SET group_concat_max_len = 1000000")
         return (
-            run(SCHEMA.format(COLUMNS, "columns")),
-            run(SCHEMA.format(INDEXES, "statistics")),
+            ask(SCHEMA.format(COLUMNS, "columns")),
+            ask(SCHEMA.format(INDEXES, "statistics")),
         )
 
 

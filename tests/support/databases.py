@@ -7,7 +7,7 @@ import secrets
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,8 +82,8 @@ def name_of(database_url: str) -> str:
 class Connection(Protocol):
     """A connection to a server, beside the service's."""
 
-    async def value(self, statement: str) -> Any:
-        """Runs a statement and gives its first value."""
+    async def rows(self, statement: str) -> Sequence[Any]:
+        """Runs a statement and gives its rows."""
 
     async def close(self) -> None: ...
 
@@ -92,8 +92,8 @@ class PostgresqlConnection:
     def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         self._connection = connection
 
-    async def value(self, statement: str) -> Any:
-        return await self._connection.fetchval(statement)
+    async def rows(self, statement: str) -> Sequence[Any]:
+        return await self._connection.fetch(statement)
 
     async def close(self) -> None:
         await self._connection.close(timeout=5)
@@ -103,11 +103,11 @@ class MysqlConnection:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    async def value(self, statement: str) -> Any:
+    async def rows(self, statement: str) -> Sequence[Any]:
         async with self._connection.cursor() as cursor:
             await cursor.execute(statement)
-            row = await cursor.fetchone()
-        return row and row[0]
+            rows: Sequence[Any] = await cursor.fetchall()
+        return rows
 
     async def close(self) -> None:
         await self._connection.ensure_closed()
@@ -135,28 +135,40 @@ Run = Callable[[str], Any]
 
 
 @contextmanager
+def _fetching(database_url: str) -> Iterator[Callable[[str], Sequence[Any]]]:
+    if kind_of(database_url) == "sqlite":
+        path = database_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, isolation_level=None)) as file:
+            yield lambda statement: file.execute(statement).fetchall()
+        return
+    with asyncio.Runner() as runner:
+        connection = runner.run(connect(database_url))
+        try:
+            yield lambda statement: runner.run(connection.rows(statement))
+        finally:
+            with suppress(*UNREACHABLE):
+                runner.run(connection.close())
+
+
+@contextmanager
 def session(database_url: str) -> Iterator[Run]:
     """A connection. Yields a function that runs a statement and gives its first value.
 
     Each statement is committed at once, unless one begins a transaction.
     """
-    if kind_of(database_url) == "sqlite":
-        path = database_url.removeprefix("sqlite:///")
-        with closing(sqlite3.connect(path, isolation_level=None)) as file:
+    with _fetching(database_url) as fetch:
 
-            def run(statement: str) -> Any:
-                row = file.execute(statement).fetchone()
-                return row and row[0]
+        def run(statement: str) -> Any:
+            rows = fetch(statement)
+            return rows[0][0] if rows and rows[0] else None
 
-            yield run
-        return
-    with asyncio.Runner() as runner:
-        connection = runner.run(connect(database_url))
-        try:
-            yield lambda statement: runner.run(connection.value(statement))
-        finally:
-            with suppress(*UNREACHABLE):
-                runner.run(connection.close())
+        yield run
+
+
+def fetch(database_url: str, statement: str) -> list[tuple[Any, ...]]:
+    """Runs a statement outside the service, and gives its rows."""
+    with _fetching(database_url) as fetch:
+        return [tuple(row) for row in fetch(statement)]
 
 
 def execute(database_url: str, *statements: str) -> Any:
@@ -230,19 +242,6 @@ def connected(database_url: str) -> int:
 def waiting(database_url: str) -> int:
     """How many connections to the database of a server wait for a lock on a table."""
     return int(execute(database_url, WAITING[kind_of(database_url)]))
-
-
-# Joins the texts of all notes, in their order.
-JOINED = {
-    "postgresql": "string_agg(text, ' ' ORDER BY text)",
-    "mysql": "group_concat(text ORDER BY text SEPARATOR ' ')",
-}
-
-
-def words(database_url: str) -> list[str]:
-    """The words in the notes of a server, in their order."""
-    joined = execute(database_url, f"SELECT {JOINED[kind_of(database_url)]} FROM notes")
-    return str(joined or "").split()
 
 
 def fill(database_url: str, count: int, text: str = "note") -> None:
