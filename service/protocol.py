@@ -106,6 +106,7 @@ class Cycle(RequestResponseCycle):
             or self.response_started
             or self.disconnected
             or self.flow.write_paused
+            or self.access_log
         ):
             return super().send(message)
         fields = [*self.default_headers, *message["headers"]]

@@ -18,6 +18,7 @@ def coalesce(
     serve: Callable[[list[Argument]], Awaitable[Sequence[Result]]],
     max_batch: int,
     key: Callable[[Argument], Hashable] = lambda argument: None,
+    count: Callable[[Argument], Hashable] | None = None,
     observe: Callable[[int], object] = lambda size: None,
 ) -> Callable[[Argument], Awaitable[Result]]:
     """Makes a function for one caller from a function that serves many.
@@ -25,8 +26,8 @@ def coalesce(
     `serve` takes the arguments of at most `max_batch` callers with the same key. It returns one
     result for each argument, in the same order. For each key only one call of `serve` runs at a
     time. Its error reaches every caller of that call and no other. A cancelled caller does not
-    affect the others; if it was still waiting, the next batch leaves it out. `observe` gets the
-    size of each batch.
+    affect the others; if it was still waiting, the next batch leaves it out. With `count`, callers
+    for whom it returns the same count as one. `observe` gets the number of callers of each batch.
     """
     queues: dict[Hashable, deque[tuple[Argument, asyncio.Future[Result]]]] = {}
     tasks: set[asyncio.Task[None]] = set()
@@ -49,10 +50,12 @@ def coalesce(
         queue: deque[tuple[Argument, asyncio.Future[Result]]],
     ) -> list[tuple[Argument, asyncio.Future[Result]]]:
         batch: list[tuple[Argument, asyncio.Future[Result]]] = []
-        while queue and len(batch) < max_batch:
+        counted: set[Hashable] = set()
+        while queue and len(counted) < max_batch:
             argument, future = queue.popleft()
             if not future.done():
                 batch.append((argument, future))
+                counted.add(count(argument) if count else len(batch))
         return batch
 
     async def settle(batch: list[tuple[Argument, asyncio.Future[Result]]]) -> None:

@@ -110,8 +110,9 @@ class Dialect(Protocol):
     ) -> Operation | None:
         """Several pages in one statement, for the parameters `afters` and `limits`, two lists.
 
-        The rows have a further column `page`, the number of their page from 1. Their order is that
-        of the pages. None if the database can't.
+        The rows have two further columns: `page`, the number of their page from 1, and `last`, the
+        key of the last row of all. Their order is that of the pages. A page without rows has one
+        of NULLs. None if the database can't.
         """
 
     def is_one_of(self, column: Column[Any], name: str) -> ColumnElement[bool]:

@@ -361,7 +361,9 @@ def pages(
         wanted,
     ).lateral("found")
     found = rows.c[key.name]
-    every = select(*rows.c, wanted.c.page).select_from(wanted.join(rows, true()))
+    last = query.with_only_columns((func.min if descending else func.max)(key))
+    every = select(*rows.c, wanted.c.page, last.scalar_subquery().label("last"))
+    every = every.select_from(wanted.outerjoin(rows, true()))
     return prepare(every.order_by(wanted.c.page, found.desc() if descending else found))
 
 

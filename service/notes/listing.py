@@ -88,6 +88,7 @@ _read_shared = coalesce(
     _read_pages,
     max_batch=queries.MAX_SHARED,
     key=lambda request: request.selection,
+    count=lambda request: request,
     observe=_observe,
 )
 

@@ -135,20 +135,31 @@ async def list_pages(
 ) -> Sequence[tuple[Sequence[Row], bool] | None]:
     """Like `list_notes`, for several `after` and `limit` of shared pages, in one statement.
 
-    None for a page that is empty or long: it has to be read alone.
+    None for a page that is too long, and has to be read alone.
     """
     statement = _pages(selection.descending, selection.completed)
     if len(pages) == 1 or statement is None:
         return [await list_notes(selection, *page) for page in pages]
     afters = [_place(selection, after) for after, _ in pages]
     limits = [limit + 1 for _, limit in pages]
-    found: list[list[Row]] = [[] for _ in pages]
+    found: list[list[Row] | None] = [[] for _ in pages]
     for row in await fetch(statement, afters=afters, limits=limits):
-        found[row["page"] - 1].append(row)
+        place = row["page"] - 1
+        if row["id"] is not None:
+            found[place].append(row)
+        elif _is_behind(selection, row["last"], afters[place]):
+            found[place] = None
     return [
-        (rows[:limit], len(rows) > limit) if rows else None
+        None if rows is None else (rows[:limit], len(rows) > limit)
         for rows, (_, limit) in zip(found, pages, strict=True)
     ]
+
+
+def _is_behind(selection: Selection, note_id: int | None, after: int) -> bool:
+    """Whether a note comes after an id in the order of a selection."""
+    if note_id is None:
+        return False
+    return note_id < after if selection.descending else note_id > after
 
 
 def _place(selection: Selection, after: int | None) -> int:

@@ -377,17 +377,29 @@ FIELDS = st.lists(
 
 
 def written_head(
-    kind: type[RequestResponseCycle], status: int, fields: list[tuple[bytes, bytes]], keep: bool
-) -> tuple[bytes, bool, bool | None, int, str]:
-    """The bytes of a head, what follows from it for the body, and the error."""
+    kind: type[RequestResponseCycle],
+    method: str,
+    status: int,
+    fields: list[tuple[bytes, bytes]],
+    keep: bool,
+    log: bool,
+) -> tuple[bytes, bool, bool | None, int, str, int]:
+    """The bytes of a head, what follows from it for the body, the error, and lines in the log."""
+    access_logger = Mock()
     sent: list[bytes] = []
     cycle = kind(
-        scope={"method": "GET"},  # type: ignore[typeddict-item]
+        scope={  # type: ignore[typeddict-item]
+            "method": method,
+            "path": "/",
+            "query_string": b"",
+            "http_version": "1.1",
+            "client": None,
+        },
         transport=Mock(write=sent.append),
         flow=Mock(write_paused=False),
         logger=Mock(),
-        access_logger=Mock(),
-        access_log=False,
+        access_logger=access_logger,
+        access_log=log,
         default_headers=[(b"server", b"uvicorn")],
         message_event=Mock(),
         expect_100_continue=False,
@@ -404,15 +416,21 @@ def written_head(
     except RuntimeError as refused:
         error = str(refused)
     body = cycle.keep_alive, cycle.chunked_encoding, cycle.expected_content_length
-    return b"".join(sent), *body, error
+    return b"".join(sent), *body, error, access_logger.info.call_count
 
 
 @settings(max_examples=300)
-@given(status=st.sampled_from([200, 404]), fields=FIELDS, keep=st.booleans())
+@given(
+    method=st.sampled_from(["GET", "HEAD"]),
+    status=st.sampled_from([200, 204, 304, 404]),
+    fields=FIELDS,
+    keep=st.booleans(),
+    log=st.booleans(),
+)
 def test_heads_are_written_as_uvicorn_writes_them(
-    status: int, fields: list[tuple[bytes, bytes]], keep: bool
+    method: str, status: int, fields: list[tuple[bytes, bytes]], keep: bool, log: bool
 ) -> None:
     """The head of a response, or its error, is the same as without the faster way."""
-    assert written_head(Cycle, status, fields, keep) == written_head(
-        RequestResponseCycle, status, fields, keep
+    assert written_head(Cycle, method, status, fields, keep, log) == written_head(
+        RequestResponseCycle, method, status, fields, keep, log
     )

@@ -158,6 +158,17 @@ def test_short_pages_share_a_query(service: Service) -> None:
     assert sent <= (15 if kind_of(service.database_url) == "postgresql" else len(requests))
 
 
+def test_any_number_of_callers_share_a_page(service: Service) -> None:
+    """Clients that read the same short page at once share it, however many they are."""
+    request: Request = ("GET", "/notes/?limit=3", {}, None)
+    alone = ask(service, [request])
+    before = batches(service, "list_notes")
+    assert ask(service, [request] * 200) == alone * 200
+    callers, sent = batches(service, "list_notes")
+    assert callers - before[0] == 200
+    assert sent - before[1] <= 3
+
+
 def test_long_pages_share_no_query(service: Service) -> None:
     """Pages of long texts that are asked for at once are bounded as they are alone."""
     ((*_, newest),) = ask(service, [("GET", "/notes/?order=desc&limit=1", {}, None)])
