@@ -55,8 +55,9 @@ if is_mysql:
     from asyncmy.errors import MySQLError
 
     from service.database import migrating_mysql
+    from service.database.mysql_sessions import Refused
 
-    DRIVERS_ERRORS += (MySQLError,)
+    DRIVERS_ERRORS += (MySQLError, Refused)
 
 
 def include_name(name: str | None, kind: str, parents: object) -> bool:

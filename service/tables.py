@@ -8,12 +8,12 @@ metadata = sqlalchemy.MetaData()
 
 
 class Row(Protocol):
-    """A row of any table, from either driver. Columns are read by name."""
+    """A row of any table, from any driver. Columns are read by name."""
 
     def __getitem__(self, name: str, /) -> Any: ...
 
 
-# 64 bits on both databases. SQLite generates ids only for the type INTEGER.
+# 64 bits on all databases. SQLite generates ids only for the type INTEGER.
 ID = sqlalchemy.BigInteger().with_variant(sqlalchemy.Integer, "sqlite")
 # MySQL indexes no text without a length.
 KEY = sqlalchemy.String().with_variant(sqlalchemy.String(300), "mysql")

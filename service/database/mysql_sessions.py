@@ -6,11 +6,11 @@ import time
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext, SSLError
+from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 from typing import Any, NamedTuple
 
 from asyncmy import errors
-from asyncmy.constants.CLIENT import FOUND_ROWS
+from asyncmy.constants.CLIENT import FOUND_ROWS, SSL
 from databases import Database, DatabaseURL
 
 from service import settings
@@ -57,8 +57,6 @@ KINDS: dict[int, type[Refused]] = {
 }
 # The classes of SQLSTATE for bad data, broken constraints, and what triggers raise.
 DATA_STATES = ("21", "22", "23", "45")
-# What a server without TLS causes: it refuses in plain text, and closes.
-REFUSES_TLS = (SSLError, ConnectionAbortedError, ConnectionResetError)
 
 BEGIN = "BEGIN"
 CANCEL_SECONDS = 1
@@ -118,18 +116,53 @@ def _options(tls: SSLContext | None) -> dict[str, Any]:
     }
 
 
+# The first byte of a greeting.
+PROTOCOL = b"\x0a"
+# Whether the server offers TLS; None if that is not known.
+_offers_tls: bool | None = None
+
+
 async def with_tls(connect: Callable[[dict[str, Any]], Awaitable[Result]]) -> Result:
     """Calls `connect` with asyncmy's options: with TLS, or without it if the server has none.
 
-    Raises asyncmy's errors, also if TLS is required and the server has none.
+    Raises asyncmy's errors and OSError, also if TLS is required and the server has none.
     """
+    global _offers_tls
     tls, required = _tls()
-    try:
+    if tls is None or required:
         return await connect(_options(tls))
-    except errors.OperationalError as error:
-        if tls is None or required or not isinstance(error.__cause__, REFUSES_TLS):
-            raise
-    return await connect(_options(None))
+    if _offers_tls is None:
+        _offers_tls = await _ask_for_tls()
+    try:
+        return await connect(_options(tls if _offers_tls else None))
+    except Exception:
+        # Next time there may be another server.
+        _offers_tls = None
+        raise
+
+
+async def _ask_for_tls() -> bool:
+    """Whether the server offers TLS. It says so in its greeting, which asyncmy doesn't look at.
+
+    https://mariadb.com/kb/en/connection/#initial-handshake-packet
+    """
+    url = DatabaseURL(settings.DATABASE_URL)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port or 3306)
+    try:
+        head = await reader.readexactly(4)
+        greeting = await reader.readexactly(int.from_bytes(head[:3], "little"))
+    except EOFError:
+        raise ConnectionLost("the server greets nobody") from None
+    finally:
+        writer.close()
+    if greeting[:1] != PROTOCOL:
+        # An error without SQLSTATE, such as "Too many connections".
+        raise Refused(
+            int.from_bytes(greeting[1:3], "little"), greeting[3:].decode(errors="replace")
+        )
+    # Behind the version: the number of the connection, 8 bytes of a nonce and a zero.
+    place = greeting.index(b"\0", 1) + 1 + 4 + 8 + 1
+    return bool(int.from_bytes(greeting[place : place + 2], "little") & SSL)
 
 
 class Answer(NamedTuple):

@@ -8,7 +8,7 @@ from service.tables import Row
 
 Result = TypeVar("Result")
 
-# Lanes have separate slots, so that one does not block another: PostgreSQL limits searches,
+# Lanes have separate slots, so that one does not block another: on a server searches are limited,
 # SQLite has one connection for each lane.
 Lane = Literal["read", "write", "search"]
 

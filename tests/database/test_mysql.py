@@ -4,6 +4,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -16,12 +17,17 @@ from tests.support.daemons import give, needs, unprivileged
 from tests.support.databases import (
     NewDatabase,
     alembic,
+    connected,
     create,
     execute,
+    fetch,
+    fill,
+    locked,
     migrate,
     name_of,
     run,
     session,
+    waiting,
 )
 from tests.support.mariadb import USER, Mariadb, running_mariadb
 from tests.support.proxies import Proxy
@@ -177,20 +183,20 @@ import asyncio
 from service.database.connections import connected, use
 
 SLOW = "SELECT BENCHMARK(10000000000, MD5(1))"
-SLEEPING = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'SELECT BENCHMARK%'"
+RUNNING = f"SELECT count(*) FROM information_schema.processlist WHERE info = '{SLOW}'"
 
-async def sleeping():
-    ((count,),) = (await use("read", lambda session: session.execute(SLEEPING))).rows
+async def running():
+    ((count,),) = (await use("read", lambda session: session.execute(RUNNING))).rows
     return count
 
 async def main():
     async with connected():
-        slow = asyncio.create_task(use("write", lambda session: session.execute(SLOW)))
-        while not await sleeping():
+        task = asyncio.create_task(use("write", lambda session: session.execute(SLOW)))
+        while not await running():
             await asyncio.sleep(0.01)
-        slow.cancel()
-        await asyncio.wait([slow])
-        while await sleeping():
+        task.cancel()
+        await asyncio.wait([task])
+        while await running():
             await asyncio.sleep(0.01)
 
 asyncio.run(main())
@@ -312,3 +318,33 @@ def test_tls_that_the_server_lacks(unusual: Unusual, tmp_path: Path) -> None:
     """If TLS is required, the service doesn't speak to a server without it."""
     with serving(f"{unusual.url}?ssl-mode=REQUIRED", tmp_path / "log") as client:
         assert client.get("/notes/").status_code == 503
+
+
+def test_another_server_takes_over(
+    unusual: Unusual, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """When the old server is read-only and the address leads to another, reads follow writes."""
+    new = new_database("mysql")
+    old = create(unusual.server.roles_url, name=name_of(new))
+    migrate(old)
+    fill(old, 2, "old")
+    fill(new, 2, "new")
+    with (
+        closing(Proxy(old)) as switch,
+        serving(switch.url, tmp_path / "log") as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        with locked(old):
+            reads = [threads.submit(client.get, f"/notes/?limit={limit}") for limit in (1, 2, 3)]
+            poll(lambda: waiting(old) == len(reads))
+        assert {read.result().json()[0]["text"] for read in reads} == {"old"}
+        execute(unusual.server.url, "SET GLOBAL read_only = ON")
+        try:
+            switch.target = new
+            # One refused write gives up all connections, and is done again.
+            assert client.post("/notes/", json=NOTE).json() == {"id": 3, **NOTE}
+            poll(lambda: connected(old) == 0)
+            assert client.get("/notes/2").json()["text"] == "new"
+        finally:
+            execute(unusual.server.url, "SET GLOBAL read_only = OFF")
+    assert fetch(old, "SELECT text FROM notes") == [("old",)] * 2

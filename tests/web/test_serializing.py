@@ -6,7 +6,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import asyncmy
 import asyncpg
 import orjson
 import pytest
@@ -20,6 +22,7 @@ from service.schemas.compiled import compile_dump, compile_load
 from service.schemas.fields import QueryText, Text
 from service.schemas.validation import InvalidInput, load, load_all
 from tests.support import databases
+from tests.support.databases import KINDS
 
 Fetch = Callable[[list[tuple[int, str, bool]]], list[Any]]
 ids = st.integers(1, 2**53 - 1)
@@ -27,7 +30,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 notes = st.lists(st.tuples(ids, texts, st.booleans()), max_size=5, unique_by=lambda note: note[0])
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=KINDS)
 def fetch(request: pytest.FixtureRequest, new_database: databases.NewDatabase) -> Iterator[Fetch]:
     """Stores notes in a real database and gives the driver's rows of them."""
     url = new_database(request.param)
@@ -42,6 +45,22 @@ def fetch(request: pytest.FixtureRequest, new_database: databases.NewDatabase) -
                 return connection.execute("SELECT * FROM notes ORDER BY id").fetchall()
 
             yield fetch_from_sqlite
+    elif request.param == "mysql":
+        parts = urlsplit(url)
+        login = {"user": parts.username, "password": parts.password, "database": parts.path[1:]}
+        with asyncio.Runner() as runner:
+            mysql = runner.run(asyncmy.connect(host=parts.hostname, port=parts.port, **login))
+
+            async def fetch_from_mysql(new: list[tuple[int, str, bool]]) -> list[Any]:
+                async with mysql.cursor(asyncmy.cursors.DictCursor) as cursor:
+                    await cursor.execute("DELETE FROM notes")
+                    for note in new:
+                        await cursor.execute(f"{insert} (%s, %s, %s)", note)
+                    await cursor.execute("SELECT * FROM notes ORDER BY id")
+                    return list(await cursor.fetchall())
+
+            yield lambda new: runner.run(fetch_from_mysql(new))
+            runner.run(mysql.ensure_closed())
     else:
         with asyncio.Runner() as runner:
             postgresql = runner.run(asyncpg.connect(url))
@@ -58,7 +77,7 @@ def fetch(request: pytest.FixtureRequest, new_database: databases.NewDatabase) -
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(new=notes)
 def test_the_serializer_equals_the_schema(fetch: Fetch, new: list[tuple[int, str, bool]]) -> None:
-    """Any note of either database is serialized as `Schema.dump` would, with keys in its order."""
+    """Any note of any database is serialized as `Schema.dump` would, with keys in its order."""
     rows = fetch(new)
     assert len(rows) == len(new)
     expected = note_out.dump(rows, many=True)
