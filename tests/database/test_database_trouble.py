@@ -28,6 +28,8 @@ from tests.support.proxies import Proxy
 from tests.support.waiting import poll
 
 POOL = 2
+# Parameters of reads that don't share a query.
+UNLIKE = ("", "&order=desc", "&completed=true", "&completed=false")
 SMALL = {
     "DATABASE_POOL_MAX": str(POOL),
     "DATABASE_CONNECT_TIMEOUT": "1",
@@ -124,10 +126,8 @@ def check_whole(client: httpx2.Client, server: Server, database_url: str) -> Non
     with connections(server.cluster.url) as (watch,), ThreadPoolExecutor() as threads:
         for _ in range(5):  # a lock may be held for too long on a busy machine
             with locked(server.of_superuser(database_url)):
-                # Listings of different pages share no query.
                 listings = [
-                    threads.submit(client.get, "/notes/", params={"limit": limit})
-                    for limit in range(1, 1 + POOL)
+                    threads.submit(client.get, f"/notes/?limit=1{more}") for more in UNLIKE[:POOL]
                 ]
                 waiting = 0
                 while waiting < POOL and not any(listing.done() for listing in listings):
@@ -433,12 +433,12 @@ def check_slots(client: httpx2.Client, server: Server, database_url: str) -> Non
     ):
         over = threading.Event()
 
-        def ask(limit: int) -> None:
+        def ask(more: str) -> None:
             while not over.is_set():
                 with suppress(httpx2.NetworkError, httpx2.RemoteProtocolError):
-                    client.get("/notes/", params={"limit": limit})
+                    client.get(f"/notes/?limit=1{more}")
 
-        asking = [threads.submit(ask, limit) for limit in range(1, 1 + 2 * POOL)]
+        asking = [threads.submit(ask, more) for more in UNLIKE]
         try:
             poll(lambda: watch(server.WAITING) == POOL)
         finally:
