@@ -143,7 +143,7 @@ def versions(databases: dict[str, str]) -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """Returns what matters of the machine, without its name."""
     return {
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "processor": processor(),
         "cores": psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),

@@ -27,7 +27,7 @@ def _newest_revision() -> str:
     """
     versions = Path(__file__).parent.parent / "alembic" / "versions"
     text = "\n".join(file.read_text() for file in versions.glob("*.py"))
-    line = r"^{} = ['\"](\w+)['\"]$"
+    line = r"^{}(?:: [^=]+)? = ['\"](\w+)['\"]$"
     names: list[str] = re.findall(line.format("revision"), text, re.MULTILINE)
     followed = re.findall(line.format("down_revision"), text, re.MULTILINE)
     (newest,) = set(names).difference(followed)

@@ -1,13 +1,13 @@
 """Opens connections to PostgreSQL: to the one host of DATABASE_URL, or to one of several."""
 
 import asyncio
-import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, TypeAlias
 from typing import cast as as_type
 
 import asyncpg
+
+from service.database.keepalive import notice_loss
 
 # While a host is silent, hosts that refused are asked again: one may have been promoted.
 ASK_AGAIN_SECONDS = 0.5
@@ -43,7 +43,7 @@ async def connect(dsn: None = None, **options: Any) -> Connection:
         connection = await _race(hosts, options)
     else:
         connection = await asyncpg.connect(**options)
-    _notice_loss(connection, options["timeout"])
+    notice_loss(as_type("Any", connection)._transport)
     return connection
 
 
@@ -108,19 +108,3 @@ async def _refuse_former_primary(connection: Connection) -> None:
     if timeline < newest:
         raise FormerPrimary(f"it is on timeline {timeline}, but {newest} has begun")
     _newest[system] = timeline
-
-
-def _notice_loss(connection: Connection, seconds: float) -> None:
-    """Makes the kernel end a connection whose peer has been silent for so long.
-
-    A machine that lost its power or its network sends nothing, not even an end. The peer's kernel
-    answers also while its PostgreSQL is busy.
-    """
-    sock = as_type("Any", connection)._transport.get_extra_info("socket")
-    pause = max(1, round(seconds / 3))
-    with suppress(OSError):  # a Unix socket
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, pause)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, pause)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))

@@ -17,7 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
 from service import settings
-from service.database.mysql_sessions import ISOLATION, STRICT, with_tls
+from service.database.mysql_sessions import CHARACTERS, ISOLATION, STRICT, with_tls
 
 # It warns of the name of a primary key, which MySQL ignores.
 logging.getLogger("asyncmy").setLevel(logging.ERROR)
@@ -29,6 +29,7 @@ COLLATION = "/*M! utf8mb4_nopad_bin *//*!80000 utf8mb4_0900_bin */"
 LOCK_SECONDS = 1
 RETRY_SECONDS = 0.5
 SET_UP = (
+    CHARACTERS,
     ISOLATION,
     f"SET {STRICT}, default_storage_engine = InnoDB, lock_wait_timeout = {LOCK_SECONDS}",
 )

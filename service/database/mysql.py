@@ -133,7 +133,8 @@ def prepare_on_writable(query: Select[Any]) -> Operation:
 
     async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
         rows = await checked.run(session, values)
-        if any(row["read_only"] for row in rows):
+        # Newer servers tell it in words.
+        if any(str(row["read_only"]) not in ("0", "OFF") for row in rows):
             raise mysql_sessions.ReadOnly("the server takes no writes")
         return rows
 

@@ -14,6 +14,7 @@ from asyncmy.constants.CLIENT import FOUND_ROWS, SSL
 from databases import Database, DatabaseURL
 
 from service import settings
+from service.database.keepalive import notice_loss
 from service.database.operations import Lane, Result
 
 
@@ -70,6 +71,8 @@ WAIT_SECONDS = 10 * IDLE_SECONDS
 MIN_PACKET = 1024**2
 PACKET_MARGIN = 1024
 
+# Texts are escaped for this character set. A server may ignore the one of the login.
+CHARACTERS = "SET NAMES utf8mb4"
 # Nothing depends on the server's own settings. Under REPEATABLE READ a transaction would not see
 # what others commit while it waits for them.
 ISOLATION = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
@@ -77,6 +80,7 @@ STRICT = "sql_mode = 'TRADITIONAL', time_zone = '+00:00'"
 _SECONDS = settings.DATABASE_STATEMENT_TIMEOUT
 _LOCK_SECONDS = max(1, int(_SECONDS))
 SET_UP = (
+    CHARACTERS,
     ISOLATION,
     f"SET {STRICT}, wait_timeout = {WAIT_SECONDS}, lock_wait_timeout = {_LOCK_SECONDS},"
     f" innodb_lock_wait_timeout = {_LOCK_SECONDS},"
@@ -84,8 +88,9 @@ SET_UP = (
     f" /*M! max_statement_time = {_SECONDS} */"
     f"/*!80000 max_execution_time = {_SECONDS * 1000:.0f} */",
 )
-# The bytes of a packet, and the difference of the ids of two rows that are inserted together.
-LIMITS = "SELECT @@max_allowed_packet, @@auto_increment_increment"
+# The bytes of a packet, the difference of the ids of two rows that are inserted together, and the
+# server: behind one address there may be several.
+LIMITS = "SELECT @@max_allowed_packet, @@auto_increment_increment, concat(@@hostname, ':', @@port)"
 
 
 def _tls() -> tuple[SSLContext | None, bool]:
@@ -184,11 +189,12 @@ class Session:
         self.was_idle = False
         self.max_packet = MIN_PACKET
         self.id_step = 1
+        self.server = ""
 
     async def set_up(self) -> None:
         for statement in SET_UP:
             await self.execute(statement)
-        ((self.max_packet, self.id_step),) = (await self.execute(LIMITS)).rows
+        ((self.max_packet, self.id_step, self.server),) = (await self.execute(LIMITS)).rows
 
     async def execute(self, sql: str, arguments: Sequence[Any] | None = None) -> Answer:
         """Runs a statement.
@@ -275,7 +281,8 @@ class Session:
             async with asyncio.timeout(CANCEL_SECONDS):
                 other = await open_session()
                 try:
-                    await other.execute(f"KILL {self._raw.thread_id()}")
+                    if other.server == self.server:
+                        await other.execute(f"KILL QUERY {self._raw.thread_id()}")
                 finally:
                     other.abort()
 
@@ -311,6 +318,7 @@ async def _connect(options: dict[str, Any]) -> Any:
     database = Database(settings.DATABASE_URL, min_size=0, max_size=1, **options)
     await database.connect()
     connection = await database.connection().__aenter__()
+    notice_loss(connection.raw_connection._transport)
     return connection.raw_connection
 
 
@@ -354,11 +362,14 @@ class Pool:
         self._used.add(session)
         try:
             return await work(session)
-        except ReadOnly:
-            self._expire()
-            raise
-        except (TimeoutError, CancelledError):
+        except (TimeoutError, CancelledError) as error:
+            # A slow search says nothing about the server.
+            if isinstance(error, TimeoutError) and lane != "search":
+                self._expire()
             await session.kill()
+            raise
+        except (ConnectionError, ConnectionLost, ReadOnly):
+            self._expire()
             raise
         finally:
             self._used.discard(session)
@@ -390,9 +401,9 @@ class Pool:
     def _expire(self) -> None:
         """Closes all sessions: idle ones now, the others after their current use.
 
-        After a failover they may lead to the former primary, now read-only and stale. Reads
-        there never fail. This happens at most once in EXPIRE_SECONDS: if the server stays
-        read-only, reads still need sessions.
+        They may lead to a server that is gone or hangs, or to the former primary, now read-only and
+        stale. Reads there never fail. This happens at most once in EXPIRE_SECONDS: if the server
+        stays read-only, reads still need sessions.
         """
         now = time.monotonic()
         if now - self._expired_at < EXPIRE_SECONDS:

@@ -179,7 +179,8 @@ class Pool:
         try:
             return await work(raw)
         except (TimeoutError, CancelledError) as error:
-            if isinstance(error, TimeoutError):
+            # A slow search says nothing about the server.
+            if isinstance(error, TimeoutError) and lane != "search":
                 await self._expire()
             # asyncpg has sent a cancel request. `close` waits for it, but the server may hang.
             with suppress(*UNAVAILABLE):

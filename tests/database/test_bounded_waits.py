@@ -108,11 +108,10 @@ def test_the_wait_for_a_statement(proxy: Proxy, tmp_path: Path) -> None:
             poll(lambda: sum(link.is_open for link in proxy.links) == 1)
 
 
-def test_a_server_that_vanished(new_database: NewDatabase, tmp_path: Path) -> None:
-    """A machine that went without a word is noticed soon after DATABASE_CONNECT_TIMEOUT."""
+def test_a_server_that_vanished(proxy: Proxy, tmp_path: Path) -> None:
+    """A machine that went without a word is noticed soon after DATABASE_STATEMENT_TIMEOUT."""
     with (
-        closing(Proxy(new_database("postgresql"))) as proxy,
-        serving(proxy.url, tmp_path, DATABASE_CONNECT_TIMEOUT="1") as service,
+        serving(proxy.url, tmp_path, DATABASE_STATEMENT_TIMEOUT="1") as service,
         ThreadPoolExecutor() as threads,
     ):
         # A statement that was received, one that never arrives, and none at all.

@@ -39,8 +39,9 @@ PACKET = 1024**2
 OTHERS = (
     f"--max-allowed-packet={PACKET}",
     "--sql-mode=ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT",
-    "--character-set-server=latin1",
-    "--collation-server=latin1_swedish_ci",
+    "--character-set-server=gbk",
+    "--collation-server=gbk_chinese_ci",
+    "--skip-character-set-client-handshake",
     "--transaction-isolation=SERIALIZABLE",
     "--default-storage-engine=MyISAM",
     "--autocommit=0",
@@ -75,6 +76,8 @@ def test_settings_of_others(unusual: Unusual) -> None:
     """Texts, ids, conditions and keys don't depend on the settings of the server."""
     client = unusual.client
     texts = ["it's", '"quoted"', "back\\slash\\'", "%s %(a)s 100%", "😀 naïve", "a", "A", "a "]
+    # In GBK the quote would be no part of a character any more.
+    texts += ["中', 0, NULL), (version(), 0, NULL) -- "]
     notes = [{"text": text, "completed": False} for text in texts]
     created = client.post("/notes/batch", json=notes).json()
     created += [client.post("/notes/", json=note).json() for note in notes]

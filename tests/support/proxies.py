@@ -31,7 +31,8 @@ class Link:
 
     def vanish(self) -> None:
         program = struct.pack("HL", 1, ctypes.addressof(NOTHING))
-        self.service.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        with suppress(OSError):  # it has ended
+            self.service.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
     def reset(self) -> None:
         with suppress(OSError):
