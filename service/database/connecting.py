@@ -24,11 +24,18 @@ _newest: dict[int, str] = {}
 
 
 class NoHost(OSError):
-    """No host is of the kind that `target_session_attrs` asks for. The text says why not."""
+    """No host can be used. The text says why not."""
+
+
+class NoWritableHost(NoHost):
+    """Of several hosts, one at least is there and of another kind."""
 
 
 class FormerPrimary(OSError):
     """The host takes writes, but another one was promoted since."""
+
+
+OTHER_KIND = (asyncpg.TargetServerAttributeNotMatched, FormerPrimary)
 
 
 async def connect(dsn: None = None, **options: Any) -> Connection:
@@ -50,14 +57,17 @@ async def connect(dsn: None = None, **options: Any) -> Connection:
 async def _race(hosts: list[tuple[str, int]], options: Mapping[str, Any]) -> Connection:
     first: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
     refusals: dict[tuple[str, int], str] = {}
+    is_other_kind = False
 
     async def ask(host: tuple[str, int]) -> None:
+        nonlocal is_other_kind
         while True:
             try:
                 async with asyncio.timeout(options["timeout"]):
                     connection = await _connect_to(host, options)
             except Exception as error:
                 reason = " ".join(str(error).split()) or f"no answer in {options['timeout']:g} s"
+                is_other_kind |= isinstance(error, OTHER_KIND)
                 refusals[host] = f"{host[0]}:{host[1]}: {type(error).__name__}: {reason}"
             else:
                 if first.done():
@@ -66,7 +76,8 @@ async def _race(hosts: list[tuple[str, int]], options: Mapping[str, Any]) -> Con
                     first.set_result(connection)
                 return
             if len(refusals) == len(hosts) and not first.done():
-                first.set_exception(NoHost("; ".join(map(refusals.__getitem__, hosts))))
+                kind = NoWritableHost if is_other_kind else NoHost
+                first.set_exception(kind("; ".join(map(refusals.__getitem__, hosts))))
             await asyncio.sleep(ASK_AGAIN_SECONDS)
 
     tasks = [asyncio.create_task(ask(host)) for host in hosts]

@@ -76,7 +76,10 @@ CHARACTERS = "SET NAMES utf8mb4"
 # Nothing depends on the server's own settings. Under REPEATABLE READ a transaction would not see
 # what others commit while it waits for them.
 ISOLATION = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
-STRICT = "sql_mode = 'TRADITIONAL', time_zone = '+00:00'"
+STRICT = (
+    "sql_mode = 'TRADITIONAL', time_zone = '+00:00', completion_type = 'NO_CHAIN',"
+    " sql_safe_updates = 0, sql_select_limit = 18446744073709551615"
+)
 _SECONDS = settings.DATABASE_STATEMENT_TIMEOUT
 _LOCK_SECONDS = max(1, int(_SECONDS))
 SET_UP = (

@@ -39,7 +39,7 @@ from sqlalchemy.types import TypeEngine
 from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
-from service.database.connecting import NoHost, connect
+from service.database.connecting import NoWritableHost, connect
 from service.database.operations import Lane, Operation, PageBounds, Result
 from service.tables import Row
 
@@ -81,7 +81,7 @@ SERVER_LOST: tuple[type[Exception], ...] = (
     asyncpg.ReadOnlySQLTransactionError,
 )
 NO_WRITES: tuple[type[Exception], ...] = (
-    NoHost,
+    NoWritableHost,
     asyncpg.TargetServerAttributeNotMatched,
     asyncpg.ReadOnlySQLTransactionError,
 )

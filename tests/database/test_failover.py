@@ -361,7 +361,7 @@ def test_no_host_that_takes_writes(servers: list[Server], tmp_path: Path) -> Non
             assert client.get("/notes/").status_code == 503
             ready = client.get("/health/ready")
             assert ready.status_code == 503
-            assert ready.json() == {"detail": "The database takes no writes: NoHost"}
+            assert ready.json() == {"detail": "The database takes no writes: NoWritableHost"}
             result = alembic(url, "upgrade", "head", **timeout)
             set_read_only(server, False)
             assert client.get("/health/ready").status_code == 200

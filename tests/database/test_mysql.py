@@ -45,6 +45,7 @@ OTHERS = (
     "--transaction-isolation=SERIALIZABLE",
     "--default-storage-engine=MyISAM",
     "--autocommit=0",
+    "--completion-type=RELEASE",
     "--default-time-zone=+05:00",
     "--auto-increment-increment=3",
     "--auto-increment-offset=2",
@@ -66,6 +67,8 @@ class Unusual(NamedTuple):
 def unusual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unusual]:
     log = tmp_path_factory.mktemp("unusual") / "log"
     with running_mariadb(*OTHERS) as server:
+        # These have no option for the start.
+        execute(server.url, "SET GLOBAL sql_select_limit = 3", "SET GLOBAL sql_safe_updates = 1")
         url = create(server.roles_url)
         migrate(url)
         with serving(url, log, "--timeout-keep-alive=600", MAX_BODY_BYTES="4000000") as client:
