@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.contenders import CONTENDERS, ROOT, Contender
 from benchmarks.load import WORKLOADS, Workload
 
-DESCRIPTION = "Measures the service against other frameworks, side by side, in about 20 minutes."
+DESCRIPTION = "Measures the service against other frameworks, side by side, in about 15 minutes."
 
 # With --processes: callers who share all, who write, who do both, and who share little.
 GROWTH_WORKLOADS = ["list100", "create", "mix", "pages"]
@@ -31,7 +31,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     workloads = [workload.name for workload in WORKLOADS]
     add = parser.add_argument
     add("--quick", action="store_true", help="a rough answer within two minutes")
-    add("--rounds", type=int, help="rounds of each workload (4; quick: 2)")
+    add("--rounds", type=int, help="rounds of each workload (3; quick: 2)")
     add(
         "--seconds",
         type=int,
@@ -56,7 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     quick = options.quick
     options.output = options.output or ROOT / "benchmarks" / ("partial" if partial else "")
     options.only = options.only or (QUICK_CONTENDERS if quick else names)
-    options.rounds = options.rounds or (2 if quick else 4)
+    options.rounds = options.rounds or (2 if quick else 3)
     options.seconds = options.seconds or 1
     options.large = (0 if quick else 300_000) if options.large is None else options.large
     if options.workloads is None:
