@@ -66,7 +66,7 @@ def test_answers_that_nobody_reads_take_little_memory(
         before = service.memory()
         for _ in range(60):
             stack.enter_context(ask(service, head("GET", "/notes/?limit=17")))
-            assert service.memory() - before < 140_000_000
+            assert service.memory() - before < 180_000_000
         poll(lambda: status(service) == 200)
         assert service.memory() - before < 70_000_000
 
@@ -154,4 +154,4 @@ def test_long_listings_that_nobody_takes_take_little_memory(
             client.sendall(request)
         for client in clients:
             assert client.recv(1) == b"H"
-        assert service.memory() - before < 140_000_000
+        assert service.memory() - before < 180_000_000
