@@ -114,13 +114,12 @@ def commands(name: str) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def outputs(workshop: Path) -> dict[str, str]:
     """What the generators said of the service's document, by tool."""
-    outputs = {
-        tool: run(*command, cwd=workshop)
-        for name in ("twin", "service")
-        for tool, command in commands(name).items()
-    }
-    made = {path.relative_to(workshop).parts[0] for path in workshop.rglob("generated.ts")}
-    assert made == {"twin", "service"}, outputs
+    outputs = {}
+    for name in ("twin", "service"):
+        for tool, command in commands(name).items():
+            outputs[tool] = run(*command, cwd=workshop)
+        # orval ends with status 0 also if it failed, and says why.
+        assert (workshop / name / "generated.ts").exists(), outputs["orval"]
     outputs["openapi-python-client"] = run(
         "openapi-python-client",
         "generate",
