@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.clusters import connections, is_gone
-from tests.support.databases import ROOT, NewDatabase, environment, execute, locked
+from tests.support.databases import CONNECTED, ROOT, NewDatabase, environment, execute, locked
 from tests.support.flags import web_command
 from tests.support.servers import free_port, wait_until_listening
 from tests.support.sockets import head, json_request, read_answer, unread
@@ -30,11 +30,6 @@ from tests.support.waiting import poll
 GRACE = 20
 POOL = 2
 PROCESSES = [1, 2]
-
-BACKENDS = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
 
 
 class Web(NamedTuple):
@@ -244,7 +239,7 @@ def test_termination_under_load(new_database: NewDatabase, tmp_path: Path, count
 
         def busy() -> bool:
             nonlocal most
-            most = max(most, watch(BACKENDS))
+            most = max(most, watch(CONNECTED["postgresql"]))
             return len(tally.stored) > 300
 
         try:

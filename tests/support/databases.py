@@ -227,8 +227,9 @@ WAITING = {
 
 # Counts the other connections to the database.
 CONNECTED = {
-    "postgresql": "SELECT count(*) FROM pg_stat_activity"
-    " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    # Autovacuum is in the view, too.
+    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND backend_type = 'client backend' AND pid <> pg_backend_pid()",
     "mysql": "SELECT count(*) FROM information_schema.processlist"
     " WHERE db = database() AND id <> connection_id()",
 }
