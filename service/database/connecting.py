@@ -46,8 +46,9 @@ async def connect(dsn: None = None, **options: Any) -> Connection:
     after `timeout` seconds.
     """
     if isinstance(options.get("host"), list):
-        hosts = list(zip(options.pop("host"), options.pop("port"), strict=True))
-        connection = await _race(hosts, options)
+        # A host may be named twice.
+        hosts = dict.fromkeys(zip(options.pop("host"), options.pop("port"), strict=True))
+        connection = await _race(list(hosts), options)
     else:
         connection = await asyncpg.connect(**options)
     notice_loss(as_type("Any", connection)._transport)

@@ -354,7 +354,7 @@ def test_no_host_that_takes_writes(servers: list[Server], tmp_path: Path) -> Non
     set_read_only(server, True)
     with silent() as port:
         ports = (port, free_port(), standby.cluster.port, server.cluster.port)
-        url = several(*ports)
+        url = several(*ports, ports[1])
         timeout = {"DATABASE_CONNECT_TIMEOUT": "0.5"}
         with serving(url, tmp_path / "log", **timeout) as client:
             assert create(client).status_code == 503
