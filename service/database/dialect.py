@@ -112,7 +112,7 @@ class Dialect(Protocol):
 
         The rows have two further columns: `page`, the number of their page from 1, and `last`, the
         key of the last row of all. Their order is that of the pages. A page without rows has one
-        of NULLs. None if the database can't.
+        whose key is None. None if the database can't.
         """
 
     def is_one_of(self, column: Column[Any], name: str) -> ColumnElement[bool]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from typing import cast as as_type
@@ -21,6 +22,7 @@ from sqlalchemy import (
     func,
     literal_column,
     not_,
+    null,
     select,
 )
 from sqlalchemy import cast as sql_cast
@@ -83,7 +85,7 @@ def _runner(
         for name in names:
             value = given[name]
             if isinstance(value, list):
-                value = _padded(value)
+                value = _padded(value, value[-1] if value else None)
                 text = text.replace(_place(name), ", ".join(["%s"] * len(value)))
                 arguments += value
             else:
@@ -98,12 +100,10 @@ def _place(name: str) -> str:
     return f"__[POSTCOMPILE_{name}]"
 
 
-def _padded(values: list[Any]) -> list[Any]:
+def _padded(values: list[Any], padding: Any) -> list[Any]:
     """The values in a list of a length of few, because each length is a prepared statement."""
-    # Nothing is equal to NULL.
-    last = values[-1] if values else None
     length = 1 << max(len(values) - 1, 0).bit_length()
-    return values + [last] * (length - len(values))
+    return values + [padding] * (length - len(values))
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
@@ -263,28 +263,19 @@ def page(
     searches: bool,
 ) -> Operation:
     """The table needs two columns for `large`, which migration 0007 adds to the notes."""
-    after = bindparam("after", type_=key.type)
-    limit = bindparam("limit", type_=Integer)
-    behind = key < after if descending else key > after
-    query = query.where(behind).order_by(key.desc() if descending else key)
-    plain = prepare(query.limit(limit), searches)
-
-    # Usually no large value follows. Then the page is read only once. The server knows the first
-    # and the last place of an index without searching it.
-    is_large = literal_column(f"{large.name}_is_large", Integer) == literal_column("1")
-    place = select((func.min if descending else func.max)(key)).where(is_large).correlate(None)
-    first = func.coalesce(place.scalar_subquery(), after)
-    follows = first < after if descending else first > after
-    unless_large = prepare(query.where(not_(follows)).limit(limit), searches)
+    query, follows = _behind(query, key, large, descending)
+    plain = prepare(query.limit(_LIMIT), searches)
+    # Usually no large value follows. Then the page is read only once.
+    unless_large = prepare(query.where(not_(follows)).limit(_LIMIT), searches)
 
     length = literal_column(f"{large.name}_bytes", Integer).label("bytes")
-    lengths = query.with_only_columns(length).limit(limit).subquery()
+    lengths = query.with_only_columns(length).limit(_LIMIT).subquery()
     total = select(func.sum(lengths.c.bytes)).scalar_subquery()
     last = query.with_only_columns(key).limit(1).offset(bounds.short - 1).correlate(None)
     # LIMIT takes no expression.
     is_long = and_(follows, total > bounds.max_bytes)
     end = func.coalesce(case((is_long, last.scalar_subquery())), 0 if descending else MAX_ID)
-    bounded = prepare(query.where(key >= end if descending else key <= end).limit(limit), searches)
+    bounded = prepare(query.where(key >= end if descending else key <= end).limit(_LIMIT), searches)
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
         if given["limit"] <= bounds.short:
@@ -296,11 +287,61 @@ def page(
     return Operation(plain.lane, run)
 
 
+_LIMIT = bindparam("limit", type_=Integer)
+
+
+def _behind(
+    query: Select[Any], key: Column[Any], large: Column[Any], descending: bool
+) -> tuple[Select[Any], ColumnElement[bool]]:
+    """The rows behind the key :after in order, and whether a large value is among them."""
+    after = bindparam("after", type_=key.type)
+    query = query.where(key < after if descending else key > after)
+    # The server knows the first and the last place of an index without searching it.
+    is_large = literal_column(f"{large.name}_is_large", Integer) == literal_column("1")
+    place = select((func.min if descending else func.max)(key)).where(is_large).correlate(None)
+    first = func.coalesce(place.scalar_subquery(), after)
+    follows = first < after if descending else first > after
+    return query.order_by(key.desc() if descending else key), follows
+
+
 def pages(
     query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
-) -> Operation | None:
-    """None: LIMIT takes no expression."""
-    return None
+) -> Operation:
+    """A UNION of the pages, because LIMIT takes no expression.
+
+    A page has no rows here if a large value follows.
+    """
+    number = bindparam("page", type_=Integer).label("page")
+    rows, follows = _behind(query.add_columns(number), key, large, descending)
+    one = compile_statement(rows.where(not_(follows)).limit(_LIMIT), _DIALECT)
+    name_columns = _namer(one.columns)
+    # A row of its own, with the number 0, for the key that is behind all others.
+    no_key = MAX_ID + 1 if descending else 0
+    end = func.coalesce((func.min if descending else func.max)(key), no_key)
+    columns = [end if column is key else null() for column in query.selected_columns]
+    last = compile_statement(query.with_only_columns(*columns, literal_column("0")), _DIALECT)
+
+    async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
+        wanted = list(zip(given["afters"], given["limits"], strict=True))
+        arguments = []
+        for page, (after, limit) in enumerate(_padded(wanted, (0, 0)), start=1):
+            values = {**one.constants, "page": page, "after": after, "limit": limit}
+            arguments += [values[name] for name in one.names]
+        parts = [one.sql] * (len(arguments) // len(one.names)) + [last.sql]
+        arguments += [last.constants[name] for name in last.names]
+        sql = " UNION ALL ".join(f"({part})" for part in parts)
+        found: dict[int, list[Row]] = {page: [] for page in range(len(wanted) + 1)}
+        for row in name_columns((await session.execute(sql, arguments)).rows):
+            found[row["page"]].append(row)
+        (of_all,) = found.pop(0)
+        for page, rows in found.items():
+            # Only the rows of a part have an order.
+            rows.sort(key=itemgetter(key.name), reverse=descending)
+            if not rows:
+                rows.append({key.name: None, "page": page, "last": of_all[key.name]})
+        return [row for rows in found.values() for row in rows]
+
+    return Operation(one.lane, run)
 
 
 def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:
