@@ -57,19 +57,15 @@ async def connect(dsn: None = None, **options: Any) -> Connection:
 
 async def _race(hosts: list[tuple[str, int]], options: Mapping[str, Any]) -> Connection:
     first: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-    refusals: dict[tuple[str, int], str] = {}
-    is_other_kind = False
+    refusals: dict[tuple[str, int], Exception] = {}
 
     async def ask(host: tuple[str, int]) -> None:
-        nonlocal is_other_kind
         while True:
             try:
                 async with asyncio.timeout(options["timeout"]):
                     connection = await _connect_to(host, options)
             except Exception as error:
-                reason = " ".join(str(error).split()) or f"no answer in {options['timeout']:g} s"
-                is_other_kind |= isinstance(error, OTHER_KIND)
-                refusals[host] = f"{host[0]}:{host[1]}: {type(error).__name__}: {reason}"
+                refusals[host] = error.with_traceback(None)
             else:
                 if first.done():
                     connection.terminate()
@@ -77,8 +73,8 @@ async def _race(hosts: list[tuple[str, int]], options: Mapping[str, Any]) -> Con
                     first.set_result(connection)
                 return
             if len(refusals) == len(hosts) and not first.done():
-                kind = NoWritableHost if is_other_kind else NoHost
-                first.set_exception(kind("; ".join(map(refusals.__getitem__, hosts))))
+                in_order = {host: refusals[host] for host in hosts}
+                first.set_exception(_no_host(in_order, options["timeout"]))
             await asyncio.sleep(ASK_AGAIN_SECONDS)
 
     tasks = [asyncio.create_task(ask(host)) for host in hosts]
@@ -92,6 +88,15 @@ async def _race(hosts: list[tuple[str, int]], options: Mapping[str, Any]) -> Con
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _no_host(refusals: Mapping[tuple[str, int], Exception], timeout: float) -> NoHost:
+    reasons = []
+    for (host, port), error in refusals.items():
+        reason = " ".join(str(error).split()) or f"no answer in {timeout:g} s"
+        reasons.append(f"{host}:{port}: {type(error).__name__}: {reason}")
+    is_other_kind = any(isinstance(error, OTHER_KIND) for error in refusals.values())
+    return (NoWritableHost if is_other_kind else NoHost)("; ".join(reasons))
 
 
 async def _connect_to(host: tuple[str, int], options: Mapping[str, Any]) -> Connection:

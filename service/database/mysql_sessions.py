@@ -15,7 +15,7 @@ from databases import Database, DatabaseURL
 
 from service import settings
 from service.database.keepalive import notice_loss
-from service.database.operations import Lane, Result
+from service.database.operations import Lane, Result, slots_of_server
 
 
 class Refused(Exception):
@@ -329,13 +329,7 @@ class Pool:
     """Sessions, opened when they are needed."""
 
     def __init__(self) -> None:
-        self._all_slots = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
-        searches = asyncio.Semaphore(max(1, settings.DATABASE_POOL_MAX // 2))
-        self.slots: dict[Lane, list[asyncio.Semaphore]] = {
-            "read": [self._all_slots],
-            "write": [self._all_slots],
-            "search": [searches, self._all_slots],
-        }
+        self.slots = slots_of_server(settings.DATABASE_POOL_MAX)
         self._idle: list[Session] = []
         self._used: set[Session] = set()
         # A session is not reused if the generation changed while it was in use.
@@ -353,8 +347,9 @@ class Pool:
         try:
             for session in self._idle:
                 await session.close()
+            (all_slots,) = self.slots["write"]
             for _ in range(settings.DATABASE_POOL_MAX):
-                await self._all_slots.acquire()
+                await all_slots.acquire()
         finally:
             for session in (*self._idle, *self._used):
                 session.abort()

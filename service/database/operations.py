@@ -24,6 +24,13 @@ class Operation(NamedTuple):
     run: Callable[[Any, Mapping[str, Any]], Awaitable[Sequence[Row]]]
 
 
+def slots_of_server(connections: int) -> dict[Lane, list[asyncio.Semaphore]]:
+    """The slots of each lane, for a server with so many connections. Searches get half of them."""
+    all_slots = asyncio.Semaphore(connections)
+    searches = asyncio.Semaphore(max(1, connections // 2))
+    return {"read": [all_slots], "write": [all_slots], "search": [searches, all_slots]}
+
+
 class PageBounds(NamedTuple):
     """How large a page may be whose values may be large, each of them in bytes.
 

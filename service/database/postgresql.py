@@ -40,7 +40,7 @@ from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
 from service.database.connecting import NoWritableHost, connect
-from service.database.operations import Lane, Operation, PageBounds, Result
+from service.database.operations import Lane, Operation, PageBounds, Result, slots_of_server
 from service.tables import Row
 
 UNAVAILABLE: tuple[type[Exception], ...] = (
@@ -147,13 +147,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._database = Database(settings.DATABASE_URL, **_options())
-        all_slots = asyncio.Semaphore(settings.DATABASE_POOL_MAX)
-        searches = asyncio.Semaphore(max(1, settings.DATABASE_POOL_MAX // 2))
-        self.slots: dict[Lane, list[asyncio.Semaphore]] = {
-            "read": [all_slots],
-            "write": [all_slots],
-            "search": [searches, all_slots],
-        }
+        self.slots = slots_of_server(settings.DATABASE_POOL_MAX)
         self._idle: list[Connection] = []
         # A connection is not reused if the generation changed while it was in use.
         self._generation = 0
