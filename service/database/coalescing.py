@@ -20,6 +20,7 @@ def coalesce(
     key: Callable[[Argument], Hashable] = lambda argument: None,
     count: Callable[[Argument], Hashable] | None = None,
     observe: Callable[[int], object] = lambda size: None,
+    turns: int = 0,
 ) -> Callable[[Argument], Awaitable[Result]]:
     """Makes a function for one caller from a function that serves many.
 
@@ -28,6 +29,7 @@ def coalesce(
     time. Its error reaches every caller of that call and no other. A cancelled caller does not
     affect the others; if it was still waiting, the next batch leaves it out. With `count`, callers
     for whom it returns the same count as one. `observe` gets the number of callers of each batch.
+    Before a query for callers who wait, the event loop turns `turns` times, so that more can join.
     """
     queues: dict[Hashable, deque[tuple[Argument, asyncio.Future[Result]]]] = {}
     tasks: set[asyncio.Task[None]] = set()
@@ -39,6 +41,9 @@ def coalesce(
                 if batch := take(queue):
                     observe(len(batch))
                     await settle(batch)
+                if queue:
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
         finally:
             del queues[queue_key]
             # Callers are left only when the event loop shuts down.

@@ -83,7 +83,15 @@ async def _read_pages(requests: list[PageRequest]) -> list[Page | None]:
 
 
 _observe = metrics.batch("list_notes")
-_read_same = coalesce(_read_page, max_batch=10_000, key=lambda request: request, observe=_observe)
+_read_same = coalesce(
+    _read_page,
+    max_batch=10_000,
+    key=lambda request: request,
+    observe=_observe,
+    # In the first turn the callers answer, in the second the answers are sent, in the third the
+    # next requests are read. They join, and a long page is made half as often.
+    turns=3,
+)
 _read_shared = coalesce(
     _read_pages,
     max_batch=queries.MAX_SHARED,

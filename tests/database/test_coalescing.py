@@ -9,6 +9,7 @@ import gc
 import weakref
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -176,14 +177,16 @@ async def play(coalesce: Coalesce, script: list[tuple[str, int]]) -> World:
     return world
 
 
-@pytest.mark.parametrize("settle", [0, 8])
+@pytest.mark.parametrize(("settle", "turns"), [(0, 0), (8, 3)])
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(script=steps)
-def test_every_interleaving_keeps_the_law(settle: int, script: list[tuple[str, int]]) -> None:
+def test_every_interleaving_keeps_the_law(
+    settle: int, turns: int, script: list[tuple[str, int]]
+) -> None:
     """Each caller gets the right answer in any order of arrivals, ends and cancellations."""
     if settle:
         script = [step for one in script for step in (one, ("tick", settle))]
-    world = asyncio.run(play(coalesce, script))
+    world = asyncio.run(play(partial(coalesce, turns=turns), script))
     assert all(caller.task.done() for caller in world.callers)
     for caller in world.callers:
         world.check(caller)
@@ -238,6 +241,30 @@ def test_callers_share_the_next_query() -> None:
         assert all(caller.task.done() for caller in world.callers)
 
     asyncio.run(main())
+
+
+def test_served_callers_join_those_who_wait() -> None:
+    """Callers that ask again as soon as they are served share a query with those who wait."""
+    sizes = []
+
+    async def serve(pages: list[str]) -> list[str]:
+        sizes.append(len(pages))
+        await ticks(8)
+        return pages
+
+    async def main() -> None:
+        read = coalesce(serve, max_batch=100, turns=3)
+
+        async def keep_reading() -> None:
+            for _ in range(4):
+                await read("page")
+
+        first = asyncio.create_task(keep_reading())
+        await ticks(4)
+        await asyncio.gather(first, *(keep_reading() for _ in range(5)))
+
+    asyncio.run(main())
+    assert sizes == [1, 6, 6, 6, 5]
 
 
 def test_a_failure_is_its_own_callers_alone() -> None:
