@@ -65,6 +65,8 @@ async def _race(hosts: list[tuple[str, int]], options: Mapping[str, Any]) -> Con
                 async with asyncio.timeout(options["timeout"]):
                     connection = await _connect_to(host, options)
             except Exception as error:
+                # Their tracebacks hold this frame, and it holds the error: a reference cycle.
+                error.__context__ = error.__cause__ = None
                 refusals[host] = error.with_traceback(None)
             else:
                 if first.done():

@@ -110,9 +110,10 @@ class Dialect(Protocol):
     ) -> Operation | None:
         """Several pages in one statement, for the parameters `afters` and `limits`, two lists.
 
-        The rows have two further columns: `page`, the number of their page from 1, and `last`, the
-        key of the last row of all. Their order is that of the pages. A page without rows has one
-        whose key is None. None if the database can't.
+        The rows have a further column `page`, the number of their page from 1. Their order is that
+        of the pages. A page without rows may have a row whose key is None, and whose column `last`
+        is the key of the last row of all. If that is behind the page's `after`, the page is too
+        long, and has to be read alone. None if the database can't.
         """
 
     def is_one_of(self, column: Column[Any], name: str) -> ColumnElement[bool]:

@@ -21,7 +21,6 @@ from sqlalchemy import (
     case,
     func,
     literal_column,
-    not_,
     null,
     select,
 )
@@ -85,6 +84,7 @@ def _runner(
         for name in names:
             value = given[name]
             if isinstance(value, list):
+                # Nothing is equal to NULL.
                 value = _padded(value, value[-1] if value else None)
                 text = text.replace(_place(name), ", ".join(["%s"] * len(value)))
                 arguments += value
@@ -101,7 +101,7 @@ def _place(name: str) -> str:
 
 
 def _padded(values: list[Any], padding: Any) -> list[Any]:
-    """The values in a list of a length of few, because each length is a prepared statement."""
+    """The values and padding, up to a power of two: each length is a prepared statement."""
     length = 1 << max(len(values) - 1, 0).bit_length()
     return values + [padding] * (length - len(values))
 
@@ -263,17 +263,17 @@ def page(
     searches: bool,
 ) -> Operation:
     """The table needs two columns for `large`, which migration 0007 adds to the notes."""
-    query, follows = _behind(query, key, large, descending)
+    query, next_large = _behind(query, key, large, descending)
     plain = prepare(query.limit(_LIMIT), searches)
     # Usually no large value follows. Then the page is read only once.
-    unless_large = prepare(query.where(not_(follows)).limit(_LIMIT), searches)
+    unless_large = prepare(query.where(next_large.is_(None)).limit(_LIMIT), searches)
 
     length = literal_column(f"{large.name}_bytes", Integer).label("bytes")
     lengths = query.with_only_columns(length).limit(_LIMIT).subquery()
     total = select(func.sum(lengths.c.bytes)).scalar_subquery()
     last = query.with_only_columns(key).limit(1).offset(bounds.short - 1).correlate(None)
     # LIMIT takes no expression.
-    is_long = and_(follows, total > bounds.max_bytes)
+    is_long = and_(next_large.is_not(None), total > bounds.max_bytes)
     end = func.coalesce(case((is_long, last.scalar_subquery())), 0 if descending else MAX_ID)
     bounded = prepare(query.where(key >= end if descending else key <= end).limit(_LIMIT), searches)
 
@@ -292,53 +292,57 @@ _LIMIT = bindparam("limit", type_=Integer)
 
 def _behind(
     query: Select[Any], key: Column[Any], large: Column[Any], descending: bool
-) -> tuple[Select[Any], ColumnElement[bool]]:
-    """The rows behind the key :after in order, and whether a large value is among them."""
+) -> tuple[Select[Any], ColumnElement[Any]]:
+    """The rows behind the key :after in order, and the next key there of a row of any large value.
+
+    The server finds that key in an index, without a search. It is NULL if there is none.
+    """
     after = bindparam("after", type_=key.type)
-    query = query.where(key < after if descending else key > after)
-    # The server knows the first and the last place of an index without searching it.
+    behind = key < after if descending else key > after
     is_large = literal_column(f"{large.name}_is_large", Integer) == literal_column("1")
-    place = select((func.min if descending else func.max)(key)).where(is_large).correlate(None)
-    first = func.coalesce(place.scalar_subquery(), after)
-    follows = first < after if descending else first > after
-    return query.order_by(key.desc() if descending else key), follows
+    next_large = select((func.max if descending else func.min)(key)).where(is_large, behind)
+    ordered = query.where(behind).order_by(key.desc() if descending else key)
+    return ordered, next_large.correlate(None).scalar_subquery()
 
 
 def pages(
     query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
 ) -> Operation:
-    """A UNION of the pages, because LIMIT takes no expression.
-
-    A page has no rows here if a large value follows.
-    """
-    number = bindparam("page", type_=Integer).label("page")
-    rows, follows = _behind(query.add_columns(number), key, large, descending)
-    one = compile_statement(rows.where(not_(follows)).limit(_LIMIT), _DIALECT)
+    """A UNION of the pages, because LIMIT takes no expression. They end before large values."""
+    number = sql_cast(bindparam("page", type_=Integer), Integer).label("page")
+    rows, next_large = _behind(query.add_columns(number), key, large, descending)
+    end = func.coalesce(next_large, 0 if descending else MAX_ID + 1)
+    before_large = rows.where(key > end if descending else key < end).limit(_LIMIT)
+    one = compile_statement(before_large, _DIALECT)
     name_columns = _namer(one.columns)
-    # A row of its own, with the number 0, for the key that is behind all others.
-    no_key = MAX_ID + 1 if descending else 0
-    end = func.coalesce((func.min if descending else func.max)(key), no_key)
-    columns = [end if column is key else null() for column in query.selected_columns]
-    last = compile_statement(query.with_only_columns(*columns, literal_column("0")), _DIALECT)
+    # The key that is behind all others has a row of its own, with the number 0.
+    last = (func.min if descending else func.max)(key)
+    columns = [last if column is key else null() for column in query.selected_columns]
+    of_all = compile_statement(query.with_only_columns(*columns, literal_column("0")), _DIALECT)
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
         wanted = list(zip(given["afters"], given["limits"], strict=True))
-        arguments = []
+        parts, arguments = [], []
         for page, (after, limit) in enumerate(_padded(wanted, (0, 0)), start=1):
             values = {**one.constants, "page": page, "after": after, "limit": limit}
+            parts.append(f"({one.sql})")
             arguments += [values[name] for name in one.names]
-        parts = [one.sql] * (len(arguments) // len(one.names)) + [last.sql]
-        arguments += [last.constants[name] for name in last.names]
-        sql = " UNION ALL ".join(f"({part})" for part in parts)
+        parts.append(f"({of_all.sql})")
+        arguments += [of_all.constants[name] for name in of_all.names]
         found: dict[int, list[Row]] = {page: [] for page in range(len(wanted) + 1)}
-        for row in name_columns((await session.execute(sql, arguments)).rows):
+        for row in name_columns((await session.execute(" UNION ALL ".join(parts), arguments)).rows):
             found[row["page"]].append(row)
-        (of_all,) = found.pop(0)
-        for page, rows in found.items():
+        last_of_all = found.pop(0)[0][key.name]
+        if last_of_all is None:
+            return []
+        for page, (after, limit) in enumerate(wanted, start=1):
             # Only the rows of a part have an order.
+            rows = found[page]
             rows.sort(key=itemgetter(key.name), reverse=descending)
-            if not rows:
-                rows.append({key.name: None, "page": page, "last": of_all[key.name]})
+            last = rows[-1][key.name] if rows else after
+            more = last_of_all < last if descending else last_of_all > last
+            if more and len(rows) < limit:
+                found[page] = [{key.name: None, "page": page, "last": last_of_all}]
         return [row for rows in found.values() for row in rows]
 
     return Operation(one.lane, run)

@@ -89,7 +89,7 @@ _read_same = coalesce(
     key=lambda request: request,
     observe=_observe,
     # In the first turn the callers answer, in the second the answers are sent, in the third the
-    # next requests are read. They join, and a long page is made half as often.
+    # next requests of clients nearby are read. They join, so the page is made less often.
     turns=3,
 )
 _read_shared = coalesce(

@@ -177,7 +177,7 @@ async def play(coalesce: Coalesce, script: list[tuple[str, int]]) -> World:
     return world
 
 
-@pytest.mark.parametrize(("settle", "turns"), [(0, 0), (8, 3)])
+@pytest.mark.parametrize(("settle", "turns"), [(0, 0), (8, 0), (8, 3)])
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(script=steps)
 def test_every_interleaving_keeps_the_law(

@@ -170,6 +170,27 @@ def test_any_number_of_callers_share_a_page(service: Service) -> None:
     assert sent - before[1] <= 3
 
 
+def test_pages_beside_a_large_note_share_a_query(service: Service) -> None:
+    """A large note is on no other page than its own, and the others still share a query."""
+    texts = ["small", "small", "large" * 1000, "small", "small"] * 2
+    notes = [{"text": text, "completed": number % 5 == 2} for number, text in enumerate(texts)]
+    ((*_, stored),) = ask(service, [("POST", "/notes/batch", JSON, json.dumps(notes).encode())])
+    first = json.loads(stored)[0]["id"]
+    for limit in (1, 20):
+        requests: list[Request] = [
+            ("GET", f"/notes/?{kind}limit={limit}&after={after}", {}, None)
+            for kind in ("", "order=desc&", "completed=true&", "completed=false&")
+            for after in range(first - 2, first + 12)
+        ]
+        alone = [answer for request in requests for answer in ask(service, [request])]
+        before = batches(service, "list_notes")
+        assert ask(service, requests) == alone
+        sent = batches(service, "list_notes")[1] - before[1]
+        # A page with a large note is read by itself, and SQLite reads each page so.
+        if limit == 1 and kind_of(service.database_url) != "sqlite":
+            assert sent < len(requests) / 2
+
+
 def test_long_pages_share_no_query(service: Service) -> None:
     """Pages of long texts that are asked for at once are bounded as they are alone."""
     ((*_, newest),) = ask(service, [("GET", "/notes/?order=desc&limit=1", {}, None)])
