@@ -33,10 +33,20 @@ from tests.support.waiting import poll
 
 def is_gone(pid: int) -> bool:
     """Whether a process has ended, also if its parent hasn't noticed yet."""
+    return state(Path(f"/proc/{pid}")) == "Z"
+
+
+def state(task: Path) -> str:
+    """The state of a process or thread, by its folder in /proc; Z also if it is not there."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return True
+        return "Z"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether no thread of a process runs any more. After SIGSTOP this takes a moment."""
+    return all(state(task) in "TZ" for task in Path(f"/proc/{pid}/task").glob("*"))
 
 
 @contextmanager
@@ -144,6 +154,7 @@ class Server:
         """Stops all processes in their tracks until the block ends."""
         self.signal(signal.SIGSTOP)
         try:
+            poll(lambda: all(map(is_stopped, self.pids())))
             yield
         finally:
             self.signal(signal.SIGCONT)

@@ -112,8 +112,8 @@ def test_a_search_that_gave_up_leaves_its_turn(
             poll(lambda: metric(client, "database_connections_in_use") == 2)
             for _ in range(2):
                 assert client.get("/notes/?q=a").status_code == 503
-        poll(lambda: client.get("/notes/?q=a").status_code == 200)
-        assert client.get("/notes/?q=a").json() == []
+        # One of the deletions may come later than the first search that gets a connection.
+        poll(lambda: client.get("/notes/?q=a").json() == [])
 
 
 LINES = {"content-type": "application/x-ndjson"}
