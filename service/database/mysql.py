@@ -308,7 +308,10 @@ def _behind(
 def pages(
     query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
 ) -> Operation:
-    """A UNION of the pages, because LIMIT takes no expression. They end before large values."""
+    """A UNION of the pages, because LIMIT takes no expression. They end before large values.
+
+    `bounds.large` is fixed by migration 0007.
+    """
     number = sql_cast(bindparam("page", type_=Integer), Integer).label("page")
     rows, next_large = _behind(query.add_columns(number), key, large, descending)
     end = func.coalesce(next_large, 0 if descending else MAX_ID + 1)
