@@ -12,6 +12,7 @@ from typing import Any
 from typing import cast as as_type
 
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
 from databases import Database
 from databases.core import Connection
 from sqlalchemy import (
@@ -97,6 +98,9 @@ _WRITES = settings.DATABASE_ARGUMENTS.get("target_session_attrs") not in (
 CANCEL_SECONDS = 1
 IDLE_SECONDS = 60
 EXPIRE_SECONDS = 1
+# PostgreSQL plans so many first uses of a prepared statement for their values. Later it may reuse
+# one plan for any values (its documentation of PREPARE).
+PLANNED_USES = 5
 
 
 def is_not_migrated(error: BaseException | None) -> bool:
@@ -111,11 +115,31 @@ def file() -> Path | None:
     return None
 
 
-async def _keep_session(connection: Any) -> None:
+class _Connection(asyncpg.Connection):
+    """A connection that can fetch with a plan for the given values."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.planned: dict[str, tuple[PreparedStatement[Any], int]] = {}
+
+    async def fetch_planned(self, sql: str, *values: Any) -> list[asyncpg.Record]:
+        # It is put back after its use only, so one that failed is never used again.
+        statement, uses = self.planned.pop(sql, (None, 0))
+        if statement is None:
+            statement = await self.prepare(sql)
+        rows = await statement.fetch(*values)
+        if uses + 1 < PLANNED_USES:
+            self.planned[sql] = statement, uses + 1
+        return rows
+
+
+async def _keep_session(connection: _Connection) -> None:
     """Replaces asyncpg's reset query, which costs a round trip at every release.
 
     This is safe because no code here changes a session: no SET, LISTEN, advisory lock or cursor.
     """
+    # asyncpg refuses prepared statements after a release.
+    connection.planned.clear()
 
 
 def _options() -> dict[str, Any]:
@@ -125,6 +149,7 @@ def _options() -> dict[str, Any]:
     limits = {"statement_timeout": milliseconds} if settings.DATABASE_STATEMENT_CACHE else {}
     return {
         "connect": connect,
+        "connection_class": _Connection,
         # The pool opens no connection at the start, so the service starts without the database.
         "min_size": 0,
         "max_size": settings.DATABASE_POOL_MAX,
@@ -276,10 +301,9 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
         return as_type("Sequence[Row]", await raw.fetch(sql, *[given[name] for name in names]))
 
     async def plan_and_run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
-        # A new statement gets a custom plan; PostgreSQL may reuse a generic plan for a cached one.
         given = {**constants, **values}
-        prepared = await raw.prepare(sql)
-        return as_type("Sequence[Row]", await prepared.fetch(*[given[name] for name in names]))
+        found = await raw.fetch_planned(sql, *[given[name] for name in names])
+        return as_type("Sequence[Row]", found)
 
     if searches:
         return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run)

@@ -2,10 +2,12 @@
 
 import asyncio
 from typing import Any
+from typing import cast as as_type
 
 import asyncpg
 import pytest
 
+from service.database import connections
 from service.database.connections import use
 from service.notes import queries
 from service.notes.queries import MAX_SHARED, Selection
@@ -38,7 +40,7 @@ async def call_all(sizes: list[int]) -> list[tuple[str, int, int]]:
 async def fill(url: str, count: int) -> None:
     connection: Any = await asyncpg.connect(url)
     await connection.execute(
-        "INSERT INTO notes (text, completed) SELECT 'Note ' || i, i % 2 = 0"
+        "INSERT INTO notes (text, completed) SELECT 'Note ' || to_char(i, 'FM0000000'), i % 2 = 0"
         f" FROM generate_series(1, {count}) AS i"
     )
     await connection.execute("ANALYZE notes")
@@ -61,3 +63,31 @@ def test_hot_statements_keep_one_plan(
     assert len(hot) >= 13
     for statement, generic, custom in hot:
         assert (custom, generic > FIRST_CALLS) == (FIRST_CALLS, True), statement
+
+
+async def search(times: int) -> tuple[list[tuple[int, int]], set[int]]:
+    """Searches on one connection, which once goes back to its pool; gives plans and sessions."""
+    sessions = set()
+    for number in range(1, times + 1):
+        rows, _ = await queries.list_notes(Selection(q=f"note {number:07}"))
+        assert [row["id"] for row in rows] == [number]
+        sessions.add(await use("read", lambda raw: raw.fetchval("SELECT pg_backend_pid()")))
+        if number == 2:
+            await as_type("Any", connections._connections)._release_idle()
+    plans = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement ~ $1"
+    found = await use("read", lambda raw: raw.fetch(plans, "FROM notes"))
+    return [tuple(row) for row in found], sessions
+
+
+def test_searches_are_planned_for_their_text(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search never has the plan for any text, and the statements for it stay few."""
+    url = new_database("postgresql")
+    asyncio.run(fill(url, 1_000))
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("DATABASE_POOL_MAX", "1")
+    with new_process() as run:
+        plans, sessions = run(search, 2 + FIRST_CALLS + 3)
+    assert plans == [(0, 3)]
+    assert len(sessions) == 1
