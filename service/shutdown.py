@@ -7,6 +7,7 @@ the queue, and then closes the socket.
 
 import asyncio
 import ctypes
+import logging
 import select
 import socket
 import struct
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from uvicorn.config import Config
+from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.server import Server
 
 if sys.platform == "linux":
@@ -40,6 +41,8 @@ NO_SYN = ctypes.create_string_buffer(
     )
 )
 
+logger = logging.getLogger("uvicorn.error")
+
 _serve = Server.main_loop
 
 
@@ -53,6 +56,11 @@ async def main_loop(server: Server) -> None:
 
     If several processes share a socket, the last one empties the queue and shuts the socket down.
     """
+    if None in [one for each in server.servers for one in each.sockets]:
+        # uvloop has closed the socket, and said nothing.
+        logger.error("Another program has begun to listen on the port.")
+        await server.lifespan.shutdown()
+        sys.exit(STARTUP_FAILURE)
     with _sockets(server) as listeners:
         _lock_shared(listeners)
         await _serve(server)

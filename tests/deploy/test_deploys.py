@@ -332,6 +332,31 @@ def test_the_queue_is_served(
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+def test_a_port_that_another_program_takes_meanwhile(tmp_path: Path) -> None:
+    """Processes that can't listen say so in a line, and nobody starts them again."""
+    log = tmp_path / "log"
+    with socket.socket() as other, log.open("wb") as output:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("", free_port()))
+        variables = {"PORT": str(other.getsockname()[1]), "WEB_CONCURRENCY": "2"}
+        with subprocess.Popen(
+            ["sh", "-c", web_command()],
+            cwd=ROOT,
+            env=environment(DATABASE_URL=f"sqlite:///{tmp_path}/notes.db", **variables),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as running:
+            try:
+                poll(lambda: "Uvicorn running on" in log.read_text(), log.read_text)
+                other.listen()
+                running.wait(30)
+            finally:
+                running.terminate()
+    written = log.read_text()
+    assert "Another program has begun to listen on the port." in written
+    assert "Traceback" not in written
+
+
 def test_one_process_less_takes_no_connection_from_the_other(
     new_database: NewDatabase, tmp_path: Path
 ) -> None:

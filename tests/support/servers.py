@@ -1,11 +1,14 @@
 """Real servers: uvicorn in a process of its own, on a free port of the loopback interface."""
 
+import itertools
+import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,19 @@ import httpx2
 from tests.support.databases import ROOT, environment
 from tests.support.waiting import poll
 
+# Each worker of the tests has its own ports. Linux gives clients others, from 32768 on.
+_PORTS = 5_000
+_first = 10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4 * _PORTS
+_numbers = itertools.count(random.randrange(_PORTS))
+
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port on which nobody listens, and which nobody else is told soon."""
+    while True:
+        port = _first + next(_numbers) % _PORTS
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
 
 
 def nowhere(kind: str = "postgresql") -> str:
