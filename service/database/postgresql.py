@@ -120,14 +120,23 @@ class _Connection(asyncpg.Connection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        # For each SQL a statement, and how often it was used.
         self.planned: dict[str, tuple[PreparedStatement[Any], int]] = {}
+        # The statements hold the connection: a reference cycle.
+        self.add_termination_listener(lambda _: self.planned.clear())
 
     async def fetch_planned(self, sql: str, *values: Any) -> list[asyncpg.Record]:
         # It is put back after its use only, so one that failed is never used again.
         statement, uses = self.planned.pop(sql, (None, 0))
         if statement is None:
             statement = await self.prepare(sql)
-        rows = await statement.fetch(*values)
+        try:
+            rows = await statement.fetch(*values)
+        except asyncpg.InvalidCachedStatementError:
+            if uses == 0:
+                raise
+            # A table was altered after the statement was prepared.
+            return await self.fetch_planned(sql, *values)
         if uses + 1 < PLANNED_USES:
             self.planned[sql] = statement, uses + 1
         return rows
@@ -137,8 +146,8 @@ async def _keep_session(connection: _Connection) -> None:
     """Replaces asyncpg's reset query, which costs a round trip at every release.
 
     This is safe because no code here changes a session: no SET, LISTEN, advisory lock or cursor.
+    It forgets the planned statements, which asyncpg would refuse after the release.
     """
-    # asyncpg refuses prepared statements after a release.
     connection.planned.clear()
 
 

@@ -7,6 +7,7 @@ from typing import cast as as_type
 import asyncpg
 import pytest
 
+from service import settings
 from service.database import connections
 from service.database.connections import use
 from service.notes import queries
@@ -91,3 +92,34 @@ def test_searches_are_planned_for_their_text(
         plans, sessions = run(search, 2 + FIRST_CALLS + 3)
     assert plans == [(0, 3)]
     assert len(sessions) == 1
+
+
+async def search_on_all(count: int, number: int = 0) -> None:
+    """Searches on each of so many connections, all in use at the same time."""
+    if number == count:
+        return
+    values = {"after": 0, "limit": 5, "q": "note"}
+
+    async def work(raw: Any) -> None:
+        assert await queries._page(False, None, True).run(raw, values)
+        await search_on_all(count, number + 1)
+
+    await use("read", work)
+
+
+async def search_and_alter(count: int) -> None:
+    await search_on_all(count)
+    alter = "ALTER TABLE notes ALTER COLUMN text TYPE text"
+    await use("write", lambda raw: raw.execute(alter))
+    await search_on_all(count)
+
+
+def test_searches_on_an_altered_table_are_planned_again(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each connection notices at its next search that a column has another type."""
+    url = new_database("postgresql")
+    asyncio.run(fill(url, 5))
+    monkeypatch.setenv("DATABASE_URL", url)
+    with new_process() as run:
+        run(search_and_alter, settings.DATABASE_POOL_MAX)
