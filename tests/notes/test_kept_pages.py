@@ -3,9 +3,9 @@
 import pytest
 
 from service.notes import listing, queries
-from service.notes.listing import Page, PageRequest
+from service.notes.listing import KEPT_PAGES, Page, PageRequest
 from service.notes.queries import SHARED_LENGTH, Selection
-from tests.support.databases import fill
+from tests.support.databases import NewDatabase, fill
 from tests.support.processes import new_process
 
 FIRST = PageRequest(Selection(), None, SHARED_LENGTH + 1, False)
@@ -32,3 +32,26 @@ def test_a_page_is_kept_while_it_is_the_same(
     assert [page is pages[0] for page in pages] == [True, True, False, False, False, False]
     assert [page is pages[2] for page in pages] == [False, False, True, True, False, False]
     assert [page is pages[4] for page in pages] == [False, False, False, False, True, True]
+
+
+async def read_others() -> list[Page]:
+    """A page, read twice; others that are as many as are kept; the page again."""
+    pages = [await listing.read_page(FIRST) for _ in range(2)]
+    for number in range(KEPT_PAGES):
+        await listing.read_page(FIRST._replace(limit=FIRST.limit + 1 + number))
+    return [*pages, await listing.read_page(FIRST)]
+
+
+@pytest.mark.parametrize(
+    ("letters", "kept"), [(100, [True, True, False]), (9_000, [True, False, False])]
+)
+def test_few_pages_are_kept_and_no_large_ones(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, letters: int, kept: list[bool]
+) -> None:
+    """The pages that were read last take the places of others, and large pages take none."""
+    url = new_database("sqlite")
+    fill(url, FIRST.limit, "a" * letters)
+    monkeypatch.setenv("DATABASE_URL", url)
+    with new_process() as run:
+        pages = run(read_others)
+    assert [page is pages[0] for page in pages] == kept

@@ -12,11 +12,10 @@ import httpx2
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.notes.queries import SHARED_LENGTH
 from service.schemas.validation import InvalidInput
 from service.web.middleware import ServiceMiddleware
 from tests.support import sockets
-from tests.support.databases import NewDatabase, fill, kind_of, locked
+from tests.support.databases import NewDatabase, kind_of, locked
 from tests.support.raw import connect, send
 from tests.support.servers import nowhere, running
 from tests.support.sockets import head, read_all
@@ -103,24 +102,6 @@ def test_long_queries_cost_no_memory(new_database: NewDatabase, tmp_path: Path) 
         statuses, grown = flood(service, requests[:CLIENTS], requests)
     assert statuses == {422}
     assert grown < 20_000_000
-
-
-@pytest.mark.parametrize(
-    ("notes", "letters"), [(400, 700), (30, 900_000)], ids=["pages", "large pages"]
-)
-def test_pages_cost_little_memory(
-    new_database: NewDatabase, tmp_path: Path, notes: int, letters: int
-) -> None:
-    """Few of the pages that were sent are kept, and no large ones."""
-    url = new_database("sqlite")
-    fill(url, notes, "a" * letters)
-    pages: list[Request] = [
-        ("GET", f"/notes/?limit={SHARED_LENGTH + number}", None, {}) for number in range(1, 201)
-    ]
-    with watching(url, tmp_path / "log") as service:
-        statuses, grown = flood(service, pages[:CLIENTS], pages[: 200 if notes > 100 else 40])
-    assert statuses == {200}
-    assert grown < 30_000_000
 
 
 @pytest.fixture(scope="module", params=["open", "token"])
