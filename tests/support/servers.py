@@ -17,9 +17,10 @@ import httpx2
 from tests.support.databases import ROOT, environment
 from tests.support.waiting import poll
 
-# Each worker of the tests has its own ports. Linux gives clients others, from 32768 on.
+# Each worker of the tests has its own ports. Linux gives clients others, from 32768 on; browsers
+# refuse some below 11000.
 _PORTS = 5_000
-_first = 10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4 * _PORTS
+_first = 11_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4 * _PORTS
 _numbers = itertools.count(random.randrange(_PORTS))
 
 
