@@ -3,7 +3,6 @@
 import hashlib
 import multiprocessing
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,9 +20,7 @@ def _find_folder() -> Path | None:
         if multiprocessing.parent_process() is None:
             return None
         key = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"notes-metrics-{key}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = f"{tempfile.gettempdir()}/notes-metrics-{key}"
     return Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
@@ -62,7 +59,15 @@ def _register(folder: Path) -> IO[str]:
     pid = os.getpid()
     # Other processes see each file only when it is complete, and the gauges only when locked.
     new = folder / f"{pid}.new"
-    MmapedDict(str(new)).close()  # type: ignore[no-untyped-call]
+    while not new.exists():
+        if not _is_folder_given:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            MmapedDict(str(new)).close()  # type: ignore[no-untyped-call]
+        except FileNotFoundError:
+            # A process that ends has removed the folder at the same time.
+            if _is_folder_given:
+                raise
     lock = new.open()
     fcntl.flock(lock, fcntl.LOCK_EX)
     _remove_dead(folder)
@@ -155,5 +160,11 @@ def end() -> None:
     with suppress(FileNotFoundError):
         (_folder / GAUGES.format(os.getpid())).unlink()
         _remove_dead(_folder)
+        # Listed first: a process that begins meanwhile has its gauges before its histograms.
+        histograms = list(_folder.glob(HISTOGRAMS.format("*")))
         if not _is_folder_given and not any(_folder.glob(GAUGES.format("*"))):
-            shutil.rmtree(_folder, ignore_errors=True)
+            for file in histograms:
+                file.unlink(missing_ok=True)
+            # With files of such a process the folder stays.
+            with suppress(OSError):
+                _folder.rmdir()

@@ -7,9 +7,13 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import pytest
+
+from service import metrics
 from tests.support.clusters import is_gone
-from tests.support.databases import locked
+from tests.support.databases import NewDatabase, locked
 from tests.support.metrics import counts, metric
+from tests.support.processes import new_process
 from tests.support.servers import serving
 from tests.support.sockets import connect, json_request
 from tests.support.waiting import poll
@@ -20,6 +24,33 @@ NOTE = {"text": "a", "completed": True}
 def pids(folder: Path) -> set[str]:
     """The processes whose files are in a server's folder."""
     return set(re.findall(r"_(\d+)\.db", " ".join(os.listdir(folder))))
+
+
+async def end_and_begin() -> None:
+    """Ends and begins as processes do that meet."""
+    folder = metrics._folder
+    assert folder is not None
+    assert pids(folder) == {str(os.getpid())}
+    metrics.end()
+    assert not folder.exists()
+    lock = metrics._register(folder)
+    assert len(os.listdir(folder)) == 2
+    beginning = folder / "1.new"
+    beginning.touch()
+    metrics.end()
+    assert os.listdir(folder) == ["1.new"]
+    beginning.unlink()
+    folder.rmdir()
+    lock.close()
+
+
+def test_a_process_begins_while_the_last_one_ends(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last process leaves the folder to one that begins, which otherwise makes it again."""
+    monkeypatch.setenv("DATABASE_URL", new_database("sqlite"))
+    with new_process() as run:
+        run(end_and_begin)
 
 
 def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: Path) -> None:
