@@ -1,7 +1,7 @@
 """Every wait for the database has its own bound. So has the end of the service."""
 
 import itertools
-import subprocess
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,7 @@ from tests.support.databases import NewDatabase, execute, fill, locked, waiting
 from tests.support.metrics import metric
 from tests.support.proxies import Proxy
 from tests.support.servers import started
+from tests.support.template import Process
 from tests.support.waiting import poll
 
 # A client has no more of it, where the setting that is tested is half a second; it is far more than
@@ -39,7 +40,7 @@ class Service(NamedTuple):
     """A service and a client with little patience."""
 
     client: httpx2.Client
-    process: subprocess.Popen[bytes]
+    process: Process
 
     def read(self) -> int:
         return self.client.get("/notes/").status_code
@@ -225,7 +226,7 @@ def test_a_slow_statement(slow_file: str, tmp_path: Path) -> None:
 
 def end(service: Service) -> None:
     """Ends it. subprocess.TimeoutExpired if that takes nearly as long as platforms allow."""
-    service.process.terminate()
+    service.process.send_signal(signal.SIGTERM)
     service.process.wait(20)
 
 

@@ -479,7 +479,7 @@ def test_termination_while_the_database_hangs(server: Server, tmp_path: Path) ->
         with server.hanging():
             asked = [threads.submit(request, client) for request in REQUESTS]
             poll(lambda: in_use(client) == POOL)
-            service.terminate()
+            service.send_signal(signal.SIGTERM)
             service.wait(20)
             assert [task.result().status_code for task in asked] == [503] * len(REQUESTS)
     assert "Traceback" not in (tmp_path / "log").read_text()

@@ -1,7 +1,6 @@
 """Migrations of a server's table in use keep all notes and block no client."""
 
 import random
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -33,13 +32,6 @@ def database(request: pytest.FixtureRequest, new_empty_database: databases.NewDa
     fill(url, COUNT)
     databases.execute(url, f"DELETE FROM notes WHERE id IN ({COUNT // 2}, {COUNT})")
     return url
-
-
-def assert_done(process: subprocess.Popen[str]) -> str:
-    """The output of a migration, which has to succeed."""
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, printed
-    return printed
 
 
 def notes(url: str) -> dict[int, tuple[str, bool]]:
@@ -130,8 +122,8 @@ def test_notes_of_a_table_in_use_get_larger_ids(database: str, tmp_path: Path) -
     """While the table is migrated, up and down, clients get right answers."""
     with in_use(database, tmp_path / "log"):
         for command, kind in (("upgrade head", "bigint"), (f"downgrade {BEFORE}", "integer")):
-            with migrating(database, *command.split()) as process:
-                assert_done(process)
+            with migrating(database, *command.split()) as migration:
+                migration.printed()
             assert id_type(database) == kind
 
 
@@ -151,14 +143,14 @@ def test_a_migration_that_was_killed_goes_on(database: str, tmp_path: Path) -> N
     choice = random.Random(1)
     with in_use(database, tmp_path / "log"):
         for turn in range(4):
-            with migrating(database) as process:
-                poll(lambda: migrates(database) or process.poll() is not None)
+            with migrating(database) as migration:
+                poll(lambda: migrates(database) or migration.process.poll() is not None)
                 time.sleep(choice.uniform(0, 0.6))
                 if turn % 2:
                     # As when the server has an end of its own.
                     end_migration(database)
-        with migrating(database) as process:
-            assert_done(process)
+        with migrating(database) as migration:
+            migration.printed()
     assert id_type(database) == "bigint"
     leftovers = (
         "SELECT count(*) FROM information_schema.triggers WHERE event_object_table = 'notes'"
@@ -173,7 +165,7 @@ def test_nobody_waits_behind_a_migration_that_waits(database: str, tmp_path: Pat
     with (
         serving(database, tmp_path / "log") as http,
         holding(database, "SELECT count(*) FROM notes"),
-        migrating(database) as process,
+        migrating(database) as migration,
     ):
         poll(lambda: waits(database))
         for _ in range(3):
@@ -181,8 +173,8 @@ def test_nobody_waits_behind_a_migration_that_waits(database: str, tmp_path: Pat
             for _ in range(20):
                 assert http.get("/notes/1").status_code == 200
                 assert http.patch("/notes/2", json={"text": "changed"}).status_code == 200
-        assert process.poll() is None
-        process.kill()
+        assert migration.process.poll() is None
+        migration.process.kill()
 
 
 @pytest.fixture
@@ -205,14 +197,14 @@ def test_folding_keeps_changes_and_nobody_waiting(unfolded: str, tmp_path: Path)
         ExitStack() as held,
     ):
         held.enter_context(holding(unfolded, "SELECT FROM notes WHERE id = 1500 FOR UPDATE"))
-        with migrating(unfolded, "upgrade", "0003") as process:
+        with migrating(unfolded, "upgrade", "0003") as migration:
             poll(lambda: waits(unfolded))
             # The first one is folded already, the other one is read and waits for its turn.
             for id_ in (1, 1501):
                 answer = http.patch(f"/notes/{id_}", json={"text": "Geänderte Straße"})
                 assert answer.status_code == 200
             held.close()
-            assert_done(process)
+            migration.printed()
         found = http.get("/notes/", params={"q": "GEÄNDERTE STRASSE"}).json()
         assert [note["id"] for note in found] == [1, 1501]
         found = http.get("/notes/", params={"q": "STRASSE 1500"}).json()
@@ -229,8 +221,8 @@ def test_of_two_runs_one_waits(database: str) -> None:
             # Besides the one that holds the lock.
             poll(lambda: databases.connected(database) == 3)
             held.close()
-            assert "Running upgrade" in assert_done(first)
-            assert "Running upgrade" not in assert_done(second)
+            assert "Running upgrade" in first.printed()
+            assert "Running upgrade" not in second.printed()
 
 
 def test_ids_that_are_too_large_are_not_made_smaller(database: str) -> None:

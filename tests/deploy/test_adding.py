@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from tests.support import databases
-from tests.support.databases import KINDS, ROOT, environment, kind_of
+from tests.support.databases import KINDS, ROOT, kind_of, run_in
 from tests.support.servers import free_port, process, uvicorn
 
 TABLE_END = '    sqlalchemy.Index("notes_completed"'
@@ -57,9 +56,8 @@ def edit(file: Path, before: str, new: str) -> None:
 
 
 def alembic(copy: Path, database_url: str, *arguments: str) -> None:
-    variables = environment(DATABASE_URL=database_url)
-    command = [sys.executable, "-m", "alembic", *arguments]
-    result = subprocess.run(command, cwd=copy, env=variables, capture_output=True, text=True)
+    command = (sys.executable, "-m", "alembic", *arguments)
+    result = run_in(copy, *command, DATABASE_URL=database_url)
     assert result.returncode == 0, result.stderr
 
 

@@ -20,6 +20,7 @@ from tests.support.databases import ROOT, NewDatabase, run
 from tests.support.flags import flags, web_command
 from tests.support.raw import connect, send
 from tests.support.servers import free_port, process
+from tests.support.template import Process
 from tests.support.waiting import poll
 
 NOTE = {"text": "Deployed", "completed": False}
@@ -41,9 +42,7 @@ def release(database_url: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def web(
-    database_url: str, log: Path, **variables: str
-) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def web(database_url: str, log: Path, **variables: str) -> Iterator[tuple[Process, str]]:
     """Serves by the Procfile and yields honcho's process and the service's URL."""
     port = free_port()
     variables |= {"DATABASE_URL": database_url, "PORT": str(port)}

@@ -7,14 +7,18 @@ import secrets
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import asyncmy
 import asyncpg
+
+from tests.support import template
+from tests.support.template import Process
 
 NewDatabase = Callable[..., str]
 
@@ -42,17 +46,41 @@ def environment(**variables: str) -> dict[str, str]:
     return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | variables
 
 
+def start(
+    command: Sequence[str],
+    stdout: IO[Any],
+    stderr: IO[Any],
+    cwd: Path = ROOT,
+    **variables: str,
+) -> Process:
+    """Starts a command with files for its output; as a fork of the template where that is the same.
+
+    It isn't the same if the interpreter itself may read one of the variables.
+    """
+    env = environment(**variables)
+    if variables.keys() <= SETTINGS and template.can_fork(command):
+        return template.fork(command, cwd, env, stdout.fileno(), stderr.fileno())
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+    )
+
+
 def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, from the project's root."""
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(**variables),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_in(ROOT, *command, **variables)
+
+
+def run_in(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, from a folder."""
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = start(command, stdout, stderr, folder, **variables)
+        try:
+            status = process.wait(60)
+        finally:
+            process.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(command, status, stdout.read(), stderr.read())
 
 
 def alembic(

@@ -1,30 +1,46 @@
 """Migrations that run beside a test."""
 
-import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, NamedTuple
 
 from tests.support import databases
 from tests.support.databases import CONNECTED
+from tests.support.template import Process
+
+
+class Migration(NamedTuple):
+    """A run of Alembic's command, and the file with its output."""
+
+    process: Process
+    output: IO[str]
+
+    def printed(self) -> str:
+        """The output of a migration, which has to succeed."""
+        status = self.process.wait(60)
+        self.output.seek(0)
+        printed = self.output.read()
+        assert status == 0, printed
+        return printed
 
 
 @contextmanager
-def migrating(url: str, *command: str) -> Iterator[subprocess.Popen[str]]:
+def migrating(url: str, *command: str) -> Iterator[Migration]:
     """Runs Alembic's command beside the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "alembic", *(command or ("upgrade", "head"))],
-        cwd=databases.ROOT,
-        env=databases.environment(DATABASE_URL=url),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    with tempfile.TemporaryFile("w+") as output:
+        process = databases.start(
+            [sys.executable, "-m", "alembic", *(command or ("upgrade", "head"))],
+            output,
+            output,
+            DATABASE_URL=url,
+        )
+        try:
+            yield Migration(process, output)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def backends(url: str, condition: str) -> int:

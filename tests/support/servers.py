@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx2
 
-from tests.support.databases import ROOT, environment
+from tests.support.databases import ROOT, start
+from tests.support.template import Process
 from tests.support.waiting import poll
 
 # Each worker of the tests has its own ports. Linux gives clients others, from 32768 on; browsers
@@ -38,7 +39,7 @@ def nowhere(kind: str = "postgresql") -> str:
     return f"{kind}://nobody@127.0.0.1:{free_port()}/notes"
 
 
-def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def wait_until_listening(process: Process, port: int, log: Path) -> None:
     """Returns when the port takes connections. AssertionError with the log if it doesn't."""
 
     def is_listening() -> bool:
@@ -49,7 +50,7 @@ def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path)
     poll(is_listening, log.read_text)
 
 
-def end(process: subprocess.Popen[Any], how: signal.Signals = signal.SIGTERM) -> None:
+def end(process: subprocess.Popen[Any] | Process, how: signal.Signals = signal.SIGTERM) -> None:
     """Asks a process to end. Kills it, with subprocess.TimeoutExpired, if it doesn't."""
     process.send_signal(how)
     try:
@@ -72,17 +73,10 @@ def fitting(variables: dict[str, str]) -> dict[str, str]:
 @contextmanager
 def process(
     arguments: list[str], port: int, log: Path, variables: dict[str, str], cwd: Path = ROOT
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Process]:
     """Runs a server until the block ends. Its output goes to the log."""
     with log.open("wb") as output:
-        server = subprocess.Popen(
-            arguments,
-            cwd=cwd,
-            env=environment(**fitting(variables)),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        server = start(arguments, output, output, cwd, **fitting(variables))
     try:
         wait_until_listening(server, port, log)
         yield server
@@ -99,7 +93,7 @@ def uvicorn(port: int, *options: str, app: str = "service.app:app") -> list[str]
 @contextmanager
 def started(
     database_url: str, log: Path, *options: str, app: str = "service.app:app", **variables: str
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+) -> Iterator[tuple[str, Process]]:
     """Serves an app on the database, and yields its URL, without a final slash, and process."""
     port = free_port()
     variables["DATABASE_URL"] = database_url

@@ -1,0 +1,215 @@
+"""A template process: it has imported the libraries, and forks whatever the tests start.
+
+Imports are most of what a start costs. The template imports nothing of the service, so each fork
+reads its own environment, in its own folder.
+"""
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+# What the service, its commands, its migrations and uvicorn import.
+LIBRARIES = (
+    "aiosqlite",
+    "alembic.autogenerate",
+    "alembic.config",
+    "alembic.ddl",
+    "apispec.ext.marshmallow",
+    "asyncmy",
+    "asyncpg",
+    "click",
+    "databases.core",
+    "environs",
+    "httptools",
+    "importlib.resources",
+    "logging.config",
+    "marshmallow",
+    "multiprocessing",
+    "orjson",
+    "prometheus_client",
+    "sqlalchemy.dialects.mysql.asyncmy",
+    "sqlalchemy.dialects.postgresql.asyncpg",
+    "sqlalchemy.dialects.sqlite.aiosqlite",
+    "sqlalchemy.ext.asyncio",
+    "starlette.applications",
+    "starlette.middleware.cors",
+    "uuid",
+    "uvicorn.loops.auto",
+    "uvicorn.main",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.websockets.auto",
+    "uvloop",
+)
+MODULES = ("alembic", "service", "uvicorn")
+MOST_BYTES = 1 << 17
+
+
+class Fork:
+    """A child of the template. It has what the tests use of a `subprocess.Popen`."""
+
+    def __init__(self, reports: int) -> None:
+        self._reports = os.fdopen(reports)
+        self.returncode: int | None = None
+        self.pid = self._next()
+
+    def _next(self) -> int:
+        line = self._reports.readline()
+        assert line, "the template process has ended"
+        return int(line)
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal, or None while it runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status, after the end. subprocess.TimeoutExpired after some seconds."""
+        if self.returncode is None:
+            if not select.select([self._reports], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            self.returncode = self._next()
+            self._reports.close()
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+Process = subprocess.Popen[bytes] | Fork
+
+
+def can_fork(command: Sequence[str]) -> bool:
+    """Whether the template can run the command as Python itself would: one process of a module.
+
+    Several workers would import the module of their parent.
+    """
+    return (
+        hasattr(os, "pidfd_open")
+        and tuple(command[:2]) == (sys.executable, "-m")
+        and command[2] in MODULES
+        and "--workers" not in command
+    )
+
+
+def fork(
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: int, stderr: int
+) -> Fork:
+    """Runs a command that `can_fork`, with two files for its output, and nothing to read."""
+    reports, reporting = os.pipe()
+    request = json.dumps([command[2:], str(cwd), dict(env)]).encode()
+    assert len(request) < MOST_BYTES
+    socket.send_fds(_template(), [request], [stdout, stderr, reporting])
+    os.close(reporting)
+    return Fork(reports)
+
+
+@cache
+def _template() -> socket.socket:
+    """A connection to the template, which starts at the first use and ends with this process."""
+    mine, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with others:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(others.fileno())],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[others.fileno()],
+        )
+
+    def end() -> None:
+        mine.close()
+        process.wait(30)
+
+    atexit.register(end)
+    return mine
+
+
+class Request(NamedTuple):
+    arguments: list[str]
+    cwd: str
+    environment: dict[str, str]
+
+
+def serve(tests: socket.socket) -> Request | None:
+    """Forks for each request. Gives it in the child, and None when the tests have ended."""
+    children: dict[int, tuple[int, int]] = {}
+    poll = select.poll()
+    poll.register(tests, select.POLLIN)
+    while True:
+        for ready, _ in poll.poll():
+            if ready in children:
+                poll.unregister(ready)
+                pid, reporting = children.pop(ready)
+                _, status = os.waitpid(pid, 0)
+                report(reporting, os.waitstatus_to_exitcode(status))
+                os.close(reporting)
+                os.close(ready)
+                continue
+            message, files, _, _ = socket.recv_fds(tests, MOST_BYTES, 3)
+            if not message:
+                return None
+            pid = os.fork()
+            if pid == 0:
+                os.dup2(files[0], 1)
+                os.dup2(files[1], 2)
+                tests.detach()
+                os.closerange(3, max(files) + len(children) + 1)
+                return Request(*json.loads(message))
+            report(files[2], pid)
+            for file in files[:2]:
+                os.close(file)
+            ending = os.pidfd_open(pid)
+            children[ending] = (pid, files[2])
+            poll.register(ending, select.POLLIN)
+
+
+def report(reporting: int, number: int) -> None:
+    # The tests may have forgotten the process.
+    with suppress(BrokenPipeError):
+        os.write(reporting, b"%d\n" % number)
+
+
+def run(request: Request) -> None:
+    """Does what `python -m` does, in a process that was forked."""
+    os.environ.clear()
+    os.environ.update(request.environment)
+    time.tzset()
+    os.chdir(request.cwd)
+    sys.path[0] = request.cwd
+    module, *sys.argv[1:] = request.arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def main() -> None:
+    tests = socket.socket(fileno=int(sys.argv[1]))
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    gc.freeze()
+    request = serve(tests)
+    if request is not None:
+        run(request)
+
+
+if __name__ == "__main__":
+    main()
