@@ -223,23 +223,26 @@ def test_what_the_example_fails_on_is_told(
     compare(pair, example, "POST", "/notes/", body, content_type)
 
 
-@settings(
-    max_examples=2500,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(method=methods, path=paths, body=bodies, content_type=content_types)
 def test_random_requests_are_answered_alike(
-    pair: Pair,
-    example: TestClient,
-    method: str,
-    path: str,
-    body: bytes | None,
-    content_type: str | None,
+    request: pytest.FixtureRequest, pair: Pair, example: TestClient
 ) -> None:
     """Any request has the example's answer, or a better one where the example fails."""
-    compare(pair, example, method, path, body, content_type)
+    # Most of what is sent never reaches a database.
+    examples = 2500 if request.node.callspec.params["pair"] == "sqlite" else 250
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(method=methods, path=paths, body=bodies, content_type=content_types)
+    def compare_random(
+        method: str, path: str, body: bytes | None, content_type: str | None
+    ) -> None:
+        compare(pair, example, method, path, body, content_type)
+
+    compare_random()
 
 
 @settings(
@@ -259,5 +262,6 @@ def test_what_was_acknowledged_is_stored(
         assert answer.status == 422
         return
     assert answer.status == 200
-    assert answer.json() == {"id": answer.json()["id"], **note}
-    assert send(pair.service, "GET", "/notes/").json()[-1] == answer.json()
+    stored = answer.json()
+    assert stored == {"id": stored["id"], **note}
+    assert send(pair.service, "GET", f"/notes/?after={stored['id'] - 1}").json() == [stored]
