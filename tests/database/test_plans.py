@@ -40,6 +40,8 @@ async def call_all(sizes: list[int]) -> list[tuple[str, int, int]]:
 
 async def fill(url: str, count: int) -> None:
     connection: Any = await asyncpg.connect(url)
+    # It would let the server plan again, at any time.
+    await connection.execute("ALTER TABLE notes SET (autovacuum_enabled = false)")
     await connection.execute(
         "INSERT INTO notes (text, completed) SELECT 'Note ' || to_char(i, 'FM0000000'), i % 2 = 0"
         f" FROM generate_series(1, {count}) AS i"
