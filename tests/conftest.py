@@ -23,6 +23,10 @@ from tests.support.servers import running, serving
 OWN_POSTGRESQL = os.environ.get("TEST_DATABASE_URL", "")
 
 
+# Hypothesis would import trio, which no test uses.
+os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"
+
+
 @contextmanager
 def running_postgresql() -> Iterator[str]:
     """Starts the wheel's PostgreSQL, which doesn't wait for the disk."""
