@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 import httpx2
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import databases
 from tests.support.databases import KINDS, SERVED, NewDatabase
@@ -25,6 +28,34 @@ OWN_POSTGRESQL = os.environ.get("TEST_DATABASE_URL", "")
 
 # Hypothesis would import trio, which no test uses.
 os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"
+
+
+# This shares more than servers, which takes long to make.
+WHOLE = "tests/contract/test_clients.py"
+
+
+def group_of(nodeid: str) -> str:
+    """Tests of a module on one kind of database stay together, as they share its servers."""
+    module, _, name = nodeid.partition("::")
+    kinds = () if module == WHOLE else (kind for kind in KINDS if kind in name)
+    return " ".join([module, *kinds])
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # It has no types.
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Small groups come first: their tests are slow, and none should begin at the end."""
+    if hasattr(config, "workerinput"):
+        sizes = Counter(group_of(item.nodeid) for item in items)
+        items.sort(key=lambda item: sizes[group_of(item.nodeid)])
 
 
 @contextmanager

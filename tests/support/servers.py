@@ -20,8 +20,8 @@ from tests.support.waiting import poll
 
 # Each worker of the tests has its own ports. Linux gives clients others, from 32768 on; browsers
 # refuse some below 11000.
-_PORTS = 5_000
-_first = 11_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4 * _PORTS
+_PORTS = 20_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_first = 11_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) * _PORTS
 _numbers = itertools.count(random.randrange(_PORTS))
 
 
