@@ -50,7 +50,7 @@ async def fill(url: str, count: int) -> None:
     await connection.close()
 
 
-@pytest.mark.parametrize("count", [5, 1_000, 1_000_000])
+@pytest.mark.parametrize("count", [5, 1_000, 200_000])
 @pytest.mark.parametrize("sizes", [[1, 2, 1000], [1000, 2, 1]], ids=["rising", "falling"])
 def test_hot_statements_keep_one_plan(
     new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, count: int, sizes: list[int]
