@@ -162,20 +162,25 @@ class Server(NamedTuple):
     database_url: str
     client: httpx2.Client
     log: Path
+    # Runs a statement on the database, beside the service.
+    run: databases.Run
 
 
 @pytest.fixture(scope="module")
 def server(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The service on a database of each kind in turn."""
     log = tmp_path_factory.mktemp("server") / "service.log"
-    with serving(shared_database_url, log, "--timeout-keep-alive=600") as client:
-        yield Server(shared_database_url, client, log)
+    with (
+        serving(shared_database_url, log, "--timeout-keep-alive=600") as client,
+        databases.session(shared_database_url) as run,
+    ):
+        yield Server(shared_database_url, client, log, run)
 
 
 @pytest.fixture
 def service(server: Server) -> httpx2.Client:
     """A client of the service, which holds nothing."""
-    databases.clear(server.database_url)
+    databases.clear_by(server.run, databases.kind_of(server.database_url))
     return server.client
 
 
