@@ -6,12 +6,13 @@ from pathlib import Path
 
 import httpx2
 
-from tests.support.databases import ROOT, environment
+from tests.conftest import Server
+from tests.support.databases import ROOT, environment, kind_of
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
 
-def fuzz(service: httpx2.Client, folder: Path, *options: str) -> None:
+def fuzz(service: httpx2.Client, folder: Path, examples: int, *options: str) -> None:
     """Fuzzes all operations. AssertionError with the failures, and how to repeat them."""
     result = subprocess.run(
         [
@@ -20,7 +21,7 @@ def fuzz(service: httpx2.Client, folder: Path, *options: str) -> None:
             "run",
             str(service.base_url.join("/openapi.json")),
             "--generation-deterministic",
-            "--max-examples=27",
+            f"--max-examples={examples}",
             "--continue-on-failure",
             "--no-color",
             *options,
@@ -35,8 +36,10 @@ def fuzz(service: httpx2.Client, folder: Path, *options: str) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_any_requests(service: httpx2.Client, tmp_path: Path) -> None:
+def test_any_requests(server: Server, service: httpx2.Client, tmp_path: Path) -> None:
     """Requests that fit the document or don't are answered as the document says."""
-    fuzz(service, tmp_path, "--mode=all", "--checks=all")
+    # Most of what is sent never reaches a database.
+    examples = 27 if kind_of(server.database_url) == "sqlite" else 9
+    fuzz(service, tmp_path, examples, "--mode=all", "--checks=all")
 
     assert service.get("/notes/").json()
