@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 
 import orjson
-from sqlalchemy import column, select, table
+from sqlalchemy import String, column, select, table
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +15,7 @@ from service.database.coalescing import coalesce
 from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
 from service.database.statements import fetch
+from service.tables import idempotency_keys, notes
 from service.web.errors import RETRY, error_response
 from service.web.requests import bearer_token
 from service.web.responses import JSONBytes
@@ -35,13 +36,16 @@ def _newest_revision() -> str:
 
 
 HEAD = _newest_revision()
-_VERSION = dialect.prepare_on_writable(
-    select(column("version_num")).select_from(table("alembic_version"))
-)
+_SELECT_VERSION = select(column("version_num", String)).select_from(table("alembic_version"))
+_VERSION = dialect.prepare(_SELECT_VERSION)
+_VERSION_IF_WRITABLE = dialect.prepare_on_writable(_SELECT_VERSION, [notes, idempotency_keys])
 
 
 async def _read_versions(callers: list[None]) -> list[list[str]]:
     versions = [row["version_num"] for row in await fetch(_VERSION)]
+    # An older version may lack the tables.
+    if versions == [HEAD]:
+        versions = [row["version_num"] for row in await fetch(_VERSION_IF_WRITABLE)]
     return [versions] * len(callers)
 
 

@@ -23,11 +23,8 @@ class Dialect(Protocol):
     # The statement that begins a transaction with writes.
     BEGIN: str
 
-    def is_not_migrated(self, error: BaseException | None) -> bool:
-        """Whether the error is a missing table or column."""
-
-    def takes_no_writes(self, error: BaseException | None) -> bool:
-        """Whether the error is that no server takes writes."""
+    def state(self, error: BaseException | None) -> str:
+        """What the error says of the database, such as "is not migrated" or "is unavailable"."""
 
     def file(self) -> Path | None:
         """The database file; None for a server."""
@@ -45,10 +42,10 @@ class Dialect(Protocol):
         parameters. It is planned at each call, in a lane of its own.
         """
 
-    def prepare_on_writable(self, query: Select[Any]) -> Operation:
-        """One query, which fails like a write on a server that takes no writes.
+    def prepare_on_writable(self, query: Select[Any], tables: Sequence[Table]) -> Operation:
+        """One query, which fails where a write to these tables would. It changes nothing.
 
-        It doesn't if DATABASE_URL asks for such a server.
+        It doesn't fail on a server that takes no writes if DATABASE_URL asks for such a server.
         """
 
     def insert_many(

@@ -9,9 +9,4 @@ class DatabaseUnavailable(Exception):
     def reason(self) -> str:
         """The reason in one sentence, without details such as addresses."""
         cause = self.__cause__
-        state = "is unavailable"
-        if dialect.is_not_migrated(cause):
-            state = "is not migrated"
-        elif dialect.takes_no_writes(cause):
-            state = "takes no writes"
-        return f"The database {state}: {type(cause).__name__}"
+        return f"The database {dialect.state(cause)}: {type(cause).__name__}"

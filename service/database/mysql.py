@@ -47,12 +47,15 @@ _DIALECT = MySQLDialect_asyncmy()
 MAX_ID = 2**53 - 1
 
 
-def is_not_migrated(error: BaseException | None) -> bool:
-    return isinstance(error, mysql_sessions.NotMigrated)
-
-
-def takes_no_writes(error: BaseException | None) -> bool:
-    return isinstance(error, mysql_sessions.ReadOnly)
+def state(error: BaseException | None) -> str:
+    match error:
+        case mysql_sessions.NotMigrated():
+            return "is not migrated"
+        case mysql_sessions.ReadOnly():
+            return "takes no writes"
+        case mysql_sessions.Full():
+            return "has no space left"
+    return "is unavailable"
 
 
 def file() -> Path | None:
@@ -128,7 +131,7 @@ def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequen
     return as_type("Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]", made)
 
 
-def prepare_on_writable(query: Select[Any]) -> Operation:
+def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operation:
     checked = prepare(query.add_columns(literal_column("@@read_only").label("read_only")))
 
     async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:

@@ -38,12 +38,18 @@ class ReadOnly(Refused):
     """The server refuses writes."""
 
 
+class Full(Refused):
+    """The server's disk or the table is full."""
+
+
 # https://mariadb.com/kb/en/mariadb-error-code-reference/
 # https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
 KINDS: dict[int, type[Refused]] = {
     0: ConnectionLost,  # asyncmy: not connected
+    1021: Full,  # the disk
     1053: ConnectionLost,  # the server shuts down
     1054: NotMigrated,  # unknown column
+    1114: Full,  # the table
     1146: NotMigrated,  # no such table
     1152: ConnectionLost,  # aborted
     1213: Deadlock,

@@ -103,12 +103,15 @@ EXPIRE_SECONDS = 1
 PLANNED_USES = 5
 
 
-def is_not_migrated(error: BaseException | None) -> bool:
-    return isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
-
-
-def takes_no_writes(error: BaseException | None) -> bool:
-    return _WRITES and isinstance(error, NO_WRITES)
+def state(error: BaseException | None) -> str:
+    match error:
+        case asyncpg.UndefinedTableError() | asyncpg.UndefinedColumnError():
+            return "is not migrated"
+        case asyncpg.DiskFullError():
+            return "has no space left"
+    if _WRITES and isinstance(error, NO_WRITES):
+        return "takes no writes"
+    return "is unavailable"
 
 
 def file() -> Path | None:
@@ -319,7 +322,7 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
     return Operation(lane, run)
 
 
-def prepare_on_writable(query: Select[Any]) -> Operation:
+def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operation:
     if not _WRITES:
         return prepare(query)
     read_only = func.current_setting("transaction_read_only") == "on"

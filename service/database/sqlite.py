@@ -1,19 +1,17 @@
 """SQLite, through encode/databases and aiosqlite."""
 
 import asyncio
+import errno
 import sqlite3
-import threading
-from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from traceback import clear_frames
-from typing import Any, cast, get_args
+from tempfile import TemporaryFile
+from typing import Any
 
 import aiosqlite
-import databases.backends.sqlite  # noqa: F401 - a later import fails when no file descriptors are left
 import orjson
-from databases import Database, DatabaseURL
 from sqlalchemy import (
     Boolean,
     ClauseElement,
@@ -33,10 +31,16 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.types import TypeEngine
 
-from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
-from service.database.operations import Lane, Operation, PageBounds, Result
+from service.database.operations import Operation, PageBounds
+from service.database.sqlite_connections import (
+    Connections,
+    path,
+    primary_code,
+    run_statement,
+)
+from service.database.sqlite_file import Damaged, FileLost
 from service.tables import Row
 
 UNAVAILABLE: tuple[type[Exception], ...] = (OSError, sqlite3.OperationalError)
@@ -44,99 +48,40 @@ CONNECTION_LOST: tuple[type[Exception], ...] = ()
 OUT_OF_DATE: tuple[type[Exception], ...] = ()
 BEGIN = "BEGIN IMMEDIATE"
 
-THREAD_SECONDS = 5
-INTERRUPT_SECONDS = 0.1
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What has to be free on the disk: room for a note of the usual maximum size.
+SPACE_BYTES = 1_000_000
 
 _DIALECT = SQLiteDialect_aiosqlite()
 
 
-def is_not_migrated(error: BaseException | None) -> bool:
-    return "no such" in str(error)
-
-
-def takes_no_writes(error: BaseException | None) -> bool:
-    return False
+def state(error: BaseException | None) -> str:
+    if "no such" in str(error):
+        return "is not migrated"
+    if isinstance(error, FileLost):
+        return "file was moved, replaced or deleted"
+    if isinstance(error, Damaged):
+        return "file is damaged"
+    if primary_code(error) == sqlite3.SQLITE_READONLY:
+        return "takes no writes"
+    full = isinstance(error, OSError) and error.errno in FULL
+    if full or primary_code(error) == sqlite3.SQLITE_FULL:
+        return "has no space left"
+    return "is unavailable"
 
 
 def file() -> Path | None:
-    return Path(DatabaseURL(settings.DATABASE_URL).database)
-
-
-def decode(stored: bytes | None) -> str | None:
-    """A text with U+FFFD for bytes of other programs that are not UTF-8."""
-    return None if stored is None else stored.decode("utf-8", "replace")
-
-
-class Connections:
-    """One connection for each lane, so that reads never wait for writes or searches.
-
-    encode/databases would open the file and start a thread for each statement.
-    """
-
-    def __init__(self) -> None:
-        # `timeout`: seconds to wait for another writer.
-        self._database = Database(
-            settings.DATABASE_URL, timeout=settings.DATABASE_STATEMENT_TIMEOUT
-        )
-        # One statement at a time. In the thread's queue a statement would still run after its
-        # caller timed out.
-        self.slots: dict[Lane, list[asyncio.Semaphore]] = {
-            lane: [asyncio.Semaphore(1)] for lane in get_args(Lane)
-        }
-        self._connections: dict[Lane, aiosqlite.Connection] = {}
-
-    async def open(self) -> None:
-        """Raises sqlite3.DatabaseError for an unusable file."""
-        await self._database.connect()
-        for lane in get_args(Lane):
-            # encode/databases has one connection for each task.
-            opened = await asyncio.create_task(self._open())
-            self._connections[lane] = opened
-            opened.row_factory = sqlite3.Row
-            if lane == "write":
-                # A read runs again if its rows are not UTF-8. A write must not run twice.
-                opened.text_factory = decode
-                await opened.create_function("decode", 1, decode)
-            await _check(opened)
-
-    async def _open(self) -> aiosqlite.Connection:
-        others = threading.enumerate()
-        try:
-            connection = await self._database.connection().__aenter__()
-        except sqlite3.Error:
-            # aiosqlite doesn't wait for its thread, and the thread still uses the event loop.
-            for thread in set(threading.enumerate()).difference(others):
-                thread.join(THREAD_SECONDS)
-            raise
-        return cast("aiosqlite.Connection", connection.raw_connection)
-
-    async def close(self) -> None:
-        for connection in self._connections.values():
-            await connection.interrupt()
-            await connection.close()
-        await self._database.disconnect()
-
-    async def use(self, lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        return await work(self._connections[lane])
+    return path()
 
 
 def connections() -> Connections:
     return Connections()
 
 
-async def _check(raw: aiosqlite.Connection) -> None:
-    """Raises an error for an unusable file. Opening the file doesn't read it."""
-    try:
-        await raw.execute_fetchall("PRAGMA schema_version")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-            raise
-
-
-async def roll_back(raw: Any, error: BaseException) -> None:
+async def roll_back(raw: Any, error: BaseException | None = None) -> None:
     try:
         await raw.execute("ROLLBACK")
-    except UNAVAILABLE as refused:
+    except (OSError, sqlite3.DatabaseError) as refused:
         # aiosqlite's frames hold the error: a cycle, which would keep the callers' frames too.
         refused.with_traceback(None)
 
@@ -154,7 +99,7 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
         given = {**constants, **values}
         for name, convert in to_database.items():
             given[name] = convert(given[name])
-        rows = await _run_in_thread(raw, sql, [given[name] for name in names])
+        rows = await run_statement(raw, sql, [given[name] for name in names])
         if from_database:
             return [_convert(row, from_database) for row in rows]
         return rows
@@ -180,40 +125,32 @@ def _convert(row: Any, conversions: Mapping[str, Callable[[Any], Any]]) -> dict[
     return dict(row) | {name: convert(row[name]) for name, convert in conversions.items()}
 
 
-async def _run_in_thread(
-    raw: aiosqlite.Connection, sql: str, arguments: list[Any]
-) -> Sequence[Any]:
-    """Runs a statement. At a timeout or a cancellation, interrupts it and waits for its end."""
-    running = asyncio.ensure_future(raw.execute_fetchall(sql, arguments))
-    try:
-        async with asyncio.timeout(settings.DATABASE_STATEMENT_TIMEOUT):
-            return cast("Sequence[Any]", await asyncio.shield(running))
-    except sqlite3.OperationalError as error:
-        # Python's default decoding is faster, so `decode` is used only after it failed.
-        if raw.text_factory is decode or "decode to UTF-8" not in str(error):
-            raise
-        # The frames hold the cursor, and an open cursor keeps an old snapshot of the database.
-        clear_frames(error.__traceback__)
-    except sqlite3.IntegrityError as error:
-        # The message of the trigger `notes_last_id`.
-        if "no ids are left" in str(error):
-            raise sqlite3.OperationalError(str(error)) from None
-        raise
-    except (TimeoutError, CancelledError):
-        # An interrupt before the thread has begun the statement does nothing.
-        while not running.done():
-            await raw.interrupt()
-            await asyncio.wait([running], timeout=INTERRUPT_SECONDS)
-        if interrupted := running.exception():
-            # aiosqlite's frames hold the future: a reference cycle.
-            interrupted.with_traceback(None)
-        raise
-    raw.text_factory = decode
-    return await _run_in_thread(raw, sql, arguments)
+def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operation:
+    found = prepare(query)
+    trials = []
+    for table in tables:
+        (key,) = table.primary_key
+        trials.append(prepare(table.delete().where(key == select(func.max(key)).scalar_subquery())))
+
+    async def run(raw: aiosqlite.Connection, values: Mapping[str, Any]) -> Sequence[Row]:
+        await asyncio.to_thread(_take_space)
+        try:
+            await raw.execute(BEGIN)
+            rows = await found.run(raw, values)
+            for trial in trials:
+                await trial.run(raw, {})
+        finally:
+            await roll_back(raw)
+        return rows
+
+    return Operation("write", run)
 
 
-def prepare_on_writable(query: Select[Any]) -> Operation:
-    return prepare(query)
+def _take_space() -> None:
+    """Raises OSError if the disk is full. What SQLite rolls back never reaches the disk."""
+    # SQLite itself needs no right to the folder while its files exist.
+    with suppress(PermissionError), TemporaryFile(dir=path().parent) as trial:
+        trial.write(bytes(SPACE_BYTES))
 
 
 def insert_many(
