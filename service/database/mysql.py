@@ -19,6 +19,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    false,
     func,
     literal_column,
     null,
@@ -53,6 +54,8 @@ def state(error: BaseException | None) -> str:
             return "is not migrated"
         case mysql_sessions.ReadOnly():
             return "takes no writes"
+        case mysql_sessions.RightMissing():
+            return "denies a right that writes need"
         case mysql_sessions.Full():
             return "has no space left"
     return "is unavailable"
@@ -131,7 +134,20 @@ def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequen
     return as_type("Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]", made)
 
 
+def _trials(table: Table) -> list[str]:
+    """Explains writes. The server looks at the rights before, and does nothing afterwards."""
+    columns = [column for column in table.c if column is not table.autoincrement_column]
+    none = select(*columns).where(false())
+    writes = [
+        table.insert().from_select([column.name for column in columns], none),
+        table.update().values({column: column for column in columns}).where(false()),
+        table.delete().where(false()),
+    ]
+    return [f"EXPLAIN {compile_statement(write, _DIALECT).sql}" for write in writes]
+
+
 def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operation:
+    trials = [trial for table in tables for trial in _trials(table)]
     checked = prepare(query.add_columns(literal_column("@@read_only").label("read_only")))
 
     async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
@@ -139,6 +155,8 @@ def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operatio
         # Newer servers tell it in words.
         if any(str(row["read_only"]) not in ("0", "OFF") for row in rows):
             raise mysql_sessions.ReadOnly("the server takes no writes")
+        for trial in trials:
+            await session.execute(trial)
         return rows
 
     return Operation(checked.lane, run)

@@ -38,6 +38,10 @@ class ReadOnly(Refused):
     """The server refuses writes."""
 
 
+class RightMissing(Refused):
+    """The user lacks a right on a table or a column."""
+
+
 class Full(Refused):
     """The server's disk or the table is full."""
 
@@ -50,6 +54,8 @@ KINDS: dict[int, type[Refused]] = {
     1053: ConnectionLost,  # the server shuts down
     1054: NotMigrated,  # unknown column
     1114: Full,  # the table
+    1142: RightMissing,  # on a table
+    1143: RightMissing,  # on a column
     1146: NotMigrated,  # no such table
     1152: ConnectionLost,  # aborted
     1213: Deadlock,

@@ -29,6 +29,7 @@ from sqlalchemy import (
     collate,
     column,
     func,
+    literal_column,
     select,
     true,
 )
@@ -103,10 +104,16 @@ EXPIRE_SECONDS = 1
 PLANNED_USES = 5
 
 
+class RightMissing(asyncpg.InsufficientPrivilegeError):
+    """The role may not write."""
+
+
 def state(error: BaseException | None) -> str:
     match error:
         case asyncpg.UndefinedTableError() | asyncpg.UndefinedColumnError():
             return "is not migrated"
+        case RightMissing():
+            return "denies a right that writes need"
         case asyncpg.DiskFullError():
             return "has no space left"
     if _WRITES and isinstance(error, NO_WRITES):
@@ -322,16 +329,36 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
     return Operation(lane, run)
 
 
+# Rights on columns are enough for the service, and so is either right on the sequence of the ids.
+MAY_WRITE = """
+has_any_column_privilege('{0}', 'SELECT') AND has_any_column_privilege('{0}', 'INSERT')
+AND has_any_column_privilege('{0}', 'UPDATE') AND has_table_privilege('{0}', 'DELETE')
+AND NOT EXISTS (
+    SELECT FROM pg_attrdef
+    JOIN pg_depend ON pg_depend.classid = 'pg_attrdef'::regclass
+        AND pg_depend.objid = pg_attrdef.oid AND pg_depend.refclassid = 'pg_class'::regclass
+    JOIN pg_class ON pg_class.oid = pg_depend.refobjid
+    WHERE pg_attrdef.adrelid = '{0}'::regclass AND CASE pg_class.relkind
+        WHEN 'S' THEN NOT has_sequence_privilege(pg_class.oid, 'USAGE, UPDATE') END
+)
+"""
+
+
 def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operation:
     if not _WRITES:
         return prepare(query)
     read_only = func.current_setting("transaction_read_only") == "on"
-    checked = prepare(query.add_columns(read_only.label("read_only")))
+    may_write: ColumnElement[bool] = literal_column(
+        " AND ".join(MAY_WRITE.format(table.name) for table in tables)
+    )
+    checked = prepare(query.add_columns(read_only.label("read_only"), may_write.label("may_write")))
 
     async def run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
         rows = await checked.run(raw, values)
         if any(row["read_only"] for row in rows):
             raise asyncpg.ReadOnlySQLTransactionError("the server takes no writes")
+        if not all(row["may_write"] for row in rows):
+            raise RightMissing("the role may not write")
         return rows
 
     return Operation(checked.lane, run)

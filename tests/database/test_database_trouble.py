@@ -483,3 +483,90 @@ def test_termination_while_the_database_hangs(server: Server, tmp_path: Path) ->
             service.wait(20)
             assert [task.result().status_code for task in asked] == [503] * len(REQUESTS)
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+# Statements on a database that take a right from the role, and that give it back.
+WITHOUT_RIGHT = {
+    "insert": {
+        "postgresql": (f"REVOKE INSERT ON notes FROM {ROLE}", f"GRANT INSERT ON notes TO {ROLE}"),
+        "mysql": (
+            rf"REVOKE INSERT ON `test\_%`.* FROM {ROLE}@'127.0.0.1'",
+            rf"GRANT INSERT ON `test\_%`.* TO {ROLE}@'127.0.0.1'",
+        ),
+    },
+    "update": {
+        "postgresql": (
+            f"REVOKE UPDATE ON idempotency_keys FROM {ROLE}",
+            f"GRANT UPDATE ON idempotency_keys TO {ROLE}",
+        ),
+        "mysql": (
+            rf"REVOKE UPDATE ON `test\_%`.* FROM {ROLE}@'127.0.0.1'",
+            rf"GRANT UPDATE ON `test\_%`.* TO {ROLE}@'127.0.0.1'",
+        ),
+    },
+    # MariaDB has no rights on sequences of ids.
+    "sequence or select": {
+        "postgresql": (
+            f"REVOKE ALL ON SEQUENCE notes_id_seq FROM {ROLE}",
+            f"GRANT ALL ON SEQUENCE notes_id_seq TO {ROLE}",
+        ),
+        "mysql": (
+            rf"REVOKE SELECT ON `test\_%`.* FROM {ROLE}@'127.0.0.1'",
+            rf"GRANT SELECT ON `test\_%`.* TO {ROLE}@'127.0.0.1'",
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("right", WITHOUT_RIGHT)
+def test_ready_is_that_writes_are_allowed(server: Server, lasting: Service, right: str) -> None:
+    """A role that lacks a right for a write is not ready. With the right it is, by itself."""
+    client, url, _ = lasting
+    take, give = WITHOUT_RIGHT[right][server.kind]
+    execute(server.of_superuser(url), take)
+    # MariaDB looks at rights on a whole database only when a connection opens.
+    server.disconnect_all()
+    try:
+        for _ in range(2):
+            ready = client.get("/health/ready")
+            assert ready.status_code == 503
+            assert ready.json()["detail"].startswith("The database denies a right that writes ")
+            assert write_once(client).status_code == 503
+    finally:
+        execute(server.of_superuser(url), give)
+    assert client.get("/health/ready").status_code == 200
+    assert write_once(client).status_code == 200
+
+
+# Rights on columns, as documented, and no other ones.
+ENOUGH = {
+    "notes": (
+        "INSERT (text, completed, folded), UPDATE (text, completed, folded)",
+        "SELECT (id, text, completed, folded), DELETE",
+    ),
+    "idempotency_keys": (
+        "INSERT ({key}, fingerprint, response, created_at)",
+        "UPDATE ({key}, fingerprint, response, created_at)",
+        "SELECT ({key}, fingerprint, response, created_at), DELETE",
+    ),
+    "alembic_version": ("SELECT",),
+}
+
+
+def test_rights_on_columns_are_enough(server: Server, tmp_path: Path) -> None:
+    """A role that has only the rights that the service needs is ready, and writes."""
+    url = server.new_database()
+    if server.kind == "postgresql":
+        user, key, place = "limited", "key", ""
+        grants = ["GRANT USAGE ON SEQUENCE notes_id_seq TO limited"]
+        create = "CREATE ROLE limited LOGIN"
+    else:
+        user, key, place = "limited@'127.0.0.1'", "`key`", name_of(url) + "."
+        grants, create = [], f"CREATE USER {user} IDENTIFIED BY '{PASSWORD}'"
+    for table, rights in ENOUGH.items():
+        listed = ", ".join(rights).format(key=key)
+        grants.append(f"GRANT {listed} ON {place}{table} TO {user}")
+    execute(server.of_superuser(url), create, *grants)
+    with serving(url.replace(ROLE, "limited", 1), tmp_path / "log") as client:
+        assert write_once(client).status_code == 200
+        assert client.get("/health/ready").status_code == 200
