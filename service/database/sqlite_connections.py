@@ -3,8 +3,10 @@
 import asyncio
 import sqlite3
 import threading
+import time
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any, cast, get_args
@@ -21,6 +23,14 @@ DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 THREAD_SECONDS = 5
 INTERRUPT_SECONDS = 0.1
+
+# The write-ahead log is emptied after so many seconds without a write, or beyond so many bytes.
+# SQLite itself begins it again at 4 MB, if nobody reads from it then.
+QUIET_SECONDS = 1
+LOG_BYTES = 8_000_000
+LOG_CHECK_SECONDS = 0.1
+# How long that waits for readers, in ms. Writes wait meanwhile.
+READERS_MS = 100
 
 
 def path() -> Path:
@@ -61,12 +71,16 @@ class Connections:
         self._is_damaged = False
         # Whether the file was read-only when it was opened.
         self._is_read_only = False
+        # When this process wrote last, by `time.monotonic`; None if the log was emptied after that.
+        self._wrote_at: float | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Raises sqlite3.DatabaseError for an unusable file."""
         await self._database.connect()
         for lane in get_args(Lane):
             await self._open(lane)
+        self._keeping = asyncio.create_task(self._keep_log_short())
 
     async def _open(self, lane: Lane) -> None:
         self._file.check()
@@ -94,6 +108,9 @@ class Connections:
         return cast("aiosqlite.Connection", connection.raw_connection)
 
     async def close(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
         for connection in self._connections.values():
             await connection.interrupt()
             await connection.close()
@@ -118,6 +135,7 @@ class Connections:
         if lane == "write":
             self._file.check()
             self._file.check_log()
+            self._wrote_at = time.monotonic()
         return result
 
     async def _look(self, lane: Lane) -> None:
@@ -160,6 +178,42 @@ class Connections:
             if self._connections["write"] is not old:
                 await old.close()
         self._is_read_only = False
+
+    async def _keep_log_short(self) -> None:
+        """Empties the write-ahead log in gaps between writes, and when it is long.
+
+        SQLite itself never begins it again while reads overlap.
+        """
+        pause: float = LOG_CHECK_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            pause = LOG_CHECK_SECONDS
+            # A request tells of the error.
+            with suppress(sqlite3.DatabaseError):
+                if self._is_log_due() and not await self._empty_log():
+                    # Another process reads. Writes should not wait for it all the time.
+                    pause = QUIET_SECONDS
+
+    def _is_log_due(self) -> bool:
+        if self._wrote_at is None or self._is_damaged:
+            return False
+        is_quiet = time.monotonic() - self._wrote_at > QUIET_SECONDS
+        return is_quiet or self._file.check_log() > LOG_BYTES
+
+    async def _empty_log(self) -> bool:
+        # A search takes long. The next one waits, or else one of them would always read the log.
+        async with self.slots["search"][0], self.slots["write"][0]:
+            raw = self._connections["write"]
+            await raw.execute_fetchall(f"PRAGMA busy_timeout = {READERS_MS}")
+            try:
+                await raw.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                milliseconds = settings.DATABASE_STATEMENT_TIMEOUT * 1000
+                await raw.execute_fetchall(f"PRAGMA busy_timeout = {milliseconds:.0f}")
+            if self._file.check_log() > 0:
+                return False
+            self._wrote_at = None
+            return True
 
 
 async def _is_usable(raw: aiosqlite.Connection) -> bool:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,33 @@ def test_a_file_that_is_replaced_before_the_commit(service: Service) -> None:
             poll(lambda: metric(service.client, "database_connections_in_use") == 1)
             stack.enter_context(replaced(service.file))
         assert writing.result().status_code == 503
+
+
+def test_a_log_that_is_always_read(service: Service) -> None:
+    """While reads overlap, the write-ahead log is emptied, between writes and after them."""
+    log = service.file.with_name("notes.db-wal")
+    over = threading.Event()
+
+    def read(address: str) -> None:
+        while not over.is_set():
+            service.client.get(address).raise_for_status()
+
+    def is_shorter() -> bool:
+        before = log.stat().st_size
+        notes = [{"text": "a" * 20_000, "completed": True}] * 40
+        service.client.post("/notes/batch", json=notes).raise_for_status()
+        return log.stat().st_size < before
+
+    addresses = ("/notes/?limit=100", "/notes/?limit=99", "/notes/?q=one", "/notes/?q=other")
+    with ThreadPoolExecutor() as threads:
+        reading = [threads.submit(read, address) for address in addresses]
+        try:
+            assert any(is_shorter() for _ in range(100))
+            poll(lambda: log.stat().st_size == 0)
+        finally:
+            over.set()
+        for each in reading:
+            each.result()
 
 
 def garble(file: Path) -> None:
