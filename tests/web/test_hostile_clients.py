@@ -26,6 +26,7 @@ from tests.support.sockets import (
     read_all,
     read_answer,
     read_slowly,
+    unread,
 )
 from tests.support.waiting import poll
 from tests.support.watched import Service, watching
@@ -279,6 +280,28 @@ def test_endless_pipelining_takes_little_memory(
             send_for_ever(client, head("GET", "/health/live") * 1000, BUFFERED, seconds=4)
             grown = service.memory() - before
         assert grown < 100_000_000
+
+
+def test_requests_behind_one_that_waits_are_not_read(
+    new_database: databases.NewDatabase, tmp_path: Path
+) -> None:
+    """While a request waits for the database, the server reads no more of its connection."""
+    note = json_request("POST", "/notes/", json.dumps(NOTE).encode())
+    behind = head("GET", "/health/live") * 10_000
+    with (
+        watching(new_database("sqlite"), tmp_path / "log") as service,
+        locked(service.database_url),
+        service.connect() as client,
+    ):
+        client.sendall(note)
+        # uvicorn itself stops for what comes at once with the request.
+        poll(lambda: not unread(client.getpeername()[1]))
+        client.settimeout(0.5)
+        sent = 0
+        with suppress(TimeoutError):
+            while sent < 3 * BUFFERED:
+                sent += client.send(behind)
+    assert sent < BUFFERED
 
 
 def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
