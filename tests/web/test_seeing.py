@@ -154,6 +154,19 @@ def test_a_request_is_a_line(logged: Seen) -> None:
     assert logged.stderr.read_text() == ""
 
 
+def test_a_large_answer_has_its_size(logged: Seen) -> None:
+    """A line has the bytes of an answer that is sent in parts, and of one that is a stream."""
+    note = {"text": "a" * 100, "completed": True}
+    plain = {"accept-encoding": "identity"}
+    with httpx2.Client(base_url=logged.url, headers=plain, timeout=30) as client:
+        answers = [client.post("/notes/batch", json=[note] * 1000) for _ in range(2)]
+        answers.append(client.get("/notes/"))
+    assert ["content-length" in answer.headers for answer in answers] == [True, True, False]
+    sizes = [len(answer.content) for answer in answers]
+    assert min(sizes) > 100_000
+    assert [int(line["bytes"]) for line in logged.wait_for_lines(3)] == sizes
+
+
 @pytest.mark.parametrize("handling", ["/notes/", "/nowhere/"])
 def test_odd_paths_are_one_line_each(logged: Seen, handling: str) -> None:
     """Any path is one value of one line, and nothing more."""
