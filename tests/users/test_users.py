@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from service.users import queries as users
 from service.users.access import TokenMemory
 from service.users.queries import normalize
+from service.users.schemas import user_out
 from tests.conftest import Server
 from tests.support.databases import clear
 from tests.support.operating import operate
@@ -149,6 +150,23 @@ def test_usernames_are_normal(text: str) -> None:
         assert normalize(name) == name
     else:
         assert name is None
+
+
+@pytest.fixture
+def far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Local time is nine hours ahead of UTC."""
+    monkeypatch.setenv("TZ", "UTC-9")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_away")
+def test_times_are_in_utc() -> None:
+    """`created_at` is a time in UTC, wherever the service runs."""
+    user = {"id": 1, "username": "bob", "is_active": True, "created_at": 1_772_280_000}
+    assert user_out.dump(user)["created_at"] == "2026-02-28T12:00:00Z"
 
 
 def test_a_user_is_served(server: Server, service: httpx2.Client) -> None:
