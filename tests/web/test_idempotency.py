@@ -129,6 +129,17 @@ def test_a_key_that_is_none(service: httpx2.Client, key: str) -> None:
     assert texts(service) == []
 
 
+@pytest.mark.parametrize("keys", [("a", "b"), ("a", "a"), ('"a"', '"b"')])
+def test_two_keys_are_none(service: httpx2.Client, keys: tuple[str, str]) -> None:
+    """A request with two keys is 422, as a retry might have only one of them."""
+    headers = [("idempotency-key", key) for key in keys]
+    answer = service.post("/notes/", json=NOTE, headers=headers)
+    assert answer.status_code == 422
+    (error,) = answer.json()["detail"]
+    assert (error["loc"], error["input"]) == (["header", "idempotency-key"], ", ".join(keys))
+    assert texts(service) == []
+
+
 def test_the_first_answer_outlives_its_note(service: httpx2.Client) -> None:
     """A retry gets the first answer also when the note was changed or deleted since."""
     first = post(service, "/notes/", NOTE, "a")
