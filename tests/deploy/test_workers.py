@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from service import metrics
@@ -14,7 +16,7 @@ from tests.support.clusters import is_gone
 from tests.support.databases import NewDatabase, locked
 from tests.support.metrics import counts, metric
 from tests.support.processes import new_process
-from tests.support.servers import serving
+from tests.support.servers import serving, started
 from tests.support.sockets import connect, json_request
 from tests.support.waiting import poll
 
@@ -96,3 +98,41 @@ def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: 
         assert len(os.listdir(folder)) == 4
         assert len(pids(folder)) == 2
     assert not folder.exists()
+
+
+def test_a_killed_process_is_in_no_gauge(new_database: NewDatabase, tmp_path: Path) -> None:
+    """The gauges leave a killed process out before another one takes its place."""
+    database_url = new_database("sqlite")
+    variables = {
+        "WEB_CONCURRENCY": "2",
+        "TMPDIR": str(tmp_path),
+        "DATABASE_STATEMENT_TIMEOUT": "60",
+        "DATABASE_POOL_TIMEOUT": "60",
+        "REQUEST_TIMEOUT": "200",
+    }
+    write = json_request("POST", "/notes/", json.dumps(NOTE).encode())
+    with (
+        started(database_url, tmp_path / "log", **variables) as (url, supervisor),
+        httpx2.Client(base_url=url, headers={"connection": "close"}, timeout=30) as client,
+        locked(database_url),
+        ExitStack() as writers,
+    ):
+
+        def in_use() -> float:
+            return metric(client, "database_connections_in_use")
+
+        def both_write() -> bool:
+            # Each connection may come to either process, which writes once at a time.
+            writers.enter_context(connect(url)).sendall(write)
+            return in_use() == 2
+
+        poll(both_write)
+        (folder,) = tmp_path.glob("notes-metrics-*")
+        killed = int(min(pids(folder)))
+        supervisor.send_signal(signal.SIGSTOP)
+        try:
+            os.kill(killed, signal.SIGKILL)
+            # Its last thread may end a little later than it does.
+            poll(lambda: in_use() == 1)
+        finally:
+            supervisor.send_signal(signal.SIGCONT)
