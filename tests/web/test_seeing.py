@@ -284,6 +284,7 @@ def test_late_requests_are_seen(new_database: databases.NewDatabase, tmp_path: P
             ("POST", "/notes/", "408"),
             ("GET", "/notes/", "200"),
         }
+        assert all(float(one["duration_ms"]) >= 3000 for one in lines)
         with httpx2.Client(base_url=service.url) as other:
             assert counts(other) == {
                 ("/notes/", "POST", "408"): 1,
