@@ -1,6 +1,7 @@
 """No client's work holds up another's."""
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,6 +115,20 @@ def test_a_search_that_gave_up_leaves_its_turn(
                 assert client.get("/notes/?q=a").status_code == 503
         # One of the deletions may come later than the first search that gets a connection.
         poll(lambda: client.get("/notes/?q=a").json() == [])
+
+
+def test_slices_are_short() -> None:
+    """Work of a tenth of a second lets others go on after each few milliseconds."""
+
+    async def turns_of_the_loop() -> int:
+        working = asyncio.create_task(slices.in_slices(time.sleep, [0.002] * 50))
+        turns = 0
+        while not working.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert asyncio.run(turns_of_the_loop()) >= 10
 
 
 LINES = {"content-type": "application/x-ndjson"}
