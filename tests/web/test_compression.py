@@ -383,6 +383,22 @@ def test_a_page_is_compressed_once_for_all(shared: Service, query: str) -> None:
     assert compressed <= queries
 
 
+def test_pages_of_one_size_are_told_apart(shared: Service) -> None:
+    """Pages that are compressed at once go each to its own clients, also if their sizes agree."""
+    paths = [f"/notes/?limit=200&after={after}" for after in (100, 300, 500, 700)]
+    bodies = [plain(ask(shared.url, path)) for path in paths]
+    assert len(set(map(len, bodies))) == 1
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connect(shared.url)) for _ in paths]
+        with paused(shared.process):
+            for connection, path in zip(connections, paths, strict=True):
+                connection.request("GET", path, headers=GZIP)
+        for connection, body in zip(connections, bodies, strict=True):
+            answer = connection.getresponse()
+            answer.data = answer.read()  # type: ignore[attr-defined]
+            assert plain(answer) == body
+
+
 def test_clients_that_leave_disturb_nobody(shared: Service) -> None:
     """While a page is compressed for some who leave, the others get it whole."""
     host = urlsplit(shared.url)
