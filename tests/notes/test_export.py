@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support import databases
 from tests.support.databases import KINDS
+from tests.support.metrics import metric
 from tests.support.notes import last_id
 from tests.support.servers import serving
 
@@ -116,6 +117,22 @@ def test_head_of_an_export(service: httpx2.Client) -> None:
         assert (head.status_code, head.content) == (200, b"")
         for name in ("content-type", "content-length", "link"):
             assert head.headers.get(name) == get.headers.get(name)
+
+
+def test_head_of_an_export_reads_one_page(service: httpx2.Client) -> None:
+    """`HEAD` of an export of many pages asks the database for the first of them only."""
+
+    def queries() -> float:
+        return metric(service, "coalesced_batch_size_count", query="list_notes")
+
+    for _ in range(2):
+        assert service.post("/notes/batch", json=[GOOD] * 1000).status_code == 200
+    after = last_id(service) - 2000
+    for method, pages in (("HEAD", 1), ("GET", 2)):
+        before = queries()
+        answer = service.request(method, f"/notes/?after={after}", headers={"accept": LINES})
+        assert answer.status_code == 200
+        assert queries() - before == pages
 
 
 def test_errors_stay_json(service: httpx2.Client) -> None:
