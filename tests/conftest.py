@@ -125,8 +125,9 @@ def new_database(new_empty_database: NewDatabase) -> NewDatabase:
 
     def new(kind: str) -> str:
         if kind not in templates:
-            templates[kind] = new_empty_database(kind)
-            databases.migrate(templates[kind])
+            template = new_empty_database(kind)
+            databases.migrate(template)
+            templates[kind] = template
         return new_empty_database(kind, templates[kind])
 
     return new

@@ -32,8 +32,8 @@ from tests.support.waiting import poll
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, also if its parent hasn't noticed yet."""
-    return state(Path(f"/proc/{pid}")) == "Z"
+    """Whether all threads of a process have ended, also if its parent hasn't noticed yet."""
+    return all(state(task) == "Z" for task in Path(f"/proc/{pid}/task").glob("*"))
 
 
 def state(task: Path) -> str:
