@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from asyncmy import errors
 from asyncmy.constants.CLIENT import FOUND_ROWS, SSL
+from asyncmy.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from databases import Database, DatabaseURL
 
 from service import settings
@@ -71,7 +72,15 @@ KINDS: dict[int, type[Refused]] = {
 # The classes of SQLSTATE for bad data, broken constraints, and what triggers raise.
 DATA_STATES = ("21", "22", "23", "45")
 
+# The server's max_prepared_stmt_count is reached. This ends no transaction.
+NO_MORE_PREPARED = 1461
+
 BEGIN = "BEGIN"
+COMMIT = "COMMIT"
+ROLLBACK = "ROLLBACK"
+# Whether a transaction is open after each of them.
+OPENS = {BEGIN: True, COMMIT: False, ROLLBACK: False}
+TRANSACTION_FLAGS = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
 CANCEL_SECONDS = 1
 CLOSE_SECONDS = 1
 IDLE_SECONDS = 60
@@ -200,6 +209,8 @@ class Session:
         # asyncmy's connection.
         self._raw = raw
         self._is_failed = False
+        # Whether a transaction was begun and not ended.
+        self._in_transaction = False
         # Whether it was idle when the pool looked last.
         self.was_idle = False
         self.max_packet = MIN_PACKET
@@ -208,26 +219,70 @@ class Session:
 
     async def set_up(self) -> None:
         for statement in SET_UP:
-            await self.execute(statement)
+            await self._raw.cursor().execute(statement)
         ((self.max_packet, self.id_step, self.server),) = (await self.execute(LIMITS)).rows
 
     async def execute(self, sql: str, arguments: Sequence[Any] | None = None) -> Answer:
         """Runs a statement.
 
         With arguments, `%s` is a parameter, and `%%` a percent sign. Raises TimeoutError if the
-        server hangs; otherwise it ends the statement earlier.
+        server hangs; otherwise it ends the statement earlier. Raises Refused if the server ended or
+        kept open a transaction that nobody here did.
         """
         self._check_size([sql, *(arguments or ())])
         cursor = self._raw.cursor()
         try:
             async with asyncio.timeout(_SECONDS + 1):
+                if (
+                    arguments is not None
+                    and sql not in self._raw._stmt_cache
+                    and not await self._prepare(sql, len(arguments))
+                ):
+                    sql, arguments = cursor.mogrify(sql, arguments), None
                 await cursor.execute(sql, arguments)
-                return Answer(await cursor.fetchall(), cursor.rowcount, cursor.lastrowid)
+                answer = Answer(await cursor.fetchall(), cursor.rowcount, cursor.lastrowid)
+            self._in_transaction = OPENS.get(sql, self._in_transaction)
+            self._check_transaction()
+            return answer
         except BaseException as error:
             self._is_failed = True
             if isinstance(error, errors.MySQLError):
                 raise _known(error) from None
             raise
+
+    async def _prepare(self, sql: str, parameters: int) -> bool:
+        """Prepares a statement. False if it has to be sent as a text.
+
+        asyncmy 0.2.18 prepares statements itself (`_acquire_cached_statement`), but ignores every
+        error and sends the statement as a text. If the error was a deadlock, the server has rolled
+        back the transaction, and that text is committed alone. So asyncmy finds each statement
+        prepared here. This can go when asyncmy raises such an error.
+        """
+        prepared = self._raw._stmt_cache
+        if not settings.DATABASE_STATEMENT_CACHE:
+            return False
+        if len(prepared) >= settings.DATABASE_STATEMENT_CACHE:
+            # asyncmy moves what it uses to the end.
+            await prepared.pop(next(iter(prepared))).close()
+        try:
+            prepared[sql] = await self._raw.prepare(sql % (("?",) * parameters))
+        except errors.MySQLError as error:
+            if error.args[0] == NO_MORE_PREPARED:
+                return False
+            raise
+        return True
+
+    def _check_transaction(self) -> None:
+        """Refuses what the server says about the transaction, if it is not what was begun here.
+
+        A router may have replaced its own connection to the server.
+        """
+        expected = SERVER_STATUS_AUTOCOMMIT
+        if self._in_transaction:
+            expected = TRANSACTION_FLAGS
+        if self._raw.server_status & TRANSACTION_FLAGS != expected:
+            state = "is not" if self._in_transaction else "is"
+            raise Refused(f"a transaction {state} open after the statement, or autocommit is off")
 
     def _check_size(self, values: Sequence[Any]) -> None:
         """Refuses what is too large: the server would close the connection."""
@@ -246,13 +301,13 @@ class Session:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """A transaction, or a part of the open one."""
-        if self._is_in_transaction():
+        if self._in_transaction:
             yield
             return
         await self.execute(BEGIN)
         try:
             yield
-            await self.execute("COMMIT")
+            await self.execute(COMMIT)
         except Exception:
             await self.roll_back()
             raise
@@ -260,10 +315,7 @@ class Session:
     async def roll_back(self) -> None:
         # The server itself rolls back when a connection ends.
         if not self._is_failed:
-            await self.execute("ROLLBACK")
-
-    def _is_in_transaction(self) -> bool:
-        return bool(self._raw.get_transaction_status())
+            await self.execute(ROLLBACK)
 
     def is_usable(self) -> bool:
         """Whether it can be used again, as far as is known here."""
@@ -271,7 +323,7 @@ class Session:
         return not (
             self._is_failed
             or self._raw._stream_broken
-            or self._is_in_transaction()
+            or self._in_transaction
             # The server says something between statements only before it closes.
             or received.pos < received.length
         )

@@ -1,0 +1,123 @@
+"""What ends or changes a session of MySQL or MariaDB, and may not change what is acknowledged."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.databases import NewDatabase, execute, fetch, run
+
+# A transaction adds a user and a note. In between, another session wants both tables, and gets that
+# of the notes: a deadlock. The server ends the transaction, and the other session puts the tables
+# back. The arguments: the number of deadlocks, and whether the notes' INSERT was prepared before.
+DEADLOCKS = """
+import asyncio, sys
+from service import settings
+from service.database.connections import connected
+from service.database.dialect import dialect
+from service.database.errors import DatabaseUnavailable
+from service.database.operations import Operation
+from service.database.statements import transact
+from service.tables import notes, users
+from tests.support.databases import connect
+
+ADD_USER = dialect.insert_many(
+    users, ["username", "is_active", "created_at", "token_sha256"], [users.c.id]
+)
+ADD_NOTE = dialect.insert_many(notes, ["text", "completed", "folded"], [notes.c.id])
+END = Operation("write", lambda session, values: session.execute("CREATE TABLE more (id INT)"))
+RENAME = "RENAME TABLE notes TO away, users TO apart, apart TO users, away TO notes"
+WAITING = (
+    "SELECT count(*) FROM information_schema.processlist"
+    " WHERE db = database() AND state = 'Waiting for table metadata lock'"
+)
+
+def user(name):
+    return {"username": name, "is_active": True, "created_at": 0, "token_sha256": name}
+
+def note(text):
+    return {"text": text, "completed": True, "folded": None}
+
+async def main(deadlocks, is_prepared):
+    address = settings.DATABASE_URL.replace("mysql+asyncmy", "mysql")
+    other, observer = await connect(address), await connect(address)
+    renamings = []
+
+    async def add(run):
+        number = len(renamings)
+        await run(ADD_USER, rows=[user(f"u{number}")])
+        if number < deadlocks:
+            renamings.append(asyncio.create_task(other.rows(RENAME)))
+            while await observer.rows(WAITING) == ((0,),):
+                await asyncio.sleep(0.01)
+        await run(ADD_NOTE, rows=[note(f"n{number}")])
+        await asyncio.gather(*renamings)
+
+    async def end(run):
+        await run(ADD_USER, rows=[user("u")])
+        await run(END)
+        await run(ADD_NOTE, rows=[note("n")])
+
+    async with connected():
+        if is_prepared:
+            await transact(lambda run: run(ADD_NOTE, rows=[note("before")]))
+        try:
+            await transact(add if deadlocks else end)
+            print("stored")
+        except DatabaseUnavailable as error:
+            print(error.reason())
+
+asyncio.run(main(int(sys.argv[1]), sys.argv[2] == "True"))
+"""
+
+
+@contextmanager
+def globally(url: str, name: str, value: str, usual: str) -> Iterator[None]:
+    """Gives a variable of the server another value until the block ends."""
+    server = f"mysql://root@{urlsplit(url).netloc.rpartition('@')[2]}/"
+    execute(server, f"SET GLOBAL {name} = {value}")
+    try:
+        yield
+    finally:
+        execute(server, f"SET GLOBAL {name} = {usual}")
+
+
+def transact(url: str, deadlocks: int, is_prepared: bool = False) -> str:
+    """Runs DEADLOCKS, and returns what it says."""
+    command = (sys.executable, "-c", DEADLOCKS, str(deadlocks), str(is_prepared))
+    ended = run(*command, DATABASE_URL=url)
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_deadlock_is_done_again(new_database: NewDatabase, is_prepared: bool) -> None:
+    """The whole transaction, also if it ended while a statement was prepared."""
+    url = new_database("mysql")
+    assert transact(url, 1, is_prepared) == "stored\n"
+    assert fetch(url, "SELECT username FROM users") == [("u1",)]
+    assert fetch(url, "SELECT text FROM notes WHERE text <> 'before'") == [("n1",)]
+
+
+def test_deadlocks_that_go_on(new_database: NewDatabase) -> None:
+    """After some tries the transaction is given up, and nothing of it is stored."""
+    url = new_database("mysql")
+    assert transact(url, 3) == "The database is unavailable: Deadlock\n"
+    assert fetch(url, "SELECT username FROM users UNION SELECT text FROM notes") == []
+
+
+def test_a_transaction_that_ended_early(new_database: NewDatabase) -> None:
+    """No statement follows when the server says that no transaction is open any more."""
+    url = new_database("mysql")
+    assert transact(url, 0) == "The database is unavailable: Refused\n"
+    assert fetch(url, "SELECT text FROM notes") == []
+
+
+def test_a_server_that_prepares_no_more(new_database: NewDatabase) -> None:
+    """Where other programs have prepared too much, statements are sent as texts."""
+    url = new_database("mysql")
+    with globally(url, "max_prepared_stmt_count", "0", "16382"):
+        assert transact(url, 1) == "stored\n"
+    assert fetch(url, "SELECT text FROM notes") == [("n1",)]
