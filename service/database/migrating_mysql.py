@@ -17,7 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
 from service import settings
-from service.database.mysql_sessions import CHARACTERS, ISOLATION, STRICT, with_tls
+from service.database.mysql_sessions import set_up, with_tls
 
 # It warns of the name of a primary key, which MySQL ignores.
 logging.getLogger("asyncmy").setLevel(logging.ERROR)
@@ -28,10 +28,10 @@ COLLATION = "/*M! utf8mb4_nopad_bin *//*!80000 utf8mb4_0900_bin */"
 
 LOCK_SECONDS = 1
 RETRY_SECONDS = 0.5
-SET_UP = (
-    CHARACTERS,
-    ISOLATION,
-    f"SET {STRICT}, default_storage_engine = InnoDB, lock_wait_timeout = {LOCK_SECONDS}",
+# SQLAlchemy commits by itself, and reads names in quotes.
+LIMITS = (
+    "SET autocommit = 0, default_storage_engine = InnoDB, sql_quote_show_create = 1,"
+    f" lock_wait_timeout = {LOCK_SECONDS}"
 )
 
 LOCK_WAIT_TIMEOUT = 1205
@@ -104,6 +104,5 @@ async def connect(**arguments: Any) -> asyncmy.Connection:
 
     async with asyncio.timeout(settings.DATABASE_CONNECT_TIMEOUT):
         connection = await with_tls(open_with)
-        for statement in SET_UP:
-            await connection.cursor().execute(statement)
+        await set_up(connection, LIMITS)
         return connection

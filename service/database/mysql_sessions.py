@@ -92,29 +92,35 @@ WAIT_SECONDS = 10 * IDLE_SECONDS
 MIN_PACKET = 1024**2
 PACKET_MARGIN = 1024
 
-# Texts are escaped for this character set. A server may ignore the one of the login.
-CHARACTERS = "SET NAMES utf8mb4"
-# Nothing depends on the server's own settings. Under REPEATABLE READ a transaction would not see
-# what others commit while it waits for them.
-ISOLATION = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
-STRICT = (
-    "sql_mode = 'TRADITIONAL', time_zone = '+00:00', completion_type = 'NO_CHAIN',"
-    " sql_safe_updates = 0, sql_select_limit = 18446744073709551615"
-)
 _SECONDS = settings.DATABASE_STATEMENT_TIMEOUT
 _LOCK_SECONDS = max(1, int(_SECONDS))
+# Nothing depends on the server's own settings, nor on what its init_connect did to a session.
 SET_UP = (
-    CHARACTERS,
-    ISOLATION,
-    f"SET {STRICT}, wait_timeout = {WAIT_SECONDS}, lock_wait_timeout = {_LOCK_SECONDS},"
+    "ROLLBACK AND NO CHAIN NO RELEASE",
+    # Texts are escaped for this character set. A server may ignore the one of the login.
+    "SET NAMES utf8mb4",
+    # Under REPEATABLE READ a transaction would not see what others commit while it waits for them.
+    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE",
+    "SET sql_mode = 'TRADITIONAL', time_zone = '+00:00', completion_type = 'NO_CHAIN',"
+    " foreign_key_checks = 1, unique_checks = 1, sql_auto_is_null = 0, sql_safe_updates = 0,"
+    " sql_big_selects = 1, sql_select_limit = 18446744073709551615",
+)
+LIMITS = (
+    f"SET autocommit = 1, wait_timeout = {WAIT_SECONDS}, lock_wait_timeout = {_LOCK_SECONDS},"
     f" innodb_lock_wait_timeout = {_LOCK_SECONDS},"
     # Only MariaDB reads the first comment, and only MySQL the second. MySQL limits only SELECT.
     f" /*M! max_statement_time = {_SECONDS} */"
-    f"/*!80000 max_execution_time = {_SECONDS * 1000:.0f} */",
+    f"/*!80000 max_execution_time = {_SECONDS * 1000:.0f} */"
+)
+# A router may leave out a SET.
+IS_SET_UP = (
+    "SELECT @@character_set_client = 'utf8mb4' AND @@character_set_results = 'utf8mb4'"
+    " AND /*M! @@tx_isolation *//*!80000 @@transaction_isolation */ = 'READ-COMMITTED'"
+    " AND @@sql_mode LIKE '%STRICT_ALL_TABLES%'"
 )
 # The bytes of a packet, the difference of the ids of two rows that are inserted together, and the
 # server: behind one address there may be several.
-LIMITS = "SELECT @@max_allowed_packet, @@auto_increment_increment, concat(@@hostname, ':', @@port)"
+SERVER = "SELECT @@max_allowed_packet, @@auto_increment_increment, concat(@@hostname, ':', @@port)"
 
 
 def _tls() -> tuple[SSLContext | None, bool]:
@@ -218,9 +224,8 @@ class Session:
         self.server = ""
 
     async def set_up(self) -> None:
-        for statement in SET_UP:
-            await self._raw.cursor().execute(statement)
-        ((self.max_packet, self.id_step, self.server),) = (await self.execute(LIMITS)).rows
+        await set_up(self._raw, LIMITS)
+        ((self.max_packet, self.id_step, self.server),) = (await self.execute(SERVER)).rows
 
     async def execute(self, sql: str, arguments: Sequence[Any] | None = None) -> Answer:
         """Runs a statement.
@@ -360,6 +365,16 @@ def _known(error: Any) -> Exception:
     is_of_data = (error.sqlstate or "")[:2] in DATA_STATES
     kind = KINDS.get(error.args[0], Refused if is_refusal and not is_of_data else None)
     return kind(*error.args) if kind else error
+
+
+async def set_up(connection: Any, limits: str) -> None:
+    """Sets everything that statements rely on. Raises asyncmy's errors, and Refused."""
+    await connection.select_db(DatabaseURL(settings.DATABASE_URL).database)
+    cursor = connection.cursor()
+    for statement in (*SET_UP, limits, IS_SET_UP):
+        await cursor.execute(statement)
+    if await cursor.fetchone() != (1,):
+        raise Refused("the session keeps settings that the service has changed")
 
 
 async def open_session() -> Session:

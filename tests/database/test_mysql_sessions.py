@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.databases import NewDatabase, execute, fetch, run
+from tests.support.databases import NewDatabase, execute, fetch, migrate, run
+from tests.support.servers import serving
 
 # A transaction adds a user and a note. In between, another session wants both tables, and gets that
 # of the notes: a deadlock. The server ends the transaction, and the other session puts the tables
@@ -73,13 +75,27 @@ asyncio.run(main(int(sys.argv[1]), sys.argv[2] == "True"))
 """
 
 
+# What a server may do to the sessions of all who are not administrators.
+INIT_CONNECT = (
+    "SET autocommit = 0, sql_mode = '', completion_type = 'CHAIN', sql_auto_is_null = 1,"
+    " sql_quote_show_create = 0, sql_big_selects = 0, max_join_size = 1, sql_select_limit = 1;"
+    " SET NAMES latin1;"
+    " SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY;"
+    " USE information_schema; BEGIN"
+)
+
+
 @contextmanager
-def globally(url: str, name: str, value: str, usual: str) -> Iterator[None]:
-    """Gives a variable of the server another value until the block ends."""
-    server = f"mysql://root@{urlsplit(url).netloc.rpartition('@')[2]}/"
+def globally(url: str, name: str, value: str, usual: str) -> Iterator[str]:
+    """Gives a variable of the server another value until the block ends.
+
+    Yields the database's URL for the administrator.
+    """
+    _, _, place = urlsplit(url).netloc.rpartition("@")
+    server = urlsplit(url)._replace(netloc=f"root@{place}").geturl()
     execute(server, f"SET GLOBAL {name} = {value}")
     try:
-        yield
+        yield server
     finally:
         execute(server, f"SET GLOBAL {name} = {usual}")
 
@@ -121,3 +137,32 @@ def test_a_server_that_prepares_no_more(new_database: NewDatabase) -> None:
     with globally(url, "max_prepared_stmt_count", "0", "16382"):
         assert transact(url, 1) == "stored\n"
     assert fetch(url, "SELECT text FROM notes") == [("n1",)]
+
+
+def test_what_init_connect_does(new_empty_database: NewDatabase, tmp_path: Path) -> None:
+    """Migrations, commands and requests set up their sessions: what they acknowledge is stored."""
+    url = new_empty_database("mysql")
+
+    def operate(*arguments: str) -> None:
+        ended = run(sys.executable, "-m", "service", "users", *arguments, DATABASE_URL=url)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+    with globally(url, "init_connect", repr(INIT_CONNECT), "''") as administrators:
+        migrate(url)
+        operate("add", "ann")
+        operate("add", "bob")
+        operate("remove", "ann")
+        with serving(url, tmp_path / "log") as client:
+            notes = [{"text": text, "completed": True} for text in ("€", "b", "c", "d")]
+            stored = [client.post("/notes/", json=note).json() for note in notes[:2]]
+            stored += client.post("/notes/batch", json=notes[2:]).json()
+            again = {"idempotency-key": "again"}
+            stored += [client.post("/notes/", json=notes[0], headers=again).json()] * 2
+            assert client.post("/notes/", json=notes[0], headers=again).json() == stored.pop()
+            assert client.patch("/notes/2", json={"text": "€b"}).json()["text"] == "€b"
+            assert client.delete("/notes/3").status_code == 204
+            assert [note["id"] for note in client.get("/notes/").json()] == [1, 2, 4, 5]
+        assert fetch(administrators, "SELECT username FROM users") == [("bob",)]
+        assert fetch(administrators, "SELECT id, text FROM notes ORDER BY id") == [
+            *((1, "€"), (2, "€b"), (4, "d"), (5, "€"))
+        ]
