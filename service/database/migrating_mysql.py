@@ -100,7 +100,7 @@ async def connect(**arguments: Any) -> asyncmy.Connection:
     """A connection for Alembic. Raises asyncmy's errors and TimeoutError."""
 
     async def open_with(options: dict[str, Any]) -> asyncmy.Connection:
-        return await asyncmy.connect(**{**arguments, **options})
+        return await asyncmy.connect(**{**arguments, **options, "password": ""})
 
     async with asyncio.timeout(settings.DATABASE_CONNECT_TIMEOUT):
         connection = await with_tls(open_with)

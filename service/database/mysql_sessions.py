@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from asyncmy import errors
 from asyncmy.constants.CLIENT import FOUND_ROWS, SSL
 from asyncmy.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
-from databases import Database, DatabaseURL
+from databases import Database
+from sqlalchemy.engine import make_url
 
 from service import settings
 from service.database.keepalive import notice_loss
@@ -123,6 +124,9 @@ IS_SET_UP = (
 SERVER = "SELECT @@max_allowed_packet, @@auto_increment_increment, concat(@@hostname, ':', @@port)"
 
 
+_URL = make_url(settings.DATABASE_URL)
+
+
 def _tls() -> tuple[SSLContext | None, bool]:
     """The context for asyncmy, and whether TLS is required."""
     chosen = settings.DATABASE_SSL
@@ -137,12 +141,11 @@ def _tls() -> tuple[SSLContext | None, bool]:
 
 
 def _options(tls: SSLContext | None) -> dict[str, Any]:
-    password = DatabaseURL(settings.DATABASE_URL).password or ""
     return {
         "connect_timeout": settings.DATABASE_CONNECT_TIMEOUT,
         "charset": "utf8mb4",
-        # asyncmy would encode a text as Latin-1.
-        "password_creator": password.encode,
+        # asyncmy would encode a text as Latin-1, so it must not get the URL's password.
+        "password_creator": str(_URL.password or "").encode,
         # UPDATE counts the rows that it finds, not only those that it changes.
         "client_flag": FOUND_ROWS,
         "ssl": tls,
@@ -181,8 +184,7 @@ async def _ask_for_tls() -> bool:
 
     https://mariadb.com/kb/en/connection/#initial-handshake-packet
     """
-    url = DatabaseURL(settings.DATABASE_URL)
-    reader, writer = await asyncio.open_connection(url.hostname, url.port or 3306)
+    reader, writer = await asyncio.open_connection(_URL.host, _URL.port or 3306)
     try:
         head = await reader.readexactly(4)
         greeting = await reader.readexactly(int.from_bytes(head[:3], "little"))
@@ -369,7 +371,7 @@ def _known(error: Any) -> Exception:
 
 async def set_up(connection: Any, limits: str) -> None:
     """Sets everything that statements rely on. Raises asyncmy's errors, and Refused."""
-    await connection.select_db(DatabaseURL(settings.DATABASE_URL).database)
+    await connection.select_db(_URL.database)
     cursor = connection.cursor()
     for statement in (*SET_UP, limits, IS_SET_UP):
         await cursor.execute(statement)
@@ -397,7 +399,8 @@ async def open_session() -> Session:
 async def _connect(options: dict[str, Any]) -> Any:
     # A pool of asyncmy opens one connection at a time, however long that takes. So each connection
     # has its own.
-    database = Database(settings.DATABASE_URL, min_size=0, max_size=1, **options)
+    url = _URL._replace(password=None).render_as_string()
+    database = Database(url, min_size=0, max_size=1, **options)
     await database.connect()
     connection = await database.connection().__aenter__()
     notice_loss(connection.raw_connection._transport)

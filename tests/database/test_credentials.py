@@ -1,0 +1,84 @@
+"""Names and passwords of any characters, on every kind of server."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+from tests.support.clusters import configure, write_for
+from tests.support.databases import SERVED, alembic, execute, run
+from tests.support.debian import SUPERUSER, running_cluster
+from tests.support.servers import serving
+
+# MySQL's names have characters of at most 3 bytes.
+NAME, DATABASE, PASSWORD = "имя@/:%", "données 中", "пароль🔑 ﬁ@/:?#%"
+
+
+def prepare_postgresql(stack: ExitStack) -> str:
+    cluster = stack.enter_context(running_cluster())
+    execute(
+        cluster.url,
+        f"""CREATE ROLE "{NAME}" LOGIN PASSWORD '{PASSWORD}'""",
+        f'CREATE DATABASE "{DATABASE}" OWNER "{NAME}"',
+    )
+    hba = f"host all {SUPERUSER} 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+    write_for(cluster, cluster.data / "pg_hba.conf", hba)
+    configure(cluster)
+    return f"127.0.0.1:{cluster.port}"
+
+
+def prepare_mysql(roles_url: str) -> str:
+    _, _, place = urlsplit(roles_url).netloc.rpartition("@")
+    execute(
+        f"mysql://root@{place}/",
+        f"CREATE USER '{NAME}'@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'",
+        f"CREATE DATABASE `{DATABASE}`",
+        f"GRANT ALL ON `{DATABASE}`.* TO '{NAME}'@'127.0.0.1'",
+    )
+    return place
+
+
+@pytest.fixture(scope="module", params=SERVED)
+def login(request: pytest.FixtureRequest, server_of: Callable[[str], str]) -> Iterator[str]:
+    """The beginning of the URL of an empty database, up to the password."""
+    with ExitStack() as stack:
+        if request.param == "mysql":
+            place = prepare_mysql(server_of("mysql"))
+        else:
+            place = prepare_postgresql(stack)
+        name, database = quote(NAME, safe=""), quote(DATABASE, safe="")
+        yield f"{request.param}://{name}:{{}}@{place}/{database}"
+
+
+def command(url: str, *arguments: str) -> tuple[int, str]:
+    """The status of the operator's command, and what it says of errors."""
+    ended = run(sys.executable, "-m", "service", "users", *arguments, DATABASE_URL=url)
+    return ended.returncode, ended.stderr
+
+
+def test_right_credentials(login: str, tmp_path: Path) -> None:
+    """Migrations, commands and requests log in."""
+    url = login.format(quote(PASSWORD, safe=""))
+    migrated = alembic(url, "upgrade", "head")
+    assert migrated.returncode == 0, migrated.stderr
+    assert command(url, "list") == (0, "")
+    with serving(url, tmp_path / "log") as client:
+        assert client.post("/notes/", json={"text": "€", "completed": True}).status_code == 200
+    assert quote(PASSWORD, safe="") not in (tmp_path / "log").read_text()
+
+
+def test_a_wrong_password(login: str, tmp_path: Path) -> None:
+    """Each says so in a line, without the password."""
+    url = login.format(quote("неверный", safe=""))
+    ended = alembic(url, "upgrade", "head")
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "неверный" not in ended.stderr
+    status, line = command(url, "list")
+    assert (status, line.count("\n")) == (1, 1)
+    assert line.startswith("Error: The database is unavailable: ")
+    with serving(url, tmp_path / "log") as client:
+        assert client.get("/notes/").status_code == 503
+        assert client.get("/health/ready").status_code == 503
