@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from asyncmy import errors
 from asyncmy.constants.CLIENT import FOUND_ROWS, SSL
@@ -158,25 +159,52 @@ def _options(tls: SSLContext | None) -> dict[str, Any]:
 PROTOCOL = b"\x0a"
 # Whether the server offers TLS; None if that is not known.
 _offers_tls: bool | None = None
+# A lock belongs to one event loop.
+_asking: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
 async def with_tls(connect: Callable[[dict[str, Any]], Awaitable[Result]]) -> Result:
     """Calls `connect` with asyncmy's options: with TLS, or without it if the server has none.
 
-    Raises asyncmy's errors and OSError, also if TLS is required and the server has none.
+    Raises Refused and OSError, also if TLS is required and the server has none.
     """
-    global _offers_tls
-    tls, required = _tls()
-    if tls is None or required:
-        return await connect(_options(tls))
-    if _offers_tls is None:
-        _offers_tls = await _ask_for_tls()
     try:
-        return await connect(_options(tls if _offers_tls else None))
-    except Exception:
-        # Next time there may be another server.
-        _offers_tls = None
+        tls, required = _tls()
+        offered = tls is not None and (required or await _is_tls_offered())
+        return await connect(_options(tls if offered else None))
+    except BaseException as error:
+        if not _is_answer(error):
+            forget_tls()
+        # asyncmy lacks some ways to log in.
+        if isinstance(error, errors.MySQLError | RuntimeError):
+            raise Refused(*error.args) from None
         raise
+
+
+def forget_tls() -> None:
+    """The next connection may lead to another server."""
+    global _offers_tls
+    _offers_tls = None
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Whether the server itself has refused the login. Its codes are not those of clients.
+
+    Then TLS is not the reason. A server counts those who ask it for TLS and then leave, and blocks
+    their host after max_connect_errors of them without a login.
+    """
+    code = error.args[0] if error.args else None
+    return (
+        isinstance(error, errors.MySQLError) and isinstance(code, int) and code // 1000 in (1, 3, 4)
+    )
+
+
+async def _is_tls_offered() -> bool:
+    global _offers_tls
+    async with _asking.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        if _offers_tls is None:
+            _offers_tls = await _ask_for_tls()
+        return _offers_tls
 
 
 async def _ask_for_tls() -> bool:
@@ -389,8 +417,7 @@ async def open_session() -> Session:
     except BaseException as error:
         if session is not None:
             session.abort()
-        # asyncmy lacks some ways to log in.
-        if isinstance(error, errors.MySQLError | RuntimeError):
+        if isinstance(error, errors.MySQLError):
             raise Refused(*error.args) from None
         raise
     return session
@@ -465,6 +492,7 @@ class Pool:
                 session.was_idle = False
                 return session
             session.abort()
+            forget_tls()
         return await open_session()
 
     async def _renew_idle(self) -> None:
@@ -490,5 +518,6 @@ class Pool:
             return
         self._expired_at = now
         self._generation += 1
+        forget_tls()
         while self._idle:
             self._idle.pop().abort()

@@ -356,3 +356,38 @@ def test_another_server_takes_over(
         finally:
             execute(unusual.server.url, "SET GLOBAL read_only = OFF")
     assert fetch(old, "SELECT text FROM notes") == [("old",)] * 2
+
+
+def test_a_server_without_tls_takes_over(
+    unusual: Unusual, encrypted: Encrypted, tmp_path: Path
+) -> None:
+    """When the address leads to a server with another answer about TLS, that answer is used."""
+    name, user = encrypted.name, "other@'127.0.0.1'"
+    with_tls = f"mysql://other:secret@127.0.0.1:{encrypted.server.port}/{name}"
+    without = f"mysql://other:secret@127.0.0.1:{unusual.server.port}/{name}"
+    create(unusual.server.url, name=name)
+    for server, condition in ((encrypted.server, "REQUIRE SSL"), (unusual.server, "")):
+        execute(
+            server.url,
+            f"CREATE USER {user} IDENTIFIED BY 'secret' {condition}",
+            f"GRANT ALL ON {name}.* TO {user}",
+        )
+    migrate(without)
+    execute(
+        f"{unusual.server.url}{name}", "INSERT INTO notes (text, completed) VALUES ('plain', 0)"
+    )
+    with closing(Proxy(with_tls)) as switch:
+        url = switch.url.replace("=disable", "=prefer")
+        with serving(url, tmp_path / "log") as client:
+
+            def texts() -> list[str] | None:
+                answer = client.get("/notes/")
+                return [note["text"] for note in answer.json()] if answer.is_success else None
+
+            assert texts() == []
+            switch.target = without
+            execute(encrypted.server.url, "KILL USER other")
+            poll(lambda: texts() == ["plain"])
+            switch.target = with_tls
+            execute(unusual.server.url, "KILL USER other")
+            poll(lambda: texts() == [])

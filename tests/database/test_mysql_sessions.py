@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.daemons import PASSWORD
 from tests.support.databases import NewDatabase, execute, fetch, migrate, run
+from tests.support.proxies import Proxy
 from tests.support.servers import serving
 
 # A transaction adds a user and a note. In between, another session wants both tables, and gets that
@@ -166,3 +169,14 @@ def test_what_init_connect_does(new_empty_database: NewDatabase, tmp_path: Path)
         assert fetch(administrators, "SELECT id, text FROM notes ORDER BY id") == [
             *((1, "€"), (2, "€b"), (4, "d"), (5, "€"))
         ]
+
+
+def test_wrong_passwords_block_nobody(new_database: NewDatabase, tmp_path: Path) -> None:
+    """The server is asked once for TLS: it blocks those who ask it often, and never log in."""
+    with closing(Proxy(new_database("mysql").replace(PASSWORD, "wrong"))) as proxy:
+        url = proxy.url.replace("=disable", "=prefer")
+        with serving(url, tmp_path / "log") as client, ThreadPoolExecutor() as threads:
+            paths = [f"/notes/?limit={limit}" for limit in (101, 102, 103)]
+            answers = [*threads.map(client.get, paths), *map(client.get, paths)]
+            assert {answer.status_code for answer in answers} == {503}
+            assert proxy.accepted == 1 + len(answers)
