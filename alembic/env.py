@@ -77,6 +77,8 @@ def run(connection: Connection) -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+    if is_mysql:
+        migrating_mysql.refuse_other_characters(connection)
 
 
 async def run_online() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import asyncmy
 from alembic.ddl.mysql import MySQLImpl
-from sqlalchemy import Column, Connection, String, func, inspect, select, table
+from sqlalchemy import Column, Connection, String, func, inspect, select, table, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
 from service import settings
-from service.database.mysql_sessions import set_up, with_tls
+from service.database.mysql_sessions import NOT_UTF8, CannotStoreUTF8, set_up, with_tls
 
 # It warns of the name of a primary key, which MySQL ignores.
 logging.getLogger("asyncmy").setLevel(logging.ERROR)
@@ -96,8 +96,14 @@ class RepeatableDDL(MySQLImpl):
         return not self.connection.scalar(select(func.count()).select_from(table(made.name)))
 
 
+def refuse_other_characters(connection: Connection) -> None:
+    """Raises CannotStoreUTF8 if a column of this service can't store all texts."""
+    if found := connection.scalar(text(NOT_UTF8)):
+        raise CannotStoreUTF8(found)
+
+
 async def connect(**arguments: Any) -> asyncmy.Connection:
-    """A connection for Alembic. Raises asyncmy's errors and TimeoutError."""
+    """A connection for Alembic. Raises Refused, OSError and TimeoutError."""
 
     async def open_with(options: dict[str, Any]) -> asyncmy.Connection:
         return await asyncmy.connect(**{**arguments, **options, "password": ""})

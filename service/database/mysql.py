@@ -54,6 +54,8 @@ def state(error: BaseException | None) -> str:
             return "is not migrated"
         case mysql_sessions.ReadOnly():
             return "takes no writes"
+        case mysql_sessions.CannotStoreUTF8():
+            return "can't store UTF-8"
         case mysql_sessions.RightMissing():
             return "denies a right that writes need"
         case mysql_sessions.Full():
@@ -148,10 +150,17 @@ def _trials(table: Table) -> list[str]:
 
 def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operation:
     trials = [trial for table in tables for trial in _trials(table)]
-    checked = prepare(query.add_columns(literal_column("@@read_only").label("read_only")))
+    conditions = {"read_only": "@@read_only", "not_utf8": f"({mysql_sessions.NOT_UTF8})"}
+    columns: list[ColumnElement[Any]] = [
+        literal_column(sql).label(name) for name, sql in conditions.items()
+    ]
+    checked = prepare(query.add_columns(*columns))
 
     async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
         rows = await checked.run(session, values)
+        for row in rows:
+            if row["not_utf8"]:
+                raise mysql_sessions.CannotStoreUTF8(row["not_utf8"])
         # Newer servers tell it in words.
         if any(str(row["read_only"]) not in ("0", "OFF") for row in rows):
             raise mysql_sessions.ReadOnly("the server takes no writes")

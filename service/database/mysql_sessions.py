@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from service import settings
 from service.database.keepalive import notice_loss
 from service.database.operations import Lane, Result, slots_of_server
+from service.tables import metadata
 
 
 class Refused(Exception):
@@ -49,6 +50,10 @@ class Full(Refused):
     """The server's disk or the table is full."""
 
 
+class CannotStoreUTF8(Refused):
+    """A column has another character set than the migrations gave it."""
+
+
 # https://mariadb.com/kb/en/mariadb-error-code-reference/
 # https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
 KINDS: dict[int, type[Refused]] = {
@@ -63,6 +68,7 @@ KINDS: dict[int, type[Refused]] = {
     1152: ConnectionLost,  # aborted
     1213: Deadlock,
     1290: ReadOnly,  # the server's option read_only
+    1366: CannotStoreUTF8,
     1792: ReadOnly,  # the transaction
     1836: ReadOnly,  # the server's mode
     1927: ConnectionLost,  # killed, on MariaDB
@@ -119,6 +125,14 @@ IS_SET_UP = (
     "SELECT @@character_set_client = 'utf8mb4' AND @@character_set_results = 'utf8mb4'"
     " AND /*M! @@tx_isolation *//*!80000 @@transaction_isolation */ = 'READ-COMMITTED'"
     " AND @@sql_mode LIKE '%STRICT_ALL_TABLES%'"
+)
+_COLUMNS = [str(column) for table in metadata.tables.values() for column in table.columns]
+# A column that another program has changed, and its character set; no row if all are right.
+NOT_UTF8 = (
+    "SELECT concat(table_name, '.', column_name, ' has the character set ', character_set_name)"  # noqa: S608
+    " FROM information_schema.columns WHERE table_schema = database()"
+    f" AND concat(table_name, '.', column_name) IN ({', '.join(map(repr, _COLUMNS))})"
+    " AND character_set_name <> 'utf8mb4' LIMIT 1"
 )
 # The bytes of a packet, the difference of the ids of two rows that are inserted together, and the
 # server: behind one address there may be several.

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.daemons import PASSWORD
-from tests.support.databases import NewDatabase, execute, fetch, migrate, run
+from tests.support.databases import NewDatabase, alembic, execute, fetch, migrate, run
 from tests.support.proxies import Proxy
 from tests.support.servers import serving
 
@@ -180,3 +180,22 @@ def test_wrong_passwords_block_nobody(new_database: NewDatabase, tmp_path: Path)
             answers = [*threads.map(client.get, paths), *map(client.get, paths)]
             assert {answer.status_code for answer in answers} == {503}
             assert proxy.accepted == 1 + len(answers)
+
+
+def test_a_column_that_cannot_store_utf8(new_database: NewDatabase, tmp_path: Path) -> None:
+    """The service is not ready, and Alembic refuses the database, each in a line."""
+    url = new_database("mysql")
+    change = "ALTER TABLE users MODIFY username VARCHAR(64) CHARACTER SET latin1 NOT NULL"
+    execute(url, change)
+    ended = alembic(url, "upgrade", "head")
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+    assert ended.stderr.endswith("CannotStoreUTF8: users.username has the character set latin1\n")
+    with serving(url, tmp_path / "log") as client:
+        answer = client.get("/health/ready")
+        detail = "The database can't store UTF-8: CannotStoreUTF8"
+        assert (answer.status_code, answer.json()["detail"]) == (503, detail)
+        execute(url, change.replace("latin1", "utf8mb4"))
+        assert client.get("/health/ready").status_code == 200
+        execute(url, change.replace("users MODIFY username", "notes MODIFY text"))
+        answer = client.post("/notes/", json={"text": "中", "completed": True})
+        assert answer.status_code == 503
