@@ -106,7 +106,10 @@ async def connect(**arguments: Any) -> asyncmy.Connection:
     """A connection for Alembic. Raises Refused, OSError and TimeoutError."""
 
     async def open_with(options: dict[str, Any]) -> asyncmy.Connection:
-        return await asyncmy.connect(**{**arguments, **options, "password": ""})
+        # asyncmy may ignore errors of statements that it prepares.
+        return await asyncmy.connect(
+            **{**arguments, **options, "password": "", "stmt_cache_size": 0}
+        )
 
     async with asyncio.timeout(settings.DATABASE_CONNECT_TIMEOUT):
         connection = await with_tls(open_with)
