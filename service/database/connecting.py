@@ -14,11 +14,18 @@ ASK_AGAIN_SECONDS = 0.5
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
+# What the server said at the login may be out of date: PgBouncer keeps what it was told itself.
+_KIND = """
+    SELECT pg_is_in_recovery() AS is_standby,
+        current_setting('transaction_read_only') = 'on' AS is_read_only
+"""
 # A standby that is promoted begins a timeline; its number is the first part of a file's name.
 _TIMELINE = """
     SELECT system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8)
     FROM pg_control_system()
 """
+# The answers of services that speak PostgreSQL's protocol and have no timelines.
+NO_TIMELINES = (asyncpg.SyntaxOrAccessError, asyncpg.FeatureNotSupportedError)
 # The newest timeline of each cluster that this process has seen.
 _newest: dict[int, str] = {}
 
@@ -35,6 +42,7 @@ class FormerPrimary(OSError):
     """The host takes writes, but another one was promoted since."""
 
 
+WRITABLE = ("read-write", "primary")
 OTHER_KIND = (asyncpg.TargetServerAttributeNotMatched, FormerPrimary)
 
 
@@ -48,11 +56,8 @@ async def connect(dsn: None = None, **options: Any) -> Connection:
     if isinstance(options.get("host"), list):
         # A host may be named twice.
         hosts = dict.fromkeys(zip(options.pop("host"), options.pop("port"), strict=True))
-        connection = await _race(list(hosts), options)
-    else:
-        connection = await asyncpg.connect(**options)
-    notice_loss(as_type("Any", connection)._transport)
-    return connection
+        return await _race(list(hosts), options)
+    return await _connect_to({}, options)
 
 
 async def _race(hosts: list[tuple[str, int]], options: Mapping[str, Any]) -> Connection:
@@ -62,8 +67,8 @@ async def _race(hosts: list[tuple[str, int]], options: Mapping[str, Any]) -> Con
     async def ask(host: tuple[str, int]) -> None:
         while True:
             try:
-                async with asyncio.timeout(options["timeout"]):
-                    connection = await _connect_to(host, options)
+                address = {"host": host[0], "port": host[1]}
+                connection = await _connect_to(address, options)
             except Exception as error:
                 # Their tracebacks hold this frame, and it holds the error: a reference cycle.
                 error.__context__ = error.__cause__ = None
@@ -101,15 +106,40 @@ def _no_host(refusals: Mapping[tuple[str, int], Exception], timeout: float) -> N
     return (NoWritableHost if is_other_kind else NoHost)("; ".join(reasons))
 
 
-async def _connect_to(host: tuple[str, int], options: Mapping[str, Any]) -> Connection:
-    connection: Connection = await asyncpg.connect(host=host[0], port=host[1], **options)
-    try:
-        if options["target_session_attrs"] in ("read-write", "primary"):
-            await _refuse_former_primary(connection)
-    except BaseException:
-        connection.terminate()
-        raise
+async def _connect_to(address: Mapping[str, Any], options: Mapping[str, Any]) -> Connection:
+    wanted = options.get("target_session_attrs")
+    # asyncpg would believe what the server said at the login.
+    unchecked = {"target_session_attrs": "any"} if wanted else {}
+    async with asyncio.timeout(options.get("timeout")):
+        connection: Connection = await asyncpg.connect(**{**options, **unchecked, **address})
+        try:
+            notice_loss(as_type("Any", connection)._transport)
+            if wanted:
+                await check_kind(connection, wanted)
+            # A single host may be restored from a backup.
+            if address and wanted in WRITABLE:
+                await _refuse_former_primary(connection)
+        except BaseException:
+            connection.terminate()
+            raise
     return connection
+
+
+async def check_kind(connection: Connection, wanted: str) -> None:
+    """Raises TargetServerAttributeNotMatched if the server is of another kind than wanted.
+
+    `wanted` is a value of libpq's target_session_attrs.
+    """
+    is_standby, is_read_only = as_type("Any", await connection.fetchrow(_KIND))
+    fits = {
+        "primary": not is_standby,
+        "standby": is_standby,
+        "read-write": not is_read_only,
+        "read-only": is_read_only,
+    }
+    if not fits.get(wanted, True):
+        kind = "a standby" if is_standby else "read-only" if is_read_only else "a primary"
+        raise asyncpg.TargetServerAttributeNotMatched(f"it is {kind}, and {wanted} is wanted")
 
 
 async def _refuse_former_primary(connection: Connection) -> None:
@@ -120,8 +150,7 @@ async def _refuse_former_primary(connection: Connection) -> None:
     """
     try:
         system, timeline = as_type("Any", await connection.fetchrow(_TIMELINE))
-    except asyncpg.PostgresError:
-        # Not every service that speaks PostgreSQL's protocol has timelines.
+    except NO_TIMELINES:
         return
     newest = _newest.get(system, "")
     if timeline < newest:

@@ -16,7 +16,8 @@ def notice_loss(transport: Any) -> None:
     sock = transport.get_extra_info("socket")
     seconds = settings.DATABASE_STATEMENT_TIMEOUT
     pause = max(1, round(seconds / 3))
-    with suppress(OSError):  # a Unix socket
+    # A Unix socket raises OSError; one that is closed already OSError, or ValueError with uvloop.
+    with suppress(OSError, ValueError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, pause)

@@ -41,7 +41,7 @@ from sqlalchemy.types import TypeEngine
 from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
-from service.database.connecting import NoWritableHost, connect
+from service.database.connecting import WRITABLE, NoWritableHost, check_kind, connect
 from service.database.operations import Lane, Operation, PageBounds, Result, slots_of_server
 from service.tables import Row
 
@@ -95,6 +95,12 @@ _DIALECT: Dialect = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 _WRITES = settings.DATABASE_ARGUMENTS.get("target_session_attrs") not in (
     *("standby", "prefer-standby", "read-only"),
 )
+
+# PgBouncer keeps its clients when its server ends and begins again as a standby. So with one
+# beside each of several servers, reads ask at times what they read from.
+_KIND = settings.DATABASE_ARGUMENTS.get("target_session_attrs", "any")
+_ASKS = _KIND in WRITABLE and not settings.DATABASE_STATEMENT_CACHE
+ASK_SECONDS = 1
 
 CANCEL_SECONDS = 1
 IDLE_SECONDS = 60
@@ -196,6 +202,7 @@ class Pool:
         # A connection is not reused if the generation changed while it was in use.
         self._generation = 0
         self._expired_at = -math.inf
+        self._asked_at = -math.inf
         # While closing, connections go back to the pool, because the pool waits for them.
         self._is_closing = False
 
@@ -215,6 +222,8 @@ class Pool:
         connection = await self._take()
         raw = connection.raw_connection
         try:
+            if _ASKS and lane != "write":
+                await self._ask(raw)
             return await work(raw)
         except (TimeoutError, CancelledError) as error:
             # A slow search says nothing about the server.
@@ -235,6 +244,12 @@ class Pool:
             else:
                 await connection.__aexit__()
 
+    async def _ask(self, raw: Any) -> None:
+        now = time.monotonic()
+        if now - self._asked_at >= ASK_SECONDS:
+            self._asked_at = now
+            await check_kind(raw, _KIND)
+
     async def _take(self) -> Connection:
         while True:
             while self._idle:
@@ -244,9 +259,11 @@ class Pool:
                 await connection.__aexit__()
             # encode/databases has one connection for each task. Also, if the caller is cancelled
             # now, the new connection is not lost.
-            await asyncio.create_task(self._add_idle())
+            opened = await asyncio.create_task(self._add_idle())
+            if opened.raw_connection.is_closed():
+                raise asyncpg.ConnectionDoesNotExistError("it ended as soon as it was open")
 
-    async def _add_idle(self) -> None:
+    async def _add_idle(self) -> Connection:
         try:
             opened = await self._database.connection().__aenter__()
         except asyncpg.PostgresError as error:
@@ -255,6 +272,7 @@ class Pool:
             # The server refuses an option of the URL.
             raise asyncpg.CannotConnectNowError(str(error)) from error
         self._idle.append(opened)
+        return opened
 
     async def _release_idle(self) -> None:
         while self._idle:

@@ -1,14 +1,19 @@
 """Lost connections to a server: reads are tried once more, writes never."""
 
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 
-from tests.support.clusters import connections
+from tests.support.clusters import connections, is_stopped
 from tests.support.databases import (
     SERVED,
     WAITING,
@@ -20,8 +25,8 @@ from tests.support.databases import (
     kind_of,
     locked,
 )
-from tests.support.proxies import Proxy
-from tests.support.servers import serving
+from tests.support.proxies import Link, Proxy
+from tests.support.servers import free_port, serving, started
 from tests.support.waiting import poll
 
 
@@ -210,3 +215,42 @@ def test_a_connection_that_was_lost_in_silence(service: Service) -> None:
         assert client.get("/notes/").status_code == 200
         proxy.forget()
         assert len(client.get("/notes/").json()) == 2
+
+
+@pytest.mark.parametrize("kind", SERVED)
+def test_connections_that_are_reset_while_they_open(
+    kind: str, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """Whichever answer of the server is a connection's last, no request is a 500."""
+    with ExitStack() as stack:
+        proxy = stack.enter_context(closing(Proxy(new_database(kind))))
+        url = proxy.url
+        if kind == "postgresql":
+            # The service asks more of one of several hosts.
+            url = url.replace(
+                "?", f"?host=127.0.0.1,127.0.0.1&port={urlsplit(url).port},{free_port()}&"
+            )
+        log = tmp_path / "log"
+        url, process = stack.enter_context(started(url, log, "--loop=uvloop"))
+        client = stack.enter_context(httpx2.Client(base_url=url, timeout=30))
+        answers: Counter[Link] = Counter()
+
+        def reset(last: int, link: Link, answer: bytes) -> bool:
+            answers[link] += 1
+            if answers[link] != last:
+                return False
+            # The service sees the answer and the reset at the same moment.
+            process.send_signal(signal.SIGSTOP)
+            poll(lambda: is_stopped(process.pid))
+            link.service.sendall(answer)
+            link.reset()
+            poll(lambda: link.service.fileno() < 0)
+            process.send_signal(signal.SIGCONT)
+            return True
+
+        for last in range(1, 7):
+            proxy.ends = partial(reset, last)
+            assert client.get("/notes/").status_code in (200, 503)
+        proxy.ends = lambda link, answer: False
+        assert client.get("/notes/").json() == []
+    assert "Traceback" not in log.read_text()

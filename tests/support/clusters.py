@@ -261,8 +261,13 @@ class Authority:
 
 
 @contextmanager
-def running_pgbouncer(server: Server, connections: int) -> Iterator[int]:
-    """Starts PgBouncer in transaction mode with so many connections, and yields its port."""
+def running_pgbouncer(
+    server: Server, connections: int, beside: Daemon | None = None
+) -> Iterator[int]:
+    """Starts PgBouncer in transaction mode with so many connections, and yields its port.
+
+    It leads to the server, or to the copy `beside` which it stands.
+    """
     needs("pgbouncer")
     port = free_port()
     user = unprivileged(SUPERUSER)
@@ -272,7 +277,7 @@ def running_pgbouncer(server: Server, connections: int) -> Iterator[int]:
         write_for(server.cluster, folder / "users", f'"{ROLE}" "{PASSWORD}"\n')
         lines = [
             "[databases]",
-            f"* = host=127.0.0.1 port={server.cluster.port}",
+            f"* = host=127.0.0.1 port={(beside or server.cluster).port}",
             "[pgbouncer]",
             "listen_addr = 127.0.0.1",
             f"listen_port = {port}",

@@ -4,7 +4,7 @@ import ctypes
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from urllib.parse import parse_qs, urlsplit
 
@@ -54,6 +54,8 @@ class Proxy:
         self._hangs = False
         self._losses = 0
         self._marker = b""
+        # Is asked about each answer. If it says yes, it has ended the connection.
+        self.ends: Callable[[Link, bytes], bool] = lambda link, answer: False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._serve)]
         self._threads[0].start()
@@ -141,6 +143,8 @@ class Proxy:
         with suppress(OSError), closing(link.server):
             while data := link.server.recv(65536):
                 if link.loses_answer:
+                    break
+                if self.ends(link, data):
                     break
                 if not (link.is_forgotten or link.hangs):
                     link.service.sendall(data)
