@@ -2,7 +2,8 @@
 
 While a query is in flight, new callers with the same key wait together. The next query serves all
 of them. A caller never joins a query that started before the call. So a read sees every write that
-was acknowledged before the read began, as without coalescing. A single caller never waits.
+was acknowledged before the read began, as without coalescing. A single caller never waits. Nobody
+waits long for a query on a connection that hangs: a second one begins beside it.
 """
 
 import asyncio
@@ -10,8 +11,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import TypeVar
 
+from service import settings
+
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+
+# After so many seconds a query is slow. A second one needs a second connection, and SQLite has one
+# for each lane.
+PATIENCE = (
+    0.25
+    if settings.DATABASE_POOL_MAX > 1 and not settings.DATABASE_URL.startswith("sqlite")
+    else None
+)
 
 
 def coalesce(
@@ -21,34 +32,77 @@ def coalesce(
     count: Callable[[Argument], Hashable] | None = None,
     observe: Callable[[int], object] = lambda size: None,
     turns: int = 0,
+    patience: float | None = PATIENCE,
 ) -> Callable[[Argument], Awaitable[Result]]:
     """Makes a function for one caller from a function that serves many.
 
     `serve` takes the arguments of at most `max_batch` callers with the same key. It returns one
     result for each argument, in the same order. For each key only one call of `serve` runs at a
-    time. Its error reaches every caller of that call and no other. A cancelled caller does not
-    affect the others; if it was still waiting, the next batch leaves it out. With `count`, callers
-    for whom it returns the same count as one. `observe` gets the number of callers of each batch.
-    Before a query for callers who wait, the event loop turns `turns` times, so that more can join.
+    time, or two if one has run for `patience` seconds; with None it is never two. An error reaches
+    every caller of its call and no other. A cancelled caller does not affect the others; if it was
+    still waiting, the next batch leaves it out. With `count`, callers for whom it returns the same
+    count as one. `observe` gets the number of callers of each batch. Before a query for callers who
+    wait, the event loop turns `turns` times, so that more can join.
     """
+    # For each key the callers who wait for a query in flight, unless that is slow.
     queues: dict[Hashable, deque[tuple[Argument, asyncio.Future[Result]]]] = {}
+    timers: dict[Hashable, asyncio.TimerHandle] = {}
+    # The keys of slow queries. There is one for each key at most.
+    slow: set[Hashable] = set()
     tasks: set[asyncio.Task[None]] = set()
 
-    async def work(queue_key: Hashable) -> None:
-        queue = queues[queue_key]
+    def begin(queue_key: Hashable, queue: deque[tuple[Argument, asyncio.Future[Result]]]) -> None:
+        queues[queue_key] = queue
+        # A separate task, so that the cancellation of one caller does not end it.
+        task = asyncio.get_running_loop().create_task(work(queue_key, queue))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def work(
+        queue_key: Hashable, queue: deque[tuple[Argument, asyncio.Future[Result]]]
+    ) -> None:
         try:
             while queue:
                 if batch := take(queue):
                     observe(len(batch))
+                    watch(queue_key)
                     await settle(batch)
+                    if queues.get(queue_key) is not queue:
+                        break
+                    stop_watching(queue_key)
                 if queue:
                     for _ in range(turns):
                         await asyncio.sleep(0)
         finally:
-            del queues[queue_key]
+            if queues.get(queue_key) is queue:
+                del queues[queue_key]
+                stop_watching(queue_key)
+            else:
+                slow.discard(queue_key)
             # Callers are left only when the event loop shuts down.
             for _, future in queue:
                 future.cancel()
+
+    def watch(queue_key: Hashable) -> None:
+        if patience is not None:
+            loop = asyncio.get_running_loop()
+            timers[queue_key] = loop.call_later(patience, overtake, queue_key)
+
+    def stop_watching(queue_key: Hashable) -> None:
+        if timer := timers.pop(queue_key, None):
+            timer.cancel()
+
+    def overtake(queue_key: Hashable) -> None:
+        """Gives the callers who wait for a slow query another one, now or when they come."""
+        if queue_key in slow:
+            watch(queue_key)
+            return
+        slow.add(queue_key)
+        del timers[queue_key]
+        queue = queues.pop(queue_key)
+        if queue:
+            begin(queue_key, queue.copy())
+            queue.clear()
 
     # A function of its own, as an error's traceback leads to the frame of `work`: see below.
     def take(
@@ -92,11 +146,7 @@ def coalesce(
         if queue_key in queues:
             queues[queue_key].append((argument, future))
         else:
-            queues[queue_key] = deque([(argument, future)])
-            # A separate task, so that the cancellation of one caller does not end it.
-            task = loop.create_task(work(queue_key))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            begin(queue_key, deque([(argument, future)]))
         try:
             return await future
         finally:

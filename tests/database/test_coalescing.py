@@ -7,10 +7,10 @@ a query that was sent before it asked.
 import asyncio
 import gc
 import weakref
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from service.database.coalescing import coalesce
 
+Result = TypeVar("Result")
 MOST = 3
 Coalesce = Callable[..., Callable[[Any], Awaitable[Any]]]
 
@@ -69,6 +70,7 @@ class World:
     """A database that a test drives: nothing in flight ends before the test says so."""
 
     coalesce: Coalesce  # of the reads
+    at_once: int = 1  # the most queries for a page
     stored: list[str] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     flying: list[Query] = field(default_factory=list)
@@ -77,7 +79,8 @@ class World:
 
     def __post_init__(self) -> None:
         self.read = self.coalesce(self.serve_reads, max_batch=MOST, key=lambda page: page)
-        self.write = coalesce(self.serve_writes, max_batch=MOST)
+        coalesce_writes = self.coalesce if isinstance(self.coalesce, partial) else coalesce
+        self.write = coalesce_writes(self.serve_writes, max_batch=MOST)
 
     async def fly(self, arguments: list[Any]) -> Query:
         assert 1 <= len(arguments) <= MOST
@@ -89,7 +92,8 @@ class World:
 
     async def serve_reads(self, pages: list[str]) -> list[list[str]]:
         assert len(set(pages)) == 1
-        assert not any(query.arguments[0] == pages[0] for query in self.flying)
+        flying = sum(query.arguments[0] == pages[0] for query in self.flying)
+        assert flying < self.at_once
         query = await self.fly(pages)
         return [query.seen] * len(pages)
 
@@ -150,14 +154,36 @@ steps = st.lists(
     st.tuples(st.just("read"), st.integers(0, 1))
     | st.tuples(st.just("write"), st.just(0))
     | st.tuples(st.sampled_from(["end", "end", "fail", "cancel"]), st.integers(0, 9))
-    | st.tuples(st.just("tick"), st.integers(1, 8)),
+    | st.tuples(st.just("tick"), st.integers(1, 8))
+    | st.tuples(st.just("late"), st.just(0)),
     max_size=40,
 )
 
 
-async def play(coalesce: Coalesce, script: list[tuple[str, int]]) -> World:
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when a test says so."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+
+def run(main: Coroutine[Any, Any, Result]) -> Result:
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        return runner.run(main)
+
+
+def be_late() -> None:
+    """What is in flight is slow from now on."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, Clock)
+    loop.now += 1
+
+
+async def play(coalesce: Coalesce, script: list[tuple[str, int]], at_once: int = 1) -> World:
     """Plays a script of arrivals, completions, failures and cancellations to its end."""
-    world = World(coalesce)
+    world = World(coalesce, at_once)
     for number, (step, value) in enumerate(script):
         match step:
             case "read":
@@ -166,6 +192,8 @@ async def play(coalesce: Coalesce, script: list[tuple[str, int]]) -> World:
                 world.ask(world.write, f"note {number}")
             case "tick":
                 await ticks(value)
+            case "late":
+                be_late()
             case "cancel" if world.callers:
                 caller = world.callers[value % len(world.callers)]
                 caller.cancelled |= caller.task.cancel()
@@ -177,16 +205,20 @@ async def play(coalesce: Coalesce, script: list[tuple[str, int]]) -> World:
     return world
 
 
-@pytest.mark.parametrize(("settle", "turns"), [(0, 0), (8, 0), (8, 3)])
+@pytest.mark.parametrize(
+    ("settle", "turns", "patience"),
+    [(0, 0, None), (8, 0, None), (0, 0, 0.5), (8, 3, 0.5)],
+)
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(script=steps)
 def test_every_interleaving_keeps_the_law(
-    settle: int, turns: int, script: list[tuple[str, int]]
+    settle: int, turns: int, patience: float | None, script: list[tuple[str, int]]
 ) -> None:
     """Each caller gets the right answer in any order of arrivals, ends and cancellations."""
     if settle:
         script = [step for one in script for step in (one, ("tick", settle))]
-    world = asyncio.run(play(partial(coalesce, turns=turns), script))
+    reads = partial(coalesce, turns=turns, patience=patience)
+    world = run(play(reads, script, at_once=1 if patience is None else 2))
     assert all(caller.task.done() for caller in world.callers)
     for caller in world.callers:
         world.check(caller)
@@ -200,7 +232,7 @@ def test_the_check_catches_a_broken_variant() -> None:
     def property_of_the_variant(script: list[tuple[str, int]]) -> None:
         calm = [step for step in script if step[0] not in ("cancel", "fail")]
         script = [step for one in calm for step in (one, ("tick", 8))]
-        world = asyncio.run(play(joining, script))
+        world = run(play(joining, script))
         for caller in world.callers:
             world.check_law(caller)
 
@@ -222,7 +254,7 @@ def test_nothing_waits_when_there_is_nothing_to_share() -> None:
             world.end(0, None)
         await asyncio.gather(*(caller.task for caller in world.callers))
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_callers_share_the_next_query() -> None:
@@ -240,7 +272,7 @@ def test_callers_share_the_next_query() -> None:
         assert world.stored == [f"note {number}" for number in range(6)]
         assert all(caller.task.done() for caller in world.callers)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_served_callers_join_those_who_wait() -> None:
@@ -263,8 +295,62 @@ def test_served_callers_join_those_who_wait() -> None:
         await ticks(4)
         await asyncio.gather(first, *(keep_reading() for _ in range(5)))
 
-    asyncio.run(main())
+    run(main())
     assert sizes == [1, 6, 6, 6, 5]
+
+
+def test_a_slow_query_keeps_nobody_waiting() -> None:
+    """Callers who wait for a slow query, or come later, share another one, and no third."""
+
+    async def main() -> None:
+        world = World(partial(coalesce, patience=0.5), at_once=2)
+        for number in range(4):
+            world.ask(world.read, "page")
+            await ticks(3)
+            if number in (1, 2):
+                be_late()
+                await ticks(3)
+        assert [len(query.arguments) for query in world.flying] == [1, 1]
+        # The second query is slow, too. When it ends, the others are served, beside the first.
+        world.end(1, None)
+        await ticks(3)
+        assert [len(query.arguments) for query in world.flying] == [1, 2]
+        # When the first ends, there is one again.
+        world.end(0, None)
+        world.ask(world.read, "page")
+        await ticks(3)
+        assert [len(query.arguments) for query in world.flying] == [2]
+        be_late()
+        await ticks(3)
+        assert [len(query.arguments) for query in world.flying] == [2, 1]
+        for _ in range(2):
+            world.end(0, None)
+        await asyncio.gather(*(caller.task for caller in world.callers))
+
+    run(main())
+
+
+def test_the_second_of_two_slow_queries_is_left() -> None:
+    """When the first of two slow queries ends, the callers who wait get another one."""
+
+    async def main() -> None:
+        world = World(partial(coalesce, patience=0.5), at_once=2)
+        for _ in range(3):
+            world.ask(world.read, "page")
+            await ticks(3)
+            be_late()
+            await ticks(3)
+        assert [len(query.arguments) for query in world.flying] == [1, 1]
+        world.end(0, None)
+        be_late()
+        await ticks(3)
+        assert [len(query.arguments) for query in world.flying] == [1, 1]
+        assert [caller.task.done() for caller in world.callers] == [True, False, False]
+        for _ in range(2):
+            world.end(0, None)
+        await asyncio.gather(*(caller.task for caller in world.callers))
+
+    run(main())
 
 
 def test_a_failure_is_its_own_callers_alone() -> None:
@@ -283,7 +369,7 @@ def test_a_failure_is_its_own_callers_alone() -> None:
         assert isinstance(one.exception(), Lost)
         assert two.result() == (0, "two")
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_failure_holds_no_argument() -> None:
@@ -309,7 +395,7 @@ def test_a_failure_holds_no_argument() -> None:
 
     gc.disable()
     try:
-        asyncio.run(main())
+        run(main())
     finally:
         gc.enable()
 
@@ -331,4 +417,4 @@ def test_a_caller_that_left_is_not_served() -> None:
         assert world.stored == ["in flight", "other"]
         assert world.callers[2].task.result() == (1, "other")
 
-    asyncio.run(main())
+    run(main())

@@ -22,6 +22,8 @@ class Link:
         self.server = server
         self.is_open = True
         self.hangs = hangs
+        # Whether something of the service didn't pass.
+        self.held = False
         self.is_forgotten = False
         self.loses_answer = False
 
@@ -130,7 +132,9 @@ class Proxy:
             while data := link.service.recv(65536):
                 if link.is_forgotten:
                     link.reset()
-                elif not link.hangs:
+                elif link.hangs:
+                    link.held = True
+                else:
                     if self._losses and self._marker in data:
                         self._losses -= 1
                         link.loses_answer = True
