@@ -7,6 +7,7 @@ from typing import cast as as_type
 
 import asyncpg
 
+from service import settings
 from service.database.keepalive import notice_loss
 
 # While a host is silent, hosts that refused are asked again: one may have been promoted.
@@ -14,6 +15,20 @@ ASK_AGAIN_SECONDS = 0.5
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
+# Defaults of the server, the database or the role may lack what the service relies on. Under
+# another isolation a statement fails that waited for another transaction. Without waiting for the
+# disk or a standby a commit may be lost.
+COMMITS_SAFELY = """
+    SELECT set_config('synchronous_commit', 'on', {is_local})
+    WHERE current_setting('synchronous_commit') IN ('off', 'local')
+"""
+_DEFAULTS = """
+    SELECT current_setting('default_transaction_isolation') <> 'read committed'
+        OR current_setting('synchronous_commit') IN ('off', 'local')
+"""
+_OWN_SESSION = "SET default_transaction_isolation = 'read committed';" + COMMITS_SAFELY.format(
+    is_local="false"
+)
 # What the server said at the login may be out of date: PgBouncer keeps what it was told itself.
 _KIND = """
     SELECT pg_is_in_recovery() AS is_standby,
@@ -28,6 +43,12 @@ _TIMELINE = """
 NO_TIMELINES = (asyncpg.SyntaxOrAccessError, asyncpg.FeatureNotSupportedError)
 # The newest timeline of each cluster that this process has seen.
 _newest: dict[int, str] = {}
+
+
+class Session(asyncpg.Connection):
+    """A connection. If it `lacks_defaults`, a write begins a transaction with what it needs."""
+
+    lacks_defaults = False
 
 
 class NoHost(OSError):
@@ -111,7 +132,9 @@ async def _connect_to(address: Mapping[str, Any], options: Mapping[str, Any]) ->
     # asyncpg would believe what the server said at the login.
     unchecked = {"target_session_attrs": "any"} if wanted else {}
     async with asyncio.timeout(options.get("timeout")):
-        connection: Connection = await asyncpg.connect(**{**options, **unchecked, **address})
+        connection: Connection = await asyncpg.connect(
+            **{"connection_class": Session, **options, **unchecked, **address}
+        )
         try:
             notice_loss(as_type("Any", connection)._transport)
             if wanted:
@@ -119,10 +142,20 @@ async def _connect_to(address: Mapping[str, Any], options: Mapping[str, Any]) ->
             # A single host may be restored from a backup.
             if address and wanted in WRITABLE:
                 await _refuse_former_primary(connection)
+            if await connection.fetchval(_DEFAULTS):
+                await _own_session(connection)
         except BaseException:
             connection.terminate()
             raise
     return connection
+
+
+async def _own_session(connection: Connection) -> None:
+    if settings.DATABASE_STATEMENT_CACHE:
+        await connection.execute(_OWN_SESSION)
+    else:
+        # PgBouncer's next transaction may be in another session.
+        as_type("Any", connection).lacks_defaults = True
 
 
 async def check_kind(connection: Connection, wanted: str) -> None:

@@ -41,7 +41,14 @@ from sqlalchemy.types import TypeEngine
 from service import settings
 from service.database import returning
 from service.database.compiling import compile_statement
-from service.database.connecting import WRITABLE, NoWritableHost, check_kind, connect
+from service.database.connecting import (
+    COMMITS_SAFELY,
+    WRITABLE,
+    NoWritableHost,
+    Session,
+    check_kind,
+    connect,
+)
 from service.database.operations import Lane, Operation, PageBounds, Result, slots_of_server
 from service.tables import Row
 
@@ -72,10 +79,13 @@ CONNECTION_LOST: tuple[type[Exception], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
 )
-# A table changed after the statement was prepared, or the server became read-only.
+# A table changed after the statement was prepared, or the server became read-only, or it rolled the
+# transaction back because of another one.
 OUT_OF_DATE: tuple[type[Exception], ...] = (
+    asyncpg.DeadlockDetectedError,
     asyncpg.InvalidCachedStatementError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.SerializationError,
 )
 # The server is gone, or takes no writes any more.
 SERVER_LOST: tuple[type[Exception], ...] = (
@@ -87,7 +97,13 @@ NO_WRITES: tuple[type[Exception], ...] = (
     asyncpg.TargetServerAttributeNotMatched,
     asyncpg.ReadOnlySQLTransactionError,
 )
-BEGIN = "BEGIN"
+# Through PgBouncer the session may be of other defaults, so each transaction sets what it needs, in
+# the same message.
+BEGIN = (
+    "BEGIN"
+    if settings.DATABASE_STATEMENT_CACHE
+    else "BEGIN ISOLATION LEVEL READ COMMITTED;" + COMMITS_SAFELY.format(is_local="true")
+)
 
 _DIALECT: Dialect = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 
@@ -131,7 +147,7 @@ def file() -> Path | None:
     return None
 
 
-class _Connection(asyncpg.Connection):
+class _Connection(Session):
     """A connection that can fetch with a plan for the given values."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -168,10 +184,11 @@ async def _keep_session(connection: _Connection) -> None:
 
 
 def _options() -> dict[str, Any]:
-    # The server ends slow statements itself. PgBouncer refuses this parameter, and a cache size
+    # The server ends slow statements itself. PgBouncer refuses these parameters, and a cache size
     # of 0 means PgBouncer.
     milliseconds = str(round(settings.DATABASE_STATEMENT_TIMEOUT * 1000))
-    limits = {"statement_timeout": milliseconds} if settings.DATABASE_STATEMENT_CACHE else {}
+    own = {"statement_timeout": milliseconds, "default_transaction_isolation": "read committed"}
+    limits = own if settings.DATABASE_STATEMENT_CACHE else {}
     return {
         "connect": connect,
         "connection_class": _Connection,
@@ -337,6 +354,18 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
         given = {**constants, **values}
         return as_type("Sequence[Row]", await raw.fetch(sql, *[given[name] for name in names]))
 
+    async def write(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
+        if raw.is_in_transaction() or not raw.lacks_defaults:
+            return await run(raw, values)
+        try:
+            await raw.execute(BEGIN)
+            rows = await run(raw, values)
+            await raw.execute("COMMIT")
+            return rows
+        except BaseException as error:
+            await roll_back(raw, error)
+            raise
+
     async def plan_and_run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
         given = {**constants, **values}
         found = await raw.fetch_planned(sql, *[given[name] for name in names])
@@ -344,7 +373,7 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
 
     if searches:
         return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run)
-    return Operation(lane, run)
+    return Operation(lane, write if lane == "write" else run)
 
 
 # Rights on columns are enough for the service, and so is either right on the sequence of the ids.
