@@ -93,11 +93,13 @@ async def run_online() -> None:
         options["ssl"] = settings.DATABASE_SSL
         options["timeout"] = settings.DATABASE_CONNECT_TIMEOUT
         options["server_settings"] = settings.DATABASE_SERVER_SETTINGS
-        if not settings.DATABASE_STATEMENT_CACHE:
-            # PgBouncer may give each transaction another connection, where names may be taken.
-            options |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-            options["prepared_statement_name_func"] = lambda: f"__alembic_{uuid4()}__"
+        # PgBouncer may give each transaction another connection, where names may be taken.
+        options |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+        options["prepared_statement_name_func"] = lambda: f"__alembic_{uuid4()}__"
     engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=options)
+    if not (is_sqlite or is_mysql):
+        # The snapshot of another isolation would be one that CREATE INDEX CONCURRENTLY waits for.
+        engine = engine.execution_options(isolation_level="READ COMMITTED")
     if is_sqlite:
         event.listen(engine.sync_engine, "connect", set_up_file)
         event.listen(engine.sync_engine, "begin", begin_immediate)
@@ -126,7 +128,7 @@ def begin_immediate(connection: Connection) -> None:
 @asynccontextmanager
 async def turn(engine: AsyncEngine, connection: AsyncConnection) -> AsyncIterator[None]:
     """Waits until no other run migrates the database, and keeps others waiting."""
-    if is_mysql or settings.DATABASE_STATEMENT_CACHE:
+    if is_mysql or not await is_pooled(connection):
         # If this process is killed, the session keeps the lock until its last statement has ended.
         await take(connection, TRY_LOCK_BY_NAME if is_mysql else TRY_LOCK)
         await connection.commit()
@@ -138,7 +140,29 @@ async def turn(engine: AsyncEngine, connection: AsyncConnection) -> AsyncIterato
         # Another statement has to follow, for CREATE INDEX CONCURRENTLY would wait for the last
         # one's snapshot.
         await holder.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        await refuse_a_pool_of_one(connection)
         yield
+
+
+async def is_pooled(connection: AsyncConnection) -> bool:
+    """Whether there is a pooler in between, which has told its own number for the session."""
+    raw: Any = (await connection.get_raw_connection()).driver_connection
+    number = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar()
+    await connection.rollback()
+    return bool(number != raw.get_server_pid())
+
+
+async def refuse_a_pool_of_one(connection: AsyncConnection) -> None:
+    """Ends the run if the pooler gives no connection besides the one that holds the lock."""
+    try:
+        async with asyncio.timeout(settings.DATABASE_CONNECT_TIMEOUT):
+            await connection.execute(text("SELECT 1"))
+            await connection.rollback()
+    except TimeoutError:
+        raise SystemExit(
+            "Migrations need two connections at the same time, and the pooler of DATABASE_URL gave"
+            " one. Give it a larger pool, or migrate with the server's own address"
+        ) from None
 
 
 async def take(connection: AsyncConnection, try_lock: str) -> None:

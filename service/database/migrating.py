@@ -41,7 +41,7 @@ def run(connection: Connection, *statements: str) -> None:
 
 def query_rows(connection: Connection, statement: Executable, **values: Any) -> Sequence[Any]:
     """Runs a statement in its own transaction, and returns its rows."""
-    run(connection, "BEGIN")
+    run(connection, "BEGIN ISOLATION LEVEL READ COMMITTED")
     rows = connection.execute(statement, values).all()
     run(connection, "COMMIT")
     return rows
