@@ -9,6 +9,7 @@ import asyncpg
 
 from service import settings
 from service.database.keepalive import notice_loss
+from service.database.passfile import find_password
 
 # While a host is silent, hosts that refused are asked again: one may have been promoted.
 ASK_AGAIN_SECONDS = 0.5
@@ -64,6 +65,12 @@ class FormerPrimary(OSError):
 
 
 WRITABLE = ("read-write", "primary")
+
+
+class EncodingIsNotUTF8(OSError):
+    """The database can't store every text."""
+
+
 OTHER_KIND = (asyncpg.TargetServerAttributeNotMatched, FormerPrimary)
 
 
@@ -129,14 +136,23 @@ def _no_host(refusals: Mapping[tuple[str, int], Exception], timeout: float) -> N
 
 async def _connect_to(address: Mapping[str, Any], options: Mapping[str, Any]) -> Connection:
     wanted = options.get("target_session_attrs")
+    options = {**options, **address}
+    if not options.get("password"):
+        options["password"] = find_password(options)
     # asyncpg would believe what the server said at the login.
     unchecked = {"target_session_attrs": "any"} if wanted else {}
     async with asyncio.timeout(options.get("timeout")):
         connection: Connection = await asyncpg.connect(
-            **{"connection_class": Session, **options, **unchecked, **address}
+            **{"connection_class": Session, **options, **unchecked}
         )
         try:
             notice_loss(as_type("Any", connection)._transport)
+            encoding = connection.get_settings().server_encoding
+            if encoding != "UTF8":
+                raise EncodingIsNotUTF8(
+                    f"the database is encoded in {encoding}, and the service needs UTF8: make"
+                    " another database with TEMPLATE template0 ENCODING 'UTF8'"
+                )
             if wanted:
                 await check_kind(connection, wanted)
             # A single host may be restored from a backup.

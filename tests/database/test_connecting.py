@@ -24,7 +24,7 @@ from tests.support.clusters import (
     running_server,
     write_for,
 )
-from tests.support.daemons import ROLE, needs
+from tests.support.daemons import PASSWORD, ROLE, needs
 from tests.support.databases import NewDatabase, alembic, execute
 from tests.support.debian import running_cluster
 from tests.support.flags import web_command
@@ -447,3 +447,24 @@ def test_routers_of_the_environment(
         assert redirect.headers["location"] == f"{scheme}://notes.example/notes/"
         poll(lambda: "path=/notes " in log.read_text(), log.read_text)
     assert re.findall(r"path=/notes .* fwd=(\S+)", log.read_text()) == [address]
+
+
+def test_a_password_file(server: Server, tmp_path: Path) -> None:
+    """In a password file, backslashes escape colons and backslashes, as in libpq."""
+    server.execute(
+        f"CREATE ROLE \"colon:back\\\" LOGIN PASSWORD 'a:b\\c' IN ROLE {ROLE}",
+        "ALTER ROLE \"colon:back\\\" SET role = 'notes'",
+    )
+    with (server.cluster.data / "pg_hba.conf").open("r+") as rules:
+        rest = rules.read()
+        rules.seek(0)
+        rules.write('host all "colon:back\\" 127.0.0.1/32 scram-sha-256\n' + rest)
+    server.execute("SELECT pg_reload_conf()")
+    file = tmp_path / "pass file"
+    file.write_text("# nobody\nother:*:*:*:wrong\n127.0.0.1:*:*:colon\\:back\\\\:a\\:b\\\\c\n")
+    file.chmod(0o600)
+    url = server.url("template").replace(f"{ROLE}:{PASSWORD}@", "colon%3Aback%5C@")
+    url += f"?passfile={quote(str(file))}"
+    assert migrate(url)
+    with serving(url, tmp_path / "log") as client:
+        assert client.get("/health/ready").status_code == 200
