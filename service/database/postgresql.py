@@ -44,6 +44,7 @@ from service.database.compiling import compile_statement
 from service.database.connecting import (
     COMMITS_SAFELY,
     WRITABLE,
+    EncodingIsNotUTF8,
     NoWritableHost,
     Session,
     check_kind,
@@ -138,6 +139,8 @@ def state(error: BaseException | None) -> str:
             return "denies a right that writes need"
         case asyncpg.DiskFullError():
             return "has no space left"
+        case EncodingIsNotUTF8():
+            return "can't store UTF-8"
     if _WRITES and isinstance(error, NO_WRITES):
         return "takes no writes"
     return "is unavailable"

@@ -29,5 +29,5 @@ def test_another_encoding(encoding: str, server_of: Callable[[str], str], tmp_pa
         ready = client.get("/health/ready")
         note = client.post("/notes/", json={"text": "€", "completed": True})
     assert ready.status_code == note.status_code == 503
-    assert ready.json() == {"detail": "The database is unavailable: EncodingIsNotUTF8"}
+    assert ready.json() == {"detail": "The database can't store UTF-8: EncodingIsNotUTF8"}
     assert f"encoded in {encoding}" in (tmp_path / "log").read_text()
