@@ -23,12 +23,11 @@ from service import metrics
 from service.settings import (
     ACCESS_LOG,
     ALLOWED_HOSTS,
-    MAX_REQUESTS,
     METRICS,
     REQUEST_TIMEOUT,
     SERVER_TIMING,
 )
-from service.web import access_log, errors
+from service.web import access_log, errors, slots
 from service.web.errors import RETRY, error_response
 
 logger = logging.getLogger("service")
@@ -55,8 +54,7 @@ class ServiceMiddleware:
     def __init__(self, app: ASGIApp, wrap: Callable[[ASGIApp], ASGIApp]) -> None:
         self.app = wrap(app)
         self.wrap = wrap
-        # The deadline of each active request, by `time.perf_counter`.
-        self.deadlines: dict[asyncio.Task[None], float] = {}
+        self.deadlines = slots.deadlines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,7 +89,7 @@ class ServiceMiddleware:
 
         response: Response | None = None
         app = self.app
-        if ALLOWED_HOSTS or len(self.deadlines) >= MAX_REQUESTS:
+        if ALLOWED_HOSTS or slots.is_full():
             app = self._refusal(scope) or app
         self.deadlines[task] = began + REQUEST_TIMEOUT
         try:
@@ -114,7 +112,7 @@ class ServiceMiddleware:
             else:
                 await self.wrap(_timeout_response(scope))(scope, receive, count)
         finally:
-            del self.deadlines[task]
+            slots.end(task)
             seconds = time.perf_counter() - began
             if METRICS:
                 route = scope.get("route")
@@ -150,8 +148,8 @@ class ServiceMiddleware:
         """The response that refuses a request, if any. Health checks are never refused."""
         if scope["path"].startswith("/health/"):
             return None
-        if len(self.deadlines) >= MAX_REQUESTS:
-            return self.wrap(error_response("Too many requests are under way", 503, RETRY))
+        if slots.is_full():
+            return self.wrap(error_response(slots.FULL, 503, RETRY))
         if ALLOWED_HOSTS:
             name = Request(scope).url.hostname or ""
             if not any(_is_host(name, allowed) for allowed in ALLOWED_HOSTS):
@@ -210,8 +208,11 @@ async def _abort(scope: Scope) -> None:
 
 
 def _timeout_response(scope: Scope) -> Response:
-    if "body_expected" in scope:
+    expected = scope.get("body_expected")
+    if expected:
         return error_response("The body did not arrive in time", 408, _CLOSE)
+    if expected is not None:
+        return error_response(slots.FULL, 503, RETRY | _CLOSE)
     return error_response("Service Unavailable", 503, RETRY)
 
 

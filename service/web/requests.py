@@ -1,5 +1,6 @@
 """Reads the parts of a request. Bodies are read as in FastAPI, up to a limit."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from service import settings
 from service.schemas.fields import MAX_ID
 from service.schemas.slices import in_slices
 from service.schemas.validation import InvalidInput, describe
+from service.web import slots
 
 # The rest of the body is not read, so the connection can't be reused.
 TOO_LARGE = {"Connection": "close"}
@@ -24,24 +26,27 @@ CHUNK_BYTES = 65_536
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body. Raises HTTPException 413 for more than MAX_BODY_BYTES."""
+    """The whole body. Raises HTTPException 413 for more than MAX_BODY_BYTES, and 503."""
     # Leading zeros are legal, and int() limits the number of digits.
     declared = request.headers.get("content-length", "").lstrip("0")[:20]
     if declared.isdecimal() and int(declared) > settings.MAX_BODY_BYTES:
         raise HTTPException(413, "Content Too Large", TOO_LARGE)
-    # While this is set, a timeout is the client's fault: 408, not 503.
-    request.scope["body_expected"] = True
+    task = asyncio.current_task()
+    assert task is not None
+    slots.wait(task, request.scope)
     body = b""
     more = True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        body += message.get("body", b"")
+        part = message.get("body", b"")
+        slots.add(task, len(part))
+        body += part
         more = message.get("more_body", False)
         if len(body) > settings.MAX_BODY_BYTES:
             raise HTTPException(413, "Content Too Large", TOO_LARGE)
-    del request.scope["body_expected"]
+    slots.begin(task)
     return body
 
 
