@@ -5,6 +5,7 @@ second system call costs a tenth of the CPU time. Use: `uvicorn --http service.p
 """
 
 import asyncio
+import heapq
 import socket
 from collections.abc import Awaitable, Generator, Sized
 from contextlib import suppress
@@ -20,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service import settings, shutdown
+from service.descriptors import MAX_CONNECTIONS
 
 # At shutdown, a client that has connected may still send its first request for so many seconds.
 LAST_REQUEST_SECONDS = 1.0
@@ -35,6 +37,8 @@ MAX_FIELDS = 200
 # uvicorn itself sends heads with other bytes, with these fields, or with a field twice.
 _FIELD_BYTES = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))
 _HOP_BY_HOP = {b"connection", b"transfer-encoding"}
+
+_said_full = False
 
 HEAD_END = b"\r\n\r\n"
 # Data of this size is parsed at once: it holds at most some thirty requests.
@@ -157,11 +161,43 @@ class Protocol(HttpToolsProtocol):
                 # a third of some megabytes is free, which a slow client can't read in time.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_BUFFERED_BYTES)
         self._wait_for_head()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting_for_head()
         self.pending.clear()
         super().connection_lost(exc)
+
+    def _make_room(self) -> None:
+        """Closes the connections that are idle for longest, or this new one if none is idle."""
+        global _said_full
+        if not _said_full:
+            _said_full = True
+            self.logger.warning(
+                "%d clients are connected. The oldest idle connections are closed from now on.",
+                MAX_CONNECTIONS,
+            )
+        idle = [
+            one
+            for one in self.connections
+            if isinstance(one, Protocol) and one is not self and one._is_idle()
+        ]
+        # Some at once, as finding them takes a while.
+        for one in heapq.nsmallest(1 + len(idle) // 64, idle, Protocol._idle_since) or [self]:
+            self.connections.discard(one)
+            one.transport.close()
+
+    def _is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _idle_since(self) -> float:
+        if self.timeout_keep_alive_task is not None:
+            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
+        if self.head_timer is not None:
+            return self.head_timer.when() - settings.REQUEST_TIMEOUT
+        return self.loop.time()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -171,8 +207,7 @@ class Protocol(HttpToolsProtocol):
             self._parse(data)
         if self.pending:
             self._parse_pending()
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle and not (self.head_timer or self.timeout_keep_alive_task):
+        if self._is_idle() and not (self.head_timer or self.timeout_keep_alive_task):
             self._wait_for_head()
 
     def _is_answering(self) -> bool:
@@ -310,8 +345,7 @@ class Protocol(HttpToolsProtocol):
             )
 
     def shutdown(self) -> None:
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle and (self.cycle is None or self.in_head):
+        if self._is_idle() and (self.cycle is None or self.in_head):
             # Closing now would reset a request that is on its way.
             self.loop.call_later(LAST_REQUEST_SECONDS, super().shutdown)
         else:

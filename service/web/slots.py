@@ -11,13 +11,14 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from service.descriptors import MAX_CONNECTIONS
 from service.settings import MAX_BODY_BYTES, MAX_REQUESTS, REQUEST_TIMEOUT
 from service.web.errors import RETRY
 
 Task = asyncio.Task[None]
 
 # The most bodies that wait. A client's address has at most half of this, and of the bytes.
-MAX_WAITING = 2000
+MAX_WAITING = min(2000, max(2, MAX_CONNECTIONS // 2))
 # The most bytes of bodies, both of those that wait and of those that requests under way have.
 MAX_BYTES = max(128 * 1024 * 1024, 16 * MAX_BODY_BYTES)
 

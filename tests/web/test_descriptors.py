@@ -1,0 +1,76 @@
+"""File descriptors: idle clients take none that others need."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from tests.support.databases import NewDatabase
+from tests.support.servers import free_port, process, uvicorn
+from tests.support.sockets import connect, head, is_closed, read_answer
+
+GET = head("GET", "/health/live")
+NOTE = {"text": "a", "completed": True}
+
+
+@contextmanager
+def limited(
+    database_url: str, log: Path, limits: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The service under limits for its files, in the words of `ulimit`."""
+    port = free_port()
+    command = ["sh", "-c", f'{limits}; exec "$@"', "sh"]
+    options = ["--timeout-keep-alive=600"]
+    variables = {"DATABASE_URL": database_url, "REQUEST_TIMEOUT": "300"}
+    with process([*command, *uvicorn(port, *options)], port, log, variables) as server:
+        yield f"http://127.0.0.1:{port}", server
+
+
+def test_the_soft_limit_is_raised(new_database: NewDatabase, tmp_path: Path) -> None:
+    """A process may open as many files as the system lets it."""
+    limits = "ulimit -Sn 300; ulimit -Hn 4000"
+    with limited(new_database("sqlite"), tmp_path / "log", limits) as (_, server):
+        assert psutil.Process(server.pid).rlimit(psutil.RLIMIT_NOFILE) == (4000, 4000)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /", GET], ids=["nothing", "half a head", "a request"])
+def test_idle_clients_make_room(new_database: NewDatabase, tmp_path: Path, sent: bytes) -> None:
+    """With more idle clients than files, a bystander is served as before, and the log says it once.
+
+    The idle clients that came last are still connected.
+    """
+    log = tmp_path / "log"
+    with limited(new_database("sqlite"), log, "ulimit -n 256") as (url, _), ExitStack() as stack:
+
+        def statuses() -> list[int]:
+            answers = [httpx2.post(f"{url}/notes/", json=NOTE, timeout=30) for _ in range(20)]
+            return [answer.status_code for answer in answers]
+
+        before = statuses()
+        clients = []
+        for _ in range(400):
+            clients.append(stack.enter_context(connect(url)))
+            clients[-1].sendall(sent)
+            if sent == GET:
+                assert read_answer(clients[-1])[0].status == 200
+        assert statuses() == before == [200] * 20
+        assert all(is_closed(client) for client in clients[:100])
+        last = clients[-1]
+        last.sendall(GET.removeprefix(sent) or GET)
+        assert read_answer(last)[0].status == 200
+    assert log.read_text().count("The oldest idle connections are closed") == 1
+
+
+def test_waiting_bodies_make_room(new_database: NewDatabase, tmp_path: Path) -> None:
+    """Heads without bodies take at most half of the connections."""
+    log = tmp_path / "log"
+    with limited(new_database("sqlite"), log, "ulimit -n 256") as (url, _), ExitStack() as stack:
+        for _ in range(400):
+            client = stack.enter_context(connect(url))
+            client.sendall(head("POST", "/notes/", "Content-Length: 9"))
+        for _ in range(20):
+            assert httpx2.post(f"{url}/notes/", json=NOTE, timeout=30).status_code == 200
