@@ -31,6 +31,7 @@ from prometheus_client import (  # noqa: E402
     CONTENT_TYPE_LATEST,
     REGISTRY,
     CollectorRegistry,
+    Counter,
     Gauge,
     Histogram,
     generate_latest,
@@ -38,9 +39,9 @@ from prometheus_client import (  # noqa: E402
 from prometheus_client.mmap_dict import MmapedDict  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
 
-# The files of a process: one for gauges, one for histograms.
+# The files of a process: one for gauges, and one for each kind of counts.
 GAUGES = "gauge_livesum_{}.db"
-HISTOGRAMS = "histogram_{}.db"
+COUNTS = ("histogram_{}.db", "counter_{}.db")
 
 
 def _remove_dead(folder: Path) -> None:
@@ -52,7 +53,7 @@ def _remove_dead(folder: Path) -> None:
 
 
 def _register(folder: Path) -> IO[str]:
-    """Creates this process's files. It continues the histograms of a dead process, if any.
+    """Creates this process's files. It continues the counts of a dead process, if any.
 
     Returns the locked file. The system releases the lock when this process dies.
     """
@@ -72,14 +73,19 @@ def _register(folder: Path) -> IO[str]:
     fcntl.flock(lock, fcntl.LOCK_EX)
     _remove_dead(folder)
     new.rename(folder / GAUGES.format(pid))
-    own = folder / HISTOGRAMS.format(pid)
-    if own.exists():
-        # A dead process had the same id.
-        return lock
+    for name in COUNTS:
+        own = folder / name.format(pid)
+        # A dead process may have had the same id.
+        if not own.exists():
+            _continue_counts(folder, name, new, own)
+    return lock
+
+
+def _continue_counts(folder: Path, name: str, new: Path, own: Path) -> None:
     abandoned = [
         file
-        for file in folder.glob(HISTOGRAMS.format("*"))
-        if not (folder / file.name.replace("histogram", "gauge_livesum")).exists()
+        for file in folder.glob(name.format("*"))
+        if not (folder / GAUGES.format(file.stem.rpartition("_")[2])).exists()
     ]
     for file in abandoned:
         # Another new process may take the file at the same time.
@@ -89,7 +95,6 @@ def _register(folder: Path) -> IO[str]:
     else:
         MmapedDict(str(new)).close()  # type: ignore[no-untyped-call]
         new.rename(own)
-    return lock
 
 
 if _folder is not None:
@@ -116,6 +121,7 @@ waiting = Gauge(
     "Statements that wait for a connection",
     multiprocess_mode="livesum",
 )
+dropped_lines = Counter("log_lines_dropped", "Log lines that could not be written")
 
 _observers: dict[tuple[str, str, int], Callable[[float], None]] = {}
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -160,10 +166,10 @@ def end() -> None:
     with suppress(FileNotFoundError):
         (_folder / GAUGES.format(os.getpid())).unlink()
         _remove_dead(_folder)
-        # Listed first: a process that begins meanwhile has its gauges before its histograms.
-        histograms = list(_folder.glob(HISTOGRAMS.format("*")))
+        # Listed first: a process that begins meanwhile has its gauges before its counts.
+        counts = [file for name in COUNTS for file in _folder.glob(name.format("*"))]
         if not _is_folder_given and not any(_folder.glob(GAUGES.format("*"))):
-            for file in histograms:
+            for file in counts:
                 file.unlink(missing_ok=True)
             # With files of such a process the folder stays.
             with suppress(OSError):

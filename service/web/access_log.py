@@ -8,10 +8,14 @@ import sys
 from starlette.types import Scope
 
 from service.settings import ACCESS
+from service.web import output
 
 FLUSH_SECONDS = 0.2
+LAST_SECONDS = 1.0
 # A longer line is written at once, because many of them would fill the memory.
 LONG_LINE = 1000
+# Longer values are cut, so that a line has at most a few KB.
+MAX_VALUE = 1000
 
 _lines: list[str] = []
 
@@ -20,6 +24,8 @@ _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 
 
 def _quote(value: str) -> str:
+    if len(value) > MAX_VALUE:
+        value = value[:MAX_VALUE] + "..."
     return value if _is_plain(value) else json.dumps(value)
 
 
@@ -44,8 +50,18 @@ def write(scope: Scope, status: int, seconds: float, size: int, request_id: byte
 
 
 def flush() -> None:
+    """Gives the lines to the thread that writes them."""
     if _lines:
         text = "".join(_lines)
         _lines.clear()
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        stdout = output.of(sys.stdout)
+        if stdout is not None:
+            stdout.put(text)
+
+
+def end() -> None:
+    """Writes the last lines, if the reader takes them."""
+    flush()
+    stdout = output.of(sys.stdout)
+    if stdout is not None:
+        stdout.flush(LAST_SECONDS)

@@ -27,7 +27,7 @@ from service.settings import (
     REQUEST_TIMEOUT,
     SERVER_TIMING,
 )
-from service.web import access_log, errors, slots
+from service.web import access_log, errors, output, slots
 from service.web.errors import RETRY, error_response
 
 logger = logging.getLogger("service")
@@ -158,12 +158,13 @@ class ServiceMiddleware:
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
+        output.redirect_logging()
         watch = asyncio.create_task(self._cancel_overdue())
         try:
             yield
         finally:
             watch.cancel()
-            access_log.flush()
+            access_log.end()
             metrics.end()
 
     async def _cancel_overdue(self) -> None:
