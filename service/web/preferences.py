@@ -39,13 +39,24 @@ def _preference(request: Request, wanted: str) -> str:
 
 
 def wants_ndjson(request: Request) -> bool:
-    """Whether `Accept` names NDJSON with a higher quality than JSON."""
+    """Whether `Accept` names NDJSON, and prefers it to JSON.
+
+    Of two equal qualities that of a name counts more than that of a range, such as `*/*`.
+    """
     values = [value for name, value in request.scope["headers"] if name == b"accept"]
     accept = b",".join(values).lower()
     if b"ndjson" not in accept:
         return False
     qualities = _qualities(accept)
-    return qualities.get("application/x-ndjson", 0) > qualities.get("application/json", 0)
+    lines, json = qualities.get("application/x-ndjson", 0.0), qualities.get("application/json")
+    if json is not None:
+        return lines > json
+    return lines > 0 and lines >= _quality_of_range("application", qualities)
+
+
+def _quality_of_range(main: str, qualities: dict[str, float]) -> float:
+    """The quality of a main type's range, or else of any type (section 12.5.1)."""
+    return qualities.get(f"{main}/*", qualities.get("*/*", 0.0))
 
 
 def wants_gzip(request: Request, is_large: bool) -> bool:
