@@ -3,6 +3,7 @@
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import lru_cache
 
 import orjson
 from starlette.applications import Starlette
@@ -35,8 +36,16 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
 
 
+@lru_cache(8)
+def openapi(root_path: str) -> bytes:
+    """The OpenAPI document of the service below a path, such as that of a proxy."""
+    server = {"url": root_path or "/", "description": "This service"}
+    return orjson.dumps({**document, "servers": [server]})
+
+
 async def openapi_json(request: Request) -> Response:
-    return docs.fixed(openapi, "application/json")
+    root_path = request.scope.get("root_path", "").rstrip("/")
+    return docs.fixed(openapi(root_path), "application/json")
 
 
 RESOURCES = [notes.resource, users.resource]
@@ -48,7 +57,6 @@ routes = [
     for path in resource.paths
 ]
 document = make_document(RESOURCES, by_token=bool(guard))
-openapi = orjson.dumps(document)
 documentation = [
     Route("/", Methods(GET=docs.home)),
     Route("/openapi.json", Methods(GET=openapi_json)),

@@ -9,7 +9,7 @@ import heapq
 import socket
 from collections.abc import Awaitable, Generator, Sized
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn._types import ASGISendEvent
@@ -22,11 +22,18 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from service import settings, shutdown
 from service.descriptors import MAX_CONNECTIONS
+from service.hosts import name_of
 
 # At shutdown, a client that has connected may still send its first request for so many seconds.
 LAST_REQUEST_SECONDS = 1.0
 
 shutdown.install()
+
+# So long, and so much, is read on for a client that has been answered while it was sending.
+# Closing at once would reset the connection, and the client could lose the answer (RFC 9112,
+# section 9.6).
+LINGER_SECONDS = 10.0
+LINGER_BYTES = 16_000_000
 
 # A larger buffer is written at once, so that uvicorn notices a client that reads too slowly.
 MAX_BUFFERED_BYTES = 65_536
@@ -54,6 +61,11 @@ class BufferedTransport:
         self.is_closing = transport.is_closing
         self.buffer: list[bytes] = []
         self.size = 0
+        # Whether the client may be sending more than was read.
+        self.has_unread = False
+        self.pending = bytearray()
+        self.linger_timer: asyncio.TimerHandle | None = None
+        self.discarded = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.transport, name)
@@ -73,8 +85,35 @@ class BufferedTransport:
         self.size = 0
 
     def close(self) -> None:
+        """Closes the connection, in stages if the client may be sending."""
+        if self.linger_timer is not None:
+            return
+        self.flush()
+        if not (self.has_unread or self.pending) or self.is_closing():
+            self.transport.close()
+            return
+        self.is_closing = lambda: True
+        self.pending.clear()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.transport.resume_reading()
+        seconds = min(LINGER_SECONDS, settings.REQUEST_TIMEOUT)
+        loop = asyncio.get_running_loop()
+        self.linger_timer = loop.call_later(seconds, self.transport.close)
+
+    def discard(self, data: bytes) -> None:
+        """Counts what a client sends after its answer."""
+        self.discarded += len(data)
+        if self.discarded > LINGER_BYTES:
+            self.transport.close()
+
+    def close_now(self) -> None:
         self.flush()
         self.transport.close()
+
+    def end(self) -> None:
+        if self.linger_timer is not None:
+            self.linger_timer.cancel()
 
 
 class Flow(FlowControl):
@@ -134,6 +173,24 @@ class Cycle(RequestResponseCycle):
         return _SENT
 
 
+class OldCycle(Cycle):
+    """Answers HTTP/1.0, which has no chunks (RFC 9112, section 6.1).
+
+    The end of the connection is the end of a body that tells no length.
+    """
+
+    tells_length = True
+
+    def send(self, message: ASGISendEvent) -> Awaitable[None]:  # type: ignore[override]
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message["headers"]}
+            if b"content-length" not in names:
+                self.tells_length = self.chunked_encoding = False
+        elif not self.tells_length:
+            self.expected_content_length = len(message["body"])  # type: ignore[typeddict-item]
+        return super().send(message)
+
+
 class Protocol(HttpToolsProtocol):
     """Limits the time that a client may send nothing, or receive nothing of its response.
 
@@ -141,6 +198,7 @@ class Protocol(HttpToolsProtocol):
     takes much more memory than its bytes. Upgrade is ignored (RFC 9110, section 7.8).
     """
 
+    transport: BufferedTransport  # type: ignore[assignment]
     malformed = False
     head_timer: asyncio.TimerHandle | None = None
     in_head = False
@@ -149,8 +207,11 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(BufferedTransport(transport))  # type: ignore[arg-type]
-        self.pending = bytearray()
-        self.flow = Flow(self.transport, self.pending)
+        if self.server is not None and self.server[1] is None:
+            # A Unix socket's path is no part of a URL.
+            self.server = None
+        self.pending = self.transport.pending
+        self.flow = Flow(self.transport, self.pending)  # type: ignore[arg-type]
         self.extensions: Any = {"service.abort": self.transport.abort}
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             milliseconds = int(settings.REQUEST_TIMEOUT * 1000)
@@ -166,6 +227,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting_for_head()
+        # uvicorn leaves this timer if the connection was reset. It would keep all of this.
+        self._unset_keepalive_if_required()
+        self.transport.end()
         self.pending.clear()
         super().connection_lost(exc)
 
@@ -178,28 +242,37 @@ class Protocol(HttpToolsProtocol):
                 "%d clients are connected. The oldest idle connections are closed from now on.",
                 MAX_CONNECTIONS,
             )
-        idle = [
-            one
-            for one in self.connections
-            if isinstance(one, Protocol) and one is not self and one._is_idle()
-        ]
+        all_of_them = cast("set[Protocol]", self.connections)
+        idle = [one for one in all_of_them if one is not self and one._is_idle()]
         # Some at once, as finding them takes a while.
         for one in heapq.nsmallest(1 + len(idle) // 64, idle, Protocol._idle_since) or [self]:
             self.connections.discard(one)
-            one.transport.close()
+            one.transport.close_now()
 
     def _is_idle(self) -> bool:
         """Whether no request is under way."""
         return self.cycle is None or self.cycle.response_complete
 
     def _idle_since(self) -> float:
+        if self.transport.linger_timer is not None:
+            return 0.0
         if self.timeout_keep_alive_task is not None:
             return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
         if self.head_timer is not None:
             return self.head_timer.when() - settings.REQUEST_TIMEOUT
         return self.loop.time()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open: a client that has sent all gets its answers."""
+        if self._is_idle() or self.cycle.more_body or self.transport.is_closing():
+            return False
+        self.cycle.keep_alive = False
+        return True
+
     def data_received(self, data: bytes) -> None:
+        if self.transport.linger_timer is not None:
+            self.transport.discard(data)
+            return
         self._unset_keepalive_if_required()
         if self._is_answering() or (len(data) > SMALL_BYTES and _parsable_size(data) < len(data)):
             self.pending += data
@@ -241,6 +314,7 @@ class Protocol(HttpToolsProtocol):
             self.head_size > MAX_BUFFERED_BYTES or len(self.headers) > MAX_FIELDS
         ):
             self.pending.clear()
+            self.transport.has_unread = True
             self.transport.close()
 
     def _should_upgrade(self) -> bool:
@@ -284,12 +358,13 @@ class Protocol(HttpToolsProtocol):
     def _answer_400(self) -> None:
         message = "Invalid HTTP request received."
         self.logger.warning(message)
+        self.transport.has_unread = True
         self.send_400_response(message)
 
     def on_response_complete(self) -> None:
         if len(self.tasks) == 1:
             # No other request is active. With many, one write for all costs less.
-            self.transport.flush()  # type: ignore[attr-defined]
+            self.transport.flush()
         if self.malformed and not self.pipeline:
             self._answer_400()
         if not self.in_head and self.cycle.response_complete:
@@ -319,11 +394,30 @@ class Protocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         super().on_headers_complete()
-        if self.cycle is not None:
+        self.transport.has_unread = True
+        if self.cycle is not None and self.cycle.scope is self.scope:
             # uvicorn has no parameter for the class.
             self.cycle.__class__ = Cycle
+            if self.scope["http_version"] < "1.1":
+                self.cycle.__class__ = OldCycle
+                self.cycle.waiting_for_100_continue = False
+        self._check_fields()
         # Trailers are not headers (RFC 9110, section 6.5.1). They go into this list, unread.
         self.headers = []
+
+    def _check_fields(self) -> None:
+        """Marks a request that the application has to refuse, with the status and the detail."""
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+                if name_of(value) is None:
+                    hosts = 2
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                self.scope["service.refusal"] = 501, "Not Implemented"  # type: ignore[typeddict-unknown-key]
+                return
+        if hosts != 1 and (hosts or self.scope["http_version"] == "1.1"):
+            self.scope["service.refusal"] = 400, "Invalid host header"  # type: ignore[typeddict-unknown-key]
 
     def on_chunk_header(self) -> None:
         # This may be the last chunk, before the trailers. They have the same limits as a head.
@@ -336,6 +430,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self.in_trailers = False
+        self.transport.has_unread = False
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:
             # The response came before the end of the body. The connection is idle now.
@@ -348,6 +443,8 @@ class Protocol(HttpToolsProtocol):
         if self._is_idle() and (self.cycle is None or self.in_head):
             # Closing now would reset a request that is on its way.
             self.loop.call_later(LAST_REQUEST_SECONDS, super().shutdown)
+        elif self.transport.linger_timer is not None:
+            self.loop.call_later(LAST_REQUEST_SECONDS, self.transport.close_now)
         else:
             super().shutdown()
 

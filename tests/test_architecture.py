@@ -16,7 +16,7 @@ FLOORS = [
     {"openapi", "health"},
     {"web"},
     {"schemas", "database", "protocol"},
-    {"tables", "settings", "metrics", "shutdown", "descriptors"},
+    {"tables", "settings", "metrics", "shutdown", "descriptors", "hosts"},
 ]
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

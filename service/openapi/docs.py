@@ -62,7 +62,9 @@ def fixed(body: bytes, media_type: str, caching: str = ASK) -> Response:
 
 
 async def home(request: Request) -> Response:
-    return RedirectResponse(request.url_for("docs"))
+    # `url_for` itself needs a host, which a Unix socket may lack.
+    path = request.url_for("docs").path
+    return RedirectResponse(request.url.replace(path=path, query=""))
 
 
 async def swagger_ui(request: Request) -> Response:

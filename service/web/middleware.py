@@ -15,11 +15,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import metrics
+from service import hosts, metrics
 from service.settings import (
     ACCESS_LOG,
     ALLOWED_HOSTS,
@@ -89,7 +88,7 @@ class ServiceMiddleware:
 
         response: Response | None = None
         app = self.app
-        if ALLOWED_HOSTS or slots.is_full():
+        if ALLOWED_HOSTS or slots.is_full() or "service.refusal" in scope:
             app = self._refusal(scope) or app
         self.deadlines[task] = began + REQUEST_TIMEOUT
         try:
@@ -145,14 +144,17 @@ class ServiceMiddleware:
             await self.app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
-        """The response that refuses a request, if any. Health checks are never refused."""
-        if scope["path"].startswith("/health/"):
+        """The response that refuses a request, if any. Health checks are only refused as HTTP."""
+        if "service.refusal" in scope:
+            status, detail = scope["service.refusal"]
+            return self.wrap(error_response(detail, status, _CLOSE))
+        if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/health/"):
             return None
         if slots.is_full():
             return self.wrap(error_response(slots.FULL, 503, RETRY))
         if ALLOWED_HOSTS:
-            name = Request(scope).url.hostname or ""
-            if not any(_is_host(name, allowed) for allowed in ALLOWED_HOSTS):
+            name = hosts.only_name(scope["headers"])
+            if name is None or not any(_is_host(name, allowed) for allowed in ALLOWED_HOSTS):
                 return self.wrap(error_response("Invalid host header", 400))
         return None
 

@@ -443,6 +443,10 @@ def ask(url: str, path: str, *fields: str, version: str = "1.1") -> http.client.
         ("upper.example.net", True),
         ("a.example.org", True),
         ("a.b.example.org:80", True),
+        ("notes.example.com.", True),
+        ("notes.example.com.:80", True),
+        ("a.example.org.", True),
+        ("[0:0::1]", True),
         ("[::1]", True),
         ("[::1]:8000", True),
         ("example.org", False),
@@ -458,6 +462,8 @@ def ask(url: str, path: str, *fields: str, version: str = "1.1") -> http.client.
         ("notes.example.com:port", False),
         ("notes.example.com/", False),
         ("notes.example.com@evil.test", False),
+        ("evil.test@notes.example.com", False),
+        ("notes.example.com..", False),
         ("evil.test#@notes.example.com", False),
         ("evil.test\\@notes.example.com", False),
         ("notes.example.com evil.test", False),
@@ -489,10 +495,10 @@ def test_health_checks_answer_to_any_host(guarded: str) -> None:
         assert ask(guarded, path, "Host: 10.0.0.1").status == 400
 
 
-@pytest.mark.parametrize("host", ["[", "a b", "\\", "\xff", "a:b", ""])
+@pytest.mark.parametrize("host", ["a_b", "a.", "a:", "[::1]:80", "%41~!$&'()*+,;=", ""])
 @pytest.mark.parametrize("path", ["/", "/notes", "/notes/?limit=1"])
 def test_odd_hosts_are_no_error(service: Service, host: str, path: str) -> None:
-    """If any host is allowed, a malformed one is no error."""
+    """If any host is allowed, every one that RFC 3986 allows is no error."""
     answer = ask(service.url, path, f"Host: {host}")
     assert answer.status in (200, 307)
 
