@@ -431,6 +431,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self.in_trailers = False
         self.transport.has_unread = False
+        self.scope["service.whole"] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:
             # The response came before the end of the body. The connection is idle now.

@@ -21,6 +21,8 @@ from service.web import slots
 # The rest of the body is not read, so the connection can't be reused.
 TOO_LARGE = {"Connection": "close"}
 _ID = re.compile("[1-9][0-9]{0,15}")
+# Smaller bodies that have come as a whole are not counted.
+SMALL_BYTES = 8192
 # A chunk of lines has this size, and then continues to the end of its last line.
 CHUNK_BYTES = 65_536
 
@@ -29,8 +31,15 @@ async def read_body(request: Request) -> bytes:
     """The whole body. Raises HTTPException 413 for more than MAX_BODY_BYTES, and 503."""
     # Leading zeros are legal, and int() limits the number of digits.
     declared = request.headers.get("content-length", "").lstrip("0")[:20]
-    if declared.isdecimal() and int(declared) > settings.MAX_BODY_BYTES:
+    length = int(declared) if declared.isdecimal() else SMALL_BYTES
+    if length > settings.MAX_BODY_BYTES:
         raise HTTPException(413, "Content Too Large", TOO_LARGE)
+    if length < SMALL_BYTES and "service.whole" in request.scope:
+        # Most bodies come with their heads, and need no room in which to wait.
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return bytes(message["body"])
     task = asyncio.current_task()
     assert task is not None
     slots.wait(task, request.scope)

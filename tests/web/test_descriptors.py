@@ -1,6 +1,5 @@
 """File descriptors: idle clients take none that others need."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,15 +11,14 @@ import pytest
 from tests.support.databases import NewDatabase
 from tests.support.servers import free_port, process, uvicorn
 from tests.support.sockets import connect, head, is_closed, read_answer
+from tests.support.template import Process
 
 GET = head("GET", "/health/live")
 NOTE = {"text": "a", "completed": True}
 
 
 @contextmanager
-def limited(
-    database_url: str, log: Path, limits: str
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def limited(database_url: str, log: Path, limits: str) -> Iterator[tuple[str, Process]]:
     """The service under limits for its files, in the words of `ulimit`."""
     port = free_port()
     command = ["sh", "-c", f'{limits}; exec "$@"', "sh"]

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from tests.support.databases import NewDatabase
 from tests.support.metrics import metric
 from tests.support.servers import end, free_port, process, uvicorn
 from tests.support.sockets import connect, head, read_all, read_answer
+from tests.support.template import Process
 from tests.support.waiting import poll
 
 DROPPED = "log_lines_dropped_total"
@@ -21,7 +21,7 @@ DROPPED = "log_lines_dropped_total"
 @contextmanager
 def logging_to(
     file: str, database_url: str, folder: Path, **variables: str
-) -> Iterator[tuple[httpx2.Client, subprocess.Popen[bytes]]]:
+) -> Iterator[tuple[httpx2.Client, Process]]:
     """The service with stdout and stderr in a file."""
     port = free_port()
     command = ["sh", "-c", 'exec "$@" >"$0" 2>&1', file, *uvicorn(port, "--no-access-log")]
