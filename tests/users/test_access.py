@@ -406,15 +406,16 @@ def test_the_log_names_users_whose_requests_end_early(
     variables = {
         "ACCESS": "token",
         "MAX_REQUESTS": "1",
-        "REQUEST_TIMEOUT": "3",
+        "REQUEST_TIMEOUT": "5",
         "DATABASE_CONNECT_TIMEOUT": "1",
         "DATABASE_POOL_TIMEOUT": "0.5",
-        "DATABASE_STATEMENT_TIMEOUT": "1",
+        "DATABASE_STATEMENT_TIMEOUT": "3",
     }
     options = ("--no-access-log", "--log-level", "warning")
     with (
         running(database_url, log, *options, **variables) as url,
         connect(url) as late,
+        connect(url) as busy,
         connect(url) as surplus,
     ):
         assert send(late, "GET", "/notes/", None, bearer(token)).status == 200
@@ -422,10 +423,16 @@ def test_the_log_names_users_whose_requests_end_early(
         for name, value in {**bearer(token), "content-length": "9"}.items():
             late.putheader(name, value)
         late.endheaders()
-        poll(lambda: send(surplus, "GET", "/notes/", None, bearer(token)).status == 503)
+        with databases.locked(database_url):
+            body = b'{"text": "", "completed": true}'
+            headers = {**bearer(token), "content-type": "application/json"}
+            busy.request("POST", "/notes/", body, headers)
+            poll(lambda: send(surplus, "GET", "/notes/", None, bearer(token)).status == 503)
+            assert busy.getresponse().status == 503
         assert late.getresponse().status == 408
-        lines = logged_users(log, 2)
-        poll(lambda: ("POST", "408", "bob") in logged_users(log, 2))
+        poll(lambda: ("POST", "408", "bob") in logged_users(log, 3))
+        lines = logged_users(log, 3)
+        assert ("POST", "503", "bob") in lines
         assert ("GET", "503", "") in lines
 
 
