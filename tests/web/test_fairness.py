@@ -1,6 +1,7 @@
 """No client's work holds up another's."""
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,13 +22,17 @@ JSON = {"content-type": "application/json"}
 NOTE = {"text": "a", "completed": False}
 
 
-def store_worst(client: httpx2.Client, count: int) -> str:
+def store_worst(database_url: str, count: int = 1) -> str:
     """Stores notes of 1 MB, and gives a search of 200 characters that takes longest in them."""
     # Case-folded, each character becomes three, of which the first begins a match.
-    note = orjson.dumps({"text": "\u0390" * 500_000, "completed": True})
-    for _ in range(count):
-        assert client.post("/notes/", content=note, headers=JSON).status_code == 200
+    text = "\u0390" * 500_000
+    values = f"('{text}', true, '{text.casefold()}')"
+    store = f"INSERT INTO notes (text, completed, folded) VALUES {values}"
+    databases.execute(database_url, *[store] * count)
     return "\u0390" * 199 + "b"
+
+
+DOUBLE = "INSERT INTO notes (text, completed, folded) SELECT text, completed, folded FROM notes"
 
 
 # Count the searches that the server is busy with.
@@ -47,13 +52,18 @@ def test_the_longest_search_can_be_ended(database_url: str, tmp_path: Path) -> N
     """The longest search in the largest notes is given up in time, also by the database."""
     kind = kind_of(database_url)
     with serving(database_url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="1") as client:
-        q = store_worst(client, 5)
+        q = store_worst(database_url)
         assert client.get("/notes/", params={"q": "b" + q}).status_code == 422
         assert client.get("/notes/", params={"q": "a" * 30_000}).status_code == 422
-        answer = client.get("/notes/", params={"q": q})
-        assert answer.status_code == 503 or answer.json() == []
+        # The faster the machine, the more notes it takes.
+        for _ in range(8):
+            answer = client.get("/notes/", params={"q": q})
+            if answer.status_code == 503:
+                break
+            assert answer.json() == []
+            databases.execute(database_url, DOUBLE)
+        assert answer.status_code == 503
         if kind in SEARCHES:
-            assert answer.status_code == 503
             poll(lambda: databases.execute(database_url, SEARCHES[kind]) == 0)
 
 
@@ -62,36 +72,40 @@ def test_searches_leave_connections_to_others(database_url: str, tmp_path: Path)
     limits = {
         "DATABASE_POOL_MAX": "2",
         "DATABASE_POOL_TIMEOUT": "3",
-        "DATABASE_STATEMENT_TIMEOUT": "3",
+        "DATABASE_STATEMENT_TIMEOUT": "6",
     }
+    q = store_worst(database_url, 5)
     with (
         serving(database_url, tmp_path / "log", **limits) as client,
-        ThreadPoolExecutor(40) as threads,
+        ThreadPoolExecutor(20) as threads,
     ):
-        q = store_worst(client, 5)
+        over = threading.Event()
 
-        def search(number: int) -> int:
+        def search(number: int) -> None:
             parameters = {"q": f"{q[len(str(number)) :]}{number}"}
-            url = client.base_url.join("/notes/")
-            return httpx2.get(url, params=parameters, timeout=30).status_code
+            while not over.is_set():
+                assert client.get("/notes/", params=parameters).status_code in (200, 503)
 
-        searches = [threads.submit(search, number) for number in range(40)]
-        poll(lambda: metric(client, "database_connections_waited_for") > 0)
-        for _ in range(3):
-            note = client.post("/notes/", json=NOTE)
-            path = f"/notes/{note.json()['id']}"
-            answers = [
-                note,
-                client.get(path),
-                client.get("/notes/?limit=1"),
-                client.get("/notes/?completed=false&order=desc"),
-                client.patch(path, json={"completed": True}),
-                client.post("/notes/", json=NOTE, headers={"idempotency-key": path}),
-                client.get("/health/ready"),
-            ]
-            assert [answer.status_code for answer in answers] == [200] * len(answers)
-        assert not all(one.done() for one in searches)
-        assert {one.result() for one in searches} <= {200, 503}
+        searches = [threads.submit(search, number) for number in range(20)]
+        try:
+            for _ in range(3):
+                poll(lambda: metric(client, "database_connections_waited_for") > 0)
+                note = client.post("/notes/", json=NOTE)
+                path = f"/notes/{note.json()['id']}"
+                answers = [
+                    note,
+                    client.get(path),
+                    client.get("/notes/?limit=1"),
+                    client.get("/notes/?completed=false&order=desc"),
+                    client.patch(path, json={"completed": True}),
+                    client.post("/notes/", json=NOTE, headers={"idempotency-key": path}),
+                    client.get("/health/ready"),
+                ]
+                assert [answer.status_code for answer in answers] == [200] * len(answers)
+        finally:
+            over.set()
+        for one in searches:
+            one.result()
         assert client.get("/notes/?q=a&limit=1").json() == [{"id": 6, **NOTE, "completed": True}]
 
 
