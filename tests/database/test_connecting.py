@@ -189,6 +189,17 @@ def test_tls_where_python_is_strict(
         assert client.get("/notes/").status_code == status
 
 
+@pytest.mark.parametrize(("host", "status"), [("localhost", 200), ("127.0.0.1", 503)])
+def test_the_systems_cas_sign_for_a_name(
+    encrypted: Encrypted, tmp_path: Path, host: str, status: int
+) -> None:
+    """`verify-ca` checks the name too, unless a file has the CAs: the system's serve anybody."""
+    url = encrypted.server.url("template", host) + "?sslmode=verify-ca"
+    trusted = encrypted.files["right"]
+    with serving(url, tmp_path / "log", SSL_CERT_FILE=trusted) as client:
+        assert client.get("/notes/").status_code == status
+
+
 def test_options_of_the_url(server: Server, tmp_path: Path) -> None:
     """The service and Alembic give the server a name and settings from the URL, as libpq does."""
     plain = server.new_database()
@@ -222,6 +233,7 @@ def test_options_that_the_server_refuses(server: Server, tmp_path: Path, options
         (False, "standby", False),
         (True, "read-write", False),
         (True, "read-only", True),
+        (True, "prefer-standby", True),
     ],
 )
 def test_target_session(
@@ -234,7 +246,8 @@ def test_target_session(
         server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     url = f"{plain}?target_session_attrs={session}"
     with serving(url, tmp_path / "log") as client:
-        assert client.get("/notes/").status_code == (200 if works else 503)
+        for path in ("/notes/", "/health/ready"):
+            assert client.get(path).status_code == (200 if works else 503)
     result = alembic(url, "upgrade", "head")
     assert (result.returncode == 0) is works
     assert "Traceback" not in result.stderr
