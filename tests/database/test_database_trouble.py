@@ -109,7 +109,8 @@ def check_unavailable(client: httpx2.Client, first: Callable[[httpx2.Client], An
         assert answer.json() == {"detail": "Service Unavailable"}
         assert int(answer.headers["retry-after"]) > 0
     assert ready.status_code == 503
-    assert re.fullmatch(r"The database is unavailable: \w+", ready.json()["detail"])
+    states = "is unavailable|denies a right that writes need"
+    assert re.fullmatch(rf"The database ({states}): \w+", ready.json()["detail"])
 
 
 def in_use(client: httpx2.Client) -> float:
@@ -173,6 +174,23 @@ def hanging(server: Server, database: str) -> AbstractContextManager[None]:
 def with_locks(server: Server, database: str) -> AbstractContextManager[None]:
     url = server.of_superuser(server.url(database))
     return locked(url, "notes", "alembic_version", "idempotency_keys")
+
+
+@contextmanager
+def without_rights(server: Server, database: str) -> Iterator[None]:
+    """The role connects, and may neither read nor write any table."""
+    rights = "SELECT, INSERT, UPDATE, DELETE ON"
+    if server.kind == "postgresql":
+        tables, role = "ALL TABLES IN SCHEMA public", ROLE
+    else:
+        tables, role = r"`test\_%`.*", f"{ROLE}@'127.0.0.1'"
+    url = server.of_superuser(server.url(database))
+    execute(url, f"REVOKE {rights} {tables} FROM {role}")
+    # MariaDB's sessions keep the rights to their database.
+    server.disconnect_all()
+    yield
+    execute(url, f"GRANT {rights} {tables} TO {role}")
+    server.disconnect_all()
 
 
 # Statements that make the server refuse new connections, and those that take them back.
@@ -241,6 +259,7 @@ TROUBLES: dict[str, Trouble] = {
     "dropped": dropped,
     "hanging": hanging,
     "with locks": with_locks,
+    "without rights": without_rights,
     **{how: partial(refusing, how) for how in REFUSALS},
 }
 
