@@ -56,7 +56,8 @@ _DIALECT = SQLiteDialect_aiosqlite()
 
 
 def state(error: BaseException | None) -> str:
-    if "no such" in str(error):
+    # "no such table", "no such column" and, of an INSERT, "table … has no column named …".
+    if any(words in str(error) for words in ("no such", "has no column")):
         return "is not migrated"
     if isinstance(error, FileLost):
         return "file was moved, replaced or deleted"

@@ -36,6 +36,19 @@ def test_trouble_is_a_line_a_second(kind: str, tmp_path: Path) -> None:
         assert 2 <= (tmp_path / "log").read_text().count("database unavailable") <= seconds + 1
 
 
+def test_a_missing_column_is_503(database_url: str, tmp_path: Path) -> None:
+    """What needs a column that is not there is a 503, until it is there."""
+    rename = "ALTER TABLE notes RENAME COLUMN {} TO {}"
+    note = {"text": "a", "completed": True}
+    with serving(database_url, tmp_path / "log") as client:
+        databases.execute(database_url, rename.format("folded", "other"))
+        assert client.post("/notes/", json=note).status_code == 503
+        assert client.get("/notes/?q=a").status_code == 503
+        databases.execute(database_url, rename.format("other", "folded"))
+        assert client.post("/notes/", json=note).json() == {"id": 1, **note}
+        assert client.get("/notes/?q=a").json() == [{"id": 1, **note}]
+
+
 def test_a_locked_file_is_waited_for(new_database: databases.NewDatabase, tmp_path: Path) -> None:
     """A new note waits while another process writes to the SQLite file, and is stored then."""
     url = new_database("sqlite")

@@ -112,6 +112,19 @@ def test_a_database_in_trouble(
     assert missing.stderr == f"Error: The database is not migrated: {error}\n"
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["add", "bob"]])
+def test_a_missing_column(users: Operate, shared_database_url: str, arguments: list[str]) -> None:
+    """A database that lacks a column is one line that says that it is not migrated."""
+    rename = "ALTER TABLE users RENAME COLUMN {} TO {}"
+    execute(shared_database_url, rename.format("created_at", "other"))
+    try:
+        missing = users(*arguments)
+    finally:
+        execute(shared_database_url, rename.format("other", "created_at"))
+    assert missing.returncode == 1
+    assert re.fullmatch(r"Error: The database is not migrated: \w+\n", missing.stderr)
+
+
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     """A missing file is not made, and a file that is no database is left as it is."""
     file = tmp_path / "notes.db"
