@@ -130,6 +130,25 @@ def test_the_example_s_database_is_taken_over(empty_database: str, tmp_path: Pat
         assert http.post("/notes/", json=note).json()["id"] == first + 1
 
 
+def test_ids_of_a_table_of_others_are_not_given_twice(
+    new_empty_database: databases.NewDatabase,
+) -> None:
+    """On SQLite this holds also for a table that differs from ours in nothing else."""
+    url = new_empty_database("sqlite")
+    strict = EXAMPLE["sqlite"].replace("VARCHAR", "VARCHAR NOT NULL")
+    insert = "INSERT INTO notes (text, completed) VALUES ('a', true) RETURNING id"
+    databases.execute(
+        url,
+        strict.replace("BOOLEAN", "BOOLEAN NOT NULL"),
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)",
+        "INSERT INTO alembic_version VALUES ('0001')",
+        *[insert] * 2,
+    )
+    databases.migrate(url)
+    databases.execute(url, "DELETE FROM notes WHERE id = 2")
+    assert databases.execute(url, insert) == 3
+
+
 # Texts of which lower() makes something else than Unicode's case folding does, and others.
 TEXTS = ["Straße fegen", "ΣΊΣΥΦΟΣ rollt", "ﬁne", "ИГОЛКА", "İstanbul", "Plain"]
 
