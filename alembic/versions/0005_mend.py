@@ -10,6 +10,7 @@ import json
 import logging
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from alembic import context, op
 from service.database.migrating import create_index, create_search_index, forbid_null
@@ -72,10 +73,21 @@ def mend_postgresql(names: list[str]) -> None:
 
 
 def mend_mysql() -> None:
+    connection = op.get_bind()
     for name in FILLING:
-        tell(name, op.get_bind().execute(fill(name)).rowcount)
-        # This also changes the column's type, character set and collation to those of 0001.
-        op.alter_column("notes", name, nullable=False, existing_type=notes.c[name].type)
+        filled = connection.execute(fill(name)).rowcount
+        while True:
+            try:
+                # This also changes the type, character set and collation to those of 0001.
+                op.alter_column("notes", name, nullable=False, existing_type=notes.c[name].type)
+                break
+            except DBAPIError:
+                # Others may have written NULL meanwhile.
+                again = connection.execute(fill(name)).rowcount
+                if not again:
+                    raise
+                filled += again
+        tell(name, filled)
 
 
 def mend_sqlite() -> None:

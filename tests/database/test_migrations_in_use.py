@@ -212,6 +212,29 @@ def test_folding_keeps_changes_and_nobody_waiting(unfolded: str, tmp_path: Path)
         assert http.get("/notes/", params={"q": "STRASSE 1501"}).json() == []
 
 
+@pytest.mark.parametrize("kind", SERVED)
+def test_others_write_null_while_it_is_replaced(
+    kind: str, new_empty_database: databases.NewDatabase
+) -> None:
+    """NULL that others write during the migration, before it forbids them, is replaced too."""
+    url = new_empty_database(kind)
+    assert databases.alembic(url, "upgrade", BEFORE).returncode == 0
+    null = {
+        "postgresql": "ALTER TABLE notes ALTER {0} DROP NOT NULL",
+        "mysql": "ALTER TABLE notes MODIFY {0} {1}",
+    }[kind]
+    databases.execute(url, null.format("text", "longtext"), null.format("completed", "boolean"))
+    with ExitStack() as held:
+        held.enter_context(holding(url, "SELECT count(*) FROM notes"))
+        with migrating(url, "upgrade", "0005") as migration:
+            poll(lambda: waits(url))
+            databases.execute(url, "INSERT INTO notes (text, completed) VALUES (NULL, NULL)")
+            held.close()
+            printed = migration.printed()
+    assert 'text was NULL in 1 of the notes, and is "" now' in printed
+    assert notes(url) == {1: ("", False)}
+
+
 def test_of_two_runs_one_waits(database: str) -> None:
     """A run that begins during another one waits for its end, and then does nothing."""
     with ExitStack() as held, migrating(database) as first:
