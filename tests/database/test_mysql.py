@@ -216,6 +216,27 @@ def test_a_cancelled_statement_ends_on_the_server(unusual: Unusual) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_no_statement_of_another_server_is_ended(
+    unusual: Unusual, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """Behind one address there may be several servers, which give the same numbers."""
+    other = new_database("mysql")
+    one = create(unusual.server.roles_url, name=name_of(other))
+    migrate(one)
+    kills = "SHOW GLOBAL STATUS LIKE 'Com_kill'"
+    with (
+        closing(Proxy(one)) as switch,
+        serving(switch.url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.5") as client,
+    ):
+        assert client.get("/notes/1").status_code == 404
+        before, accepted = fetch(other, kills), switch.accepted
+        switch.hang()
+        switch.target = other
+        assert client.get("/notes/1").status_code == 503
+        poll(lambda: switch.accepted > accepted)
+        assert fetch(other, kills) == before
+
+
 SCHEMA = (
     "SELECT group_concat(concat_ws(' ', {}) ORDER BY 1) FROM information_schema.{}"
     " WHERE table_schema = database()"
