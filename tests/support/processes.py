@@ -20,7 +20,7 @@ def new_process() -> Iterator[Run]:
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
-        yield lambda *call: process.submit(_run, *call).result(120)
+        yield lambda *call: process.submit(_run, *call).result(300)
 
 
 def _run(action: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:

@@ -10,8 +10,8 @@ Result = TypeVar("Result")
 
 
 def poll(condition: Callable[[], bool], otherwise: Callable[[], object] = str) -> None:
-    """Returns as soon as the condition holds. AssertionError if it doesn't within 30 s."""
-    for _ in range(600):
+    """Returns as soon as the condition holds. AssertionError if it doesn't within a minute."""
+    for _ in range(1200):
         if condition():
             return
         time.sleep(0.05)
