@@ -3,12 +3,16 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service.database.connections import use
 from tests.support import databases
 from tests.support.databases import SERVED
+from tests.support.processes import new_process
 from tests.support.servers import nowhere, serving
+from tests.support.waiting import poll
 
 
 @pytest.mark.parametrize("kind", SERVED)
@@ -62,3 +66,43 @@ def test_a_locked_file_is_waited_for(new_database: databases.NewDatabase, tmp_pa
             assert client.get("/notes/").json() == []
             assert not writing.done()
         assert writing.result().json() == {"id": 1, **note}
+
+
+async def busy_timeout() -> int:
+    async def read(raw: Any) -> int:
+        ((milliseconds,),) = await raw.execute_fetchall("PRAGMA busy_timeout")
+        return int(milliseconds)
+
+    return await use("write", read)
+
+
+def test_how_long_a_locked_file_is_waited_for(
+    new_database: databases.NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write waits for another program as long as a statement may take."""
+    monkeypatch.setenv("DATABASE_URL", new_database("sqlite"))
+    monkeypatch.setenv("DATABASE_STATEMENT_TIMEOUT", "9")
+    with new_process() as run:
+        assert run(busy_timeout) == 9000
+
+
+def test_a_deadlock(new_database: databases.NewDatabase, tmp_path: Path) -> None:
+    """A write that PostgreSQL gives up because of another transaction is a 503."""
+    url = new_database("postgresql")
+    note = {"text": "a", "completed": True}
+    headers = {"idempotency-key": "deadlock"}
+    with (
+        serving(url, tmp_path / "log") as client,
+        ThreadPoolExecutor(1) as threads,
+        databases.session(url) as run,
+    ):
+        # The service looks for deadlocks after a second, and this transaction never.
+        run("SET deadlock_timeout = '1h'")
+        run("BEGIN")
+        run("LOCK TABLE notes IN SHARE MODE")
+        writing = threads.submit(client.post, "/notes/", json=note, headers=headers)
+        poll(lambda: databases.waiting(url) == 1)
+        run("INSERT INTO idempotency_keys VALUES ('deadlock', '', NULL, 0)")
+        assert writing.result().status_code == 503
+        run("ROLLBACK")
+        assert client.post("/notes/", json=note, headers=headers).json() == {"id": 1, **note}

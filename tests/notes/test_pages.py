@@ -15,8 +15,10 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 from starlette.testclient import TestClient
 
+from service.notes.queries import BOUNDS
 from tests.conftest import Server
 from tests.support import databases
+from tests.support.databases import fill
 from tests.support.notes import follow, next_url
 from tests.support.raw import connect, send
 
@@ -160,6 +162,19 @@ def test_pages_of_large_notes(service: httpx2.Client, order: str) -> None:
         assert all(1 <= len(page) <= limit for page in pages)
         assert ids(list(chain(*pages))) == whole
     assert ids(service.get(f"/notes/?order={order}").json()) == whole
+
+
+def test_as_many_notes_as_a_short_page_has(service: httpx2.Client) -> None:
+    """Where a listing ends with as many notes, none are promised behind them."""
+    wanted = create(service, BOUNDS.short)
+    assert [ids(page) for page in walk(service, "/notes/?limit=1000")] == [wanted]
+
+
+def test_large_notes_are_measured_in_bytes(server: Server, service: httpx2.Client) -> None:
+    """A page is short if its notes have many bytes, of however few characters."""
+    count = BOUNDS.short + 1
+    fill(server.database_url, count, "\U0001f600" * (BOUNDS.max_bytes // count // 2))
+    assert len(service.get("/notes/?limit=1000").json()) == BOUNDS.short
 
 
 QUERIES = [
