@@ -2,10 +2,11 @@
 
 import itertools
 import signal
-import time
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -14,16 +15,27 @@ import httpx2
 import psutil
 import pytest
 
-from tests.support.databases import NewDatabase, execute, fill, locked, waiting
+from service import settings
+from service.database.keepalive import notice_loss
+from tests.support.databases import (
+    CONNECTED,
+    NewDatabase,
+    execute,
+    fetch,
+    fill,
+    kind_of,
+    locked,
+    waiting,
+)
 from tests.support.metrics import metric
 from tests.support.proxies import Proxy
 from tests.support.servers import started
 from tests.support.template import Process
-from tests.support.waiting import poll
+from tests.support.waiting import at_once, poll
 
 # A client has no more of it, where the setting that is tested is half a second; it is far more than
 # what comes on top of it, and far less than what all the other settings allow.
-PATIENCE = 10
+PATIENCE = 50
 LONG = {
     "DATABASE_POOL_MAX": "1",
     "DATABASE_CONNECT_TIMEOUT": "100",
@@ -76,6 +88,24 @@ def connected(service: Service, proxy: Proxy) -> bool:
     return any(one.raddr and one.raddr[1] == port and one.status == "ESTABLISHED" for one in found)
 
 
+def connection_ids(database_url: str) -> set[int]:
+    """The server's numbers of the other connections to the database."""
+    kind = kind_of(database_url)
+    number = {"postgresql": "pid", "mysql": "id"}[kind]
+    return {row[0] for row in fetch(database_url, CONNECTED[kind].replace("count(*)", number))}
+
+
+def open_two(service: Service, proxy: Proxy) -> None:
+    """Returns when the service has two connections."""
+    paths = ("/notes/", "/notes/1", "/notes/?order=desc")
+
+    def are_two() -> bool:
+        at_once([partial(service.client.get, path) for path in paths])
+        return len(connection_ids(proxy.target)) == 2
+
+    poll(are_two)
+
+
 @pytest.fixture
 def proxy(served_database_url: str) -> Iterator[Proxy]:
     with closing(Proxy(served_database_url)) as proxy:
@@ -83,10 +113,8 @@ def proxy(served_database_url: str) -> Iterator[Proxy]:
 
 
 def until_served(ask: Callable[[], int]) -> None:
-    """Asks again until the answer is another one than 503."""
-    began = time.monotonic()
-    while ask() == 503:
-        assert time.monotonic() - began < PATIENCE
+    """Asks again while the answer is a 503: on a busy machine half a second may be too short."""
+    poll(lambda: ask() == 200)
 
 
 def test_the_wait_for_a_connection_to_open(proxy: Proxy, tmp_path: Path) -> None:
@@ -95,17 +123,18 @@ def test_the_wait_for_a_connection_to_open(proxy: Proxy, tmp_path: Path) -> None
         asks = (service.read, service.write, service.write_once)
         with proxy.hanging():
             assert [ask() for ask in asks] == [503] * 3
-        assert [ask() for ask in asks] == [200] * 3
+        for ask in asks:
+            until_served(ask)
 
 
 def test_the_wait_for_a_statement(proxy: Proxy, tmp_path: Path) -> None:
     """A server that stops answering is 503 at DATABASE_STATEMENT_TIMEOUT."""
     with serving(proxy.url, tmp_path, DATABASE_STATEMENT_TIMEOUT="0.5") as service:
         for ask in (service.read, service.write_once):
-            assert ask() == 200
+            until_served(ask)
             proxy.hang()
             assert ask() == 503
-            assert ask() == 200
+            until_served(ask)
             poll(lambda: sum(link.is_open for link in proxy.links) == 1)
 
 
@@ -121,12 +150,31 @@ def test_a_server_that_vanished(proxy: Proxy, tmp_path: Path) -> None:
             poll(lambda: waiting(proxy.target) > 0)
             proxy.vanish()
             assert writing.result() == 503
-        assert service.read() == 200
+        until_served(service.read)
         proxy.vanish()
-        assert service.read() == 200
+        until_served(service.read)
         proxy.vanish()
         poll(lambda: not connected(service, proxy))
-        assert service.write_once() == 200
+        until_served(service.write_once)
+
+
+class Transport:
+    """What has a socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        return self.sock
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+def test_a_slow_network_is_waited_for() -> None:
+    """The kernel gives up a connection no earlier than a statement."""
+    with socket.socket() as sock:
+        notice_loss(Transport(sock))
+        milliseconds = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert milliseconds == settings.DATABASE_STATEMENT_TIMEOUT * 1000
 
 
 @pytest.mark.parametrize("in_trouble", [Proxy.hang, lambda proxy: proxy.lose_answers(1)])
@@ -139,17 +187,28 @@ def test_neighbours_of_a_connection_in_trouble(
         serving(
             proxy.url, tmp_path, DATABASE_STATEMENT_TIMEOUT="2", DATABASE_POOL_MAX="2"
         ) as service,
-        ThreadPoolExecutor() as threads,
     ):
-        with locked(proxy.target):
-            both = [threads.submit(service.client.get, path) for path in ("/notes/", "/notes/1")]
-            poll(lambda: waiting(proxy.target) == 2)
-        assert [one.result().status_code for one in both] == [200, 404]
+        open_two(service, proxy)
         in_trouble(proxy)
         before = list(proxy.links)
         assert service.read() in (200, 503)
         poll(lambda: not any(link.is_open for link in before))
-        assert service.write() == 200
+        until_served(service.write)
+
+
+def test_a_slow_search_closes_no_other_connection(proxy: Proxy, tmp_path: Path) -> None:
+    """A search that is given up says nothing of the server: only its own connection ends."""
+    variables = {"DATABASE_STATEMENT_TIMEOUT": "1", "DATABASE_POOL_MAX": "2"}
+    with serving(proxy.url, tmp_path, **variables) as service:
+        open_two(service, proxy)
+        both = connection_ids(proxy.target)
+        proxy.hang()
+        assert service.client.get("/notes/?q=a").status_code == 503
+        for link in proxy.links:
+            link.hangs = False
+        until_served(service.read)
+        poll(lambda: len(connection_ids(proxy.target)) == 1)
+        assert connection_ids(proxy.target) < both
 
 
 def test_the_wait_for_the_pool(served_database_url: str, tmp_path: Path) -> None:
@@ -160,14 +219,14 @@ def test_the_wait_for_the_pool(served_database_url: str, tmp_path: Path) -> None
         ThreadPoolExecutor() as threads,
     ):
         with locked(url):
-            first = threads.submit(service.client.get, "/notes/1", timeout=60)
+            first = threads.submit(service.client.get, "/notes/1", timeout=100)
             poll(lambda: waiting(url) > 0)
             for ask in (service.read, service.write, service.write_once):
                 assert ask() == 503
             assert not first.done()
         assert first.result().status_code == 404
         assert execute(url, "SELECT count(*) FROM notes") == 0
-        assert service.write() == 200
+        until_served(service.write)
 
 
 def test_the_wait_for_other_writes_to_a_file(new_database: NewDatabase, tmp_path: Path) -> None:
@@ -178,7 +237,7 @@ def test_the_wait_for_other_writes_to_a_file(new_database: NewDatabase, tmp_path
         ThreadPoolExecutor() as threads,
     ):
         with locked(url):
-            first = threads.submit(service.client.post, "/notes/batch", json=[NOTE], timeout=60)
+            first = threads.submit(service.client.post, "/notes/batch", json=[NOTE], timeout=100)
             poll(lambda: in_use(service))
             for ask in (service.write, service.write_once):
                 assert ask() == 503
@@ -195,7 +254,7 @@ def test_the_wait_for_another_programs_write(new_database: NewDatabase, tmp_path
         for ask in (service.write, service.write_once):
             with locked(url):
                 assert ask() == 503
-            assert ask() == 200
+            until_served(ask)
 
 
 # For each note that is stored, SQLite compares all that is there with itself.
@@ -225,9 +284,9 @@ def test_a_slow_statement(slow_file: str, tmp_path: Path) -> None:
 
 
 def end(service: Service) -> None:
-    """Ends it. subprocess.TimeoutExpired if that takes nearly as long as platforms allow."""
+    """Ends it. subprocess.TimeoutExpired if it waits for the database."""
     service.process.send_signal(signal.SIGTERM)
-    service.process.wait(20)
+    service.process.wait(60)
 
 
 def test_the_end_while_the_server_hangs(proxy: Proxy, tmp_path: Path) -> None:

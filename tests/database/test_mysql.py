@@ -228,7 +228,7 @@ def test_no_statement_of_another_server_is_ended(
         closing(Proxy(one)) as switch,
         serving(switch.url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.5") as client,
     ):
-        assert client.get("/notes/1").status_code == 404
+        poll(lambda: client.get("/notes/1").status_code == 404)
         before, accepted = fetch(other, kills), switch.accepted
         switch.hang()
         switch.target = other
