@@ -35,7 +35,11 @@ SMALL = {
     "DATABASE_CONNECT_TIMEOUT": "1",
     "DATABASE_POOL_TIMEOUT": "1",
     "DATABASE_STATEMENT_TIMEOUT": "1",
+    # It would hide that another one is not kept.
+    "REQUEST_TIMEOUT": "400",
 }
+# Far more than those, and far less than this.
+PATIENCE = 60
 NOTE = {"text": "a", "completed": True}
 
 _keys = (f"key-{number}" for number in itertools.count())
@@ -88,9 +92,9 @@ def lasting(service: Service) -> Iterator[Service]:
 
 @contextmanager
 def serving(database_url: str, log: Path, **variables: str) -> Iterator[httpx2.Client]:
-    """A client with little patience, of a service with small timeouts."""
+    """A client of a service with small timeouts for the database."""
     with servers.serving(database_url, log, **SMALL | variables) as client:
-        client.timeout = 15
+        client.timeout = PATIENCE
         yield client
 
 
@@ -394,7 +398,7 @@ def test_clients_that_leave(server: Server, lasting: Service) -> None:
     address = client.base_url.host, client.base_url.port or 0
     for number in range(1000):
         request = bytes_of(chance, number)
-        with socket.create_connection(address, timeout=15) as connection:
+        with socket.create_connection(address, timeout=PATIENCE) as connection:
             if number % 5 == 0:
                 request = request[: chance.randrange(len(request))]
             connection.sendall(request)
@@ -492,14 +496,14 @@ def test_termination_while_the_database_hangs(server: Server, tmp_path: Path) ->
     with (
         ThreadPoolExecutor() as threads,
         servers.started(url, tmp_path / "log", **SMALL) as (address, service),
-        httpx2.Client(base_url=address, timeout=15) as client,
+        httpx2.Client(base_url=address, timeout=PATIENCE) as client,
     ):
         check_whole(client, server, url)
         with server.hanging():
             asked = [threads.submit(request, client) for request in REQUESTS]
             poll(lambda: in_use(client) == POOL)
             service.send_signal(signal.SIGTERM)
-            service.wait(20)
+            service.wait(PATIENCE)
             assert [task.result().status_code for task in asked] == [503] * len(REQUESTS)
     assert "Traceback" not in (tmp_path / "log").read_text()
 

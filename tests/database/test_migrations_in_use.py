@@ -193,7 +193,7 @@ def unfolded(new_empty_database: databases.NewDatabase) -> str:
 def test_folding_keeps_changes_and_nobody_waiting(unfolded: str, tmp_path: Path) -> None:
     """Notes can be changed while they are folded for searches, and stay changed."""
     with (
-        serving(unfolded, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="2") as http,
+        serving(unfolded, tmp_path / "log") as http,
         ExitStack() as held,
     ):
         held.enter_context(holding(unfolded, "SELECT FROM notes WHERE id = 1500 FOR UPDATE"))

@@ -5,7 +5,6 @@ import locale
 import re
 import secrets
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -374,7 +373,7 @@ def test_an_index_is_made_while_others_write(debian: Cluster, tmp_path: Path, na
         *(f"CREATE INDEX {other} ON {INDEXES[other]}" for other in INDEXES if other != name),
     )
     with (
-        serving(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="2") as http,
+        serving(url, tmp_path / "log") as http,
         databases.holding(url, "LOCK TABLE notes IN ROW EXCLUSIVE MODE"),
         migrating(url, "upgrade", "0003"),
     ):
@@ -473,12 +472,8 @@ def test_case_is_none_of_the_locales_business(
     with serving(url, tmp_path / "log") as http:
         assert_folded(http)
     scans = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'notes_search'"
-    for _ in range(100):
-        # PostgreSQL counts a connection's work when the connection has ended.
-        if databases.execute(url, scans):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the index was not used")
+    # PostgreSQL counts a connection's work when the connection has ended.
+    poll(lambda: bool(databases.execute(url, scans)), lambda: "the index was not used")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,7 +19,7 @@ class Migration(NamedTuple):
 
     def printed(self) -> str:
         """The output of a migration, which has to succeed."""
-        status = self.process.wait(60)
+        status = self.process.wait(300)
         self.output.seek(0)
         printed = self.output.read()
         assert status == 0, printed
