@@ -50,6 +50,8 @@ _said_full = False
 HEAD_END = b"\r\n\r\n"
 # Data of this size is parsed at once: it holds at most some thirty requests.
 SMALL_BYTES = 512
+# Of a body in chunks this much is parsed in one turn of the event loop: a chunk may be one byte.
+SLICE_BYTES = 32_768
 
 
 class BufferedTransport:
@@ -203,6 +205,7 @@ class Protocol(HttpToolsProtocol):
     head_timer: asyncio.TimerHandle | None = None
     in_head = False
     in_trailers = False
+    in_chunks = False
     head_size = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -297,8 +300,15 @@ class Protocol(HttpToolsProtocol):
             del self.pending[:size]
             self.flow.resume_reading()
             self._parse(data)
+            if self.in_chunks and self.pending:
+                self.loop.call_soon(self._parse_next_slice)
+                break
         if self.pending:
             self.flow.pause_reading()
+
+    def _parse_next_slice(self) -> None:
+        if not self.transport.is_closing():
+            self._parse_pending()
 
     def _parse(self, data: bytes) -> None:
         if self.in_head or self.in_trailers:
@@ -420,6 +430,7 @@ class Protocol(HttpToolsProtocol):
             self.scope["service.refusal"] = 400, "Invalid host header"  # type: ignore[typeddict-unknown-key]
 
     def on_chunk_header(self) -> None:
+        self.in_chunks = True
         # This may be the last chunk, before the trailers. They have the same limits as a head.
         self.in_trailers = True
         self.head_size = 0
@@ -429,7 +440,7 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self.in_trailers = False
+        self.in_chunks = self.in_trailers = False
         self.transport.has_unread = False
         self.scope["service.whole"] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
@@ -459,8 +470,11 @@ class Protocol(HttpToolsProtocol):
 
 
 def _parsable_size(data: bytes | bytearray) -> int:
-    """The number of bytes to parse at once: up to the first end of a head after SMALL_BYTES."""
+    """The number of bytes to parse at once: up to the first end of a head after SMALL_BYTES.
+
+    At most SLICE_BYTES.
+    """
     # The search for one byte is ten times faster, and large bodies seldom contain it.
     line = data.find(b"\r", SMALL_BYTES)
     end = -1 if line < 0 else data.find(HEAD_END, line)
-    return len(data) if end < 0 else end + len(HEAD_END)
+    return min(SLICE_BYTES, len(data) if end < 0 else end + len(HEAD_END))

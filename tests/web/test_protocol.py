@@ -440,3 +440,39 @@ def test_heads_are_written_as_uvicorn_writes_them(
     assert written_head(Cycle, method, status, fields, keep, log) == written_head(
         RequestResponseCycle, method, status, fields, keep, log
     )
+
+
+@pytest.mark.parametrize("path", ["/read", "/unread"])
+def test_a_body_in_tiny_chunks_is_parsed_in_slices(path: str) -> None:
+    """The event loop turns while many chunks of one packet are parsed, wanted or not."""
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunks = 40_000
+    packet = (
+        head.encode() + b"1\r\na\r\n" * chunks + b"0\r\n\r\nGET /next HTTP/1.1\r\nhost: a\r\n\r\n"
+    )
+    parsed: list[int] = []
+
+    class Counting(Protocol):
+        def on_body(self, body: bytes) -> None:
+            parsed[-1] += 1
+            super().on_body(body)
+
+    async def receive_packet() -> bytes:
+        with socket.socket() as client:
+            wire = Wire(client)
+            protocol = Counting(CONFIG, ServerState(), {})
+            protocol.connection_made(wire)
+            parsed.append(0)
+            protocol.data_received(packet)
+            while wire.received.count(b"HTTP/1.1 200") < 2:
+                parsed.append(0)
+                await asyncio.sleep(0)
+            protocol.connection_lost(None)
+        return wire.received
+
+    received = asyncio.run(receive_packet())
+    body = b"" if path == "/unread" else b"a" * chunks
+    assert b"POST %b %b;HTTP/1.1" % (path.encode(), body) in received
+    assert received.endswith(b"GET /next ;")
+    assert sum(parsed) == chunks
+    assert max(parsed) < chunks / 3
