@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import Any
 
 import orjson
-from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,7 +20,7 @@ from service.schemas.compiled import compile_load
 from service.schemas.validation import load, load_all
 from service.tables import Row
 from service.web import conditions, idempotency, preferences
-from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body
+from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body, read_query
 from service.web.responses import (
     NDJSON,
     Prepared,
@@ -50,7 +49,7 @@ insert_note = coalesce(queries.insert_notes, max_batch=100, observe=metrics.batc
 @lru_cache(1000)
 def _first_page(query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
     """The page that a query string requests, and whether the query has a limit."""
-    query = load(listing_query.load, dict(QueryParams(query_string)), "query")
+    query = load(listing_query.load, read_query(query_string), "query")
     selection = Selection(query["order"] == "desc", query["completed"], query["q"])
     limit = query["limit"]
     return PageRequest(

@@ -66,8 +66,9 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "With `Accept: application/x-ndjson` each note is a line of its own, without brackets "
             "and commas.\n\n"
             "Other errors have a sentence in `detail`: 406 for a client that takes neither gzip "
-            "nor the plain body, 412 for an `If-Match` that does not name the listing, 503 with "
-            "`Retry-After` for a database that is away, full or slow."
+            "nor the plain body, 412 for an `If-Match` that does not name the listing, 414 for "
+            "more than 1,000 parameters, 503 with `Retry-After` for a database that is away, full "
+            "or slow."
         ),
         "parameters": [
             parameter(

@@ -88,7 +88,7 @@ def _is_state_of(tag: str | None, listed: list[str]) -> bool:
     if tag is None:
         return "*" in listed
     plain = tag.replace("-gzip", "")
-    return any(other in ("*", plain, f'{plain[:-1]}-gzip"') for other in listed)
+    return not {"*", plain, f'{plain[:-1]}-gzip"'}.isdisjoint(listed)
 
 
 async def write(

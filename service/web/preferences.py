@@ -30,8 +30,9 @@ def wants_count(request: Request) -> bool:
 def _preference(request: Request, wanted: str) -> str:
     """The value that is preferred, in lower case; of several the first one."""
     values = [value for name, value in request.scope["headers"] if name == b"prefer"]
-    if values:
-        for item in _ITEM.findall(b",".join(values).decode("latin-1").lower()):
+    # A longer one would hold the event loop.
+    if values and len(preferred := b",".join(values)) <= MAX_NEGOTIATION_BYTES:
+        for item in _ITEM.findall(preferred.decode("latin-1").lower()):
             name, _, value = item.partition(";")[0].partition("=")
             if name.strip() == wanted:
                 return str(value.strip().strip('"'))

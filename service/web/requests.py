@@ -3,11 +3,12 @@
 import asyncio
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from email.message import Message
 from itertools import chain, islice
 from typing import Any
 
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Scope
@@ -20,11 +21,21 @@ from service.web import slots
 
 # The rest of the body is not read, so the connection can't be reused.
 TOO_LARGE = {"Connection": "close"}
+# `json` can't be interrupted, and takes up to 10 ms for this many.
+MAX_VALUES = 30_000
+MAX_PARAMETERS = 1000
 _ID = re.compile("[1-9][0-9]{0,15}")
 # Smaller bodies that have come as a whole are not counted.
 SMALL_BYTES = 8192
 # A chunk of lines has this size, and then continues to the end of its last line.
 CHUNK_BYTES = 65_536
+
+
+def read_query(query_string: bytes) -> dict[str, str]:
+    """The last value of each parameter. Raises HTTPException 414 for over MAX_PARAMETERS."""
+    if query_string.count(b"&") >= MAX_PARAMETERS:
+        raise HTTPException(414, f"The query has more than {MAX_PARAMETERS:,} parameters")
+    return dict(QueryParams(query_string))
 
 
 async def read_body(request: Request) -> bytes:
@@ -62,11 +73,15 @@ async def read_body(request: Request) -> bytes:
 def parse(body: bytes, content_type: str) -> Any:
     """The body as JSON, or as a text if the content type is not JSON.
 
-    Raises InvalidInput, or HTTPException 400 if the body can't be decoded.
+    Raises InvalidInput, or HTTPException 400 if the body can't be decoded, and 413 if it has more
+    than MAX_VALUES values.
     """
     if not body:
         raise InvalidInput(describe("missing", ("body",), None))
-    return _decode(body, ("body",), _is_json(content_type))
+    is_json = _is_json(content_type)
+    if is_json:
+        _refuse_many_values([body])
+    return _decode(body, ("body",), is_json)
 
 
 async def parse_ndjson(body: bytes, most: int) -> list[Any]:
@@ -75,7 +90,8 @@ async def parse_ndjson(body: bytes, most: int) -> list[Any]:
     It parses at most `most` + 1 lines, enough to notice too many.
     """
     found = await in_slices(lambda chunk: [line for line in chunk if line.strip()], _chunks(body))
-    lines = islice(chain.from_iterable(found), most + 1)
+    lines = list(islice(chain.from_iterable(found), most + 1))
+    _refuse_many_values(lines)
     return await in_slices(lambda line: _decode(line[1], ("body", line[0])), enumerate(lines))
 
 
@@ -87,6 +103,29 @@ def _chunks(body: bytes) -> Iterator[list[bytes]]:
         end = len(body) if end < 0 else end
         yield body[start:end].split(b"\n")
         start = end + 1
+
+
+def _refuse_many_values(documents: Sequence[bytes]) -> None:
+    """Raises HTTPException 413 for JSON of more than MAX_VALUES values.
+
+    As many are the commas and opening brackets outside of strings. An empty container is two.
+    """
+    # In every encoding of JSON, each of them has its ASCII byte.
+    whole = b"".join(documents)
+    if len(whole) <= MAX_VALUES or sum(map(whole.count, b",[{")) <= MAX_VALUES:
+        return
+    if sum(map(_count_values, documents)) > MAX_VALUES:
+        raise HTTPException(413, f"The body has more than {MAX_VALUES:,} JSON values")
+
+
+def _count_values(document: bytes) -> int:
+    text = document.decode(json.detect_encoding(document), "replace")
+    text = text.replace("\\\\", "").replace('\\"', "")
+    # A value and its key have at most four.
+    if (values := text.count('"') // 4) > MAX_VALUES:
+        return values
+    outside = "".join(text.split('"')[::2])
+    return sum(map(outside.count, ",[{"))
 
 
 def _decode(body: bytes, loc: tuple[str | int, ...], is_json: bool = True) -> Any:

@@ -108,13 +108,17 @@ def counted(total: int) -> list[tuple[bytes, bytes]]:
     return [(b"x-total-count", b"%d" % total), (b"preference-applied", b"count=exact")]
 
 
+# What can't stand between angle brackets.
+_ESCAPES = {
+    ord(char): quote(char) for char in map(chr, range(256)) if re.match(r'[<>"\\^`{|}\s]', char)
+}
+
+
 def next_link(request: Request, after: int) -> tuple[bytes, bytes]:
     """The Link header (RFC 8288) to the next page."""
     # Other parameters stay exactly as they were sent; parsing might change them.
     url, _, query = str(request.url).partition("?")
     items = query.split("&")
     kept = [item for item in items if unquote_plus(item.partition("=")[0]) != "after"]
-    # Only characters that can't stand between angle brackets are escaped.
-    kept = [re.sub(r'[<>"\\^`{|}\s]', lambda found: quote(found[0]), item) for item in kept]
-    query = "&".join([*filter(None, kept), f"after={after}"])
+    query = "&".join([*filter(None, kept), f"after={after}"]).translate(_ESCAPES)
     return b"link", f'<{url}?{query}>; rel="next"'.encode("latin-1")

@@ -1,0 +1,174 @@
+"""JSON of very many values is a 413, a long query a 414, and a large 422 is written in slices."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
+
+from service.app import app
+from service.schemas import slices
+from service.web import json_writer, requests
+from tests.conftest import Pair
+from tests.contract.test_differential import documents
+from tests.support.raw import send
+
+JSON = {"content-type": "application/json"}
+LINES = {"content-type": "application/x-ndjson"}
+NOTE = b'{"text":"a","completed":true}'
+
+LISTS = b"[%b]" % b",".join([b"[" * 900 + b"]" * 900] * 20)
+COMMAS = b'[{\\",\\\\' * 120_000
+TOO_MANY = {
+    "deep lists": (JSON, b"[%b]" % b",".join([LISTS] * 2)),
+    "numbers": (JSON, b'{"text":"a","completed":true,"x":[%b1]}' % (b"1," * 30_000)),
+    "texts": (JSON, b'["\\"",%b1]' % (b'"",' * 30_000)),
+    "keys": (JSON, b"{%b}" % b",".join(b'"%d":"\\\\"' % number for number in range(30_001))),
+    "objects beside a text": (JSON, b'["%b",%b1]' % (COMMAS, b"{}," * 15_001)),
+    "never closed": (JSON, b"[" * 100_000),
+    "UTF-16": (JSON, ("[%s1]" % ("1," * 30_000)).encode("utf-16")),
+    "a line": (LINES, NOTE + b"\n[%b1]" % (b"1," * 30_000)),
+    "many lines": (LINES, b"[%b1]\n" % (b"1," * 100) * 300),
+}
+
+
+@pytest.mark.parametrize(("headers", "body"), TOO_MANY.values(), ids=TOO_MANY)
+def test_very_many_values_are_refused(pair: Pair, headers: dict[str, str], body: bytes) -> None:
+    """They are a 413 before they are parsed."""
+    paths = [("POST", "/notes/batch")]
+    if headers is JSON:
+        paths += [("POST", "/notes/"), ("PUT", "/notes/1"), ("PATCH", "/notes/1")]
+    for method, path in paths:
+        answer = send(pair.service, method, path, body, headers)
+        assert answer.status == 413
+        assert answer.json() == {"detail": "The body has more than 30,000 JSON values"}
+
+
+def marks(value: Any) -> int:
+    """The commas and opening brackets in its JSON, outside of strings."""
+    if not isinstance(value, dict | list):
+        return 0
+    items = list(value.values() if isinstance(value, dict) else value)
+    return max(1, len(items)) + sum(map(marks, items))
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(body=documents, encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32-be"]))
+def test_values_are_counted(body: bytes, encoding: str) -> None:
+    """The bound goes by the values of any document, in each encoding of JSON."""
+    count = marks(json.loads(body))
+    body = body.decode("utf-8", "surrogatepass").encode(encoding, "surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "MAX_VALUES", count)
+        requests.parse(body, "application/json")
+        patch.setattr(requests, "MAX_VALUES", count - 1)
+        with pytest.raises(HTTPException) as refused:
+            requests.parse(body, "application/json")
+    assert refused.value.status_code == 413
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_text_may_have_any_characters(pair: Pair, encoding: str) -> None:
+    """Commas, brackets and escapes in a long text are no values."""
+    text = ',[{"\\\u2c5b' * 40_000
+    body = json.dumps({"text": text, "completed": True}, ensure_ascii=False).encode(encoding)
+    answer = send(pair.service, "POST", "/notes/", body, JSON)
+    assert answer.status == 200
+    assert answer.json()["text"] == text
+
+
+@pytest.mark.parametrize(("headers", "mark"), [(JSON, b","), (LINES, b"\n")], ids=["JSON", "lines"])
+def test_the_largest_batch_is_stored(pair: Pair, headers: dict[str, str], mark: bytes) -> None:
+    """1,000 notes with long texts, and with 20 further values in each, are few enough."""
+    further = b",".join(b'"%d":"b"' % number for number in range(20))
+    note = b'{"text":"%b","completed":true,%b}' % (b",[{" * 250, further)
+    batch = mark.join([note] * 1000)
+    answer = send(
+        pair.service,
+        "POST",
+        "/notes/batch",
+        b"[%b]" % batch if headers is JSON else batch,
+        headers | {"prefer": "return=minimal"},
+    )
+    assert answer.status == 204
+
+
+# Each with the number of values in it.
+REFUSED = {
+    "no note": (LISTS, 20 * 900),
+    "missing": (b'{"completed":true,"x":%b}' % LISTS, 20 * 900),
+    "wrong types": (b'{"text":%b,"completed":1}' % LISTS, 20 * 900),
+    "long numbers": (b'{"x":[%b]}' % b",".join([b"1" * 4300] * 20), 20),
+    "NaN": (b'{"x":[%b1]}' % (b"NaN," * 20_000), 20_000),
+    "keys": (b"{%b}" % b",".join(b'"%d":1' % number for number in range(9_000)), 9_000),
+    # It is shown in two errors, by 4,096 characters.
+    "surrogates": (b'{"x":"%b"}' % (b"\\ud800" * 170_000), 2 * 170_000 // 4096),
+}
+
+
+@pytest.mark.parametrize(("body", "values"), REFUSED.values(), ids=REFUSED)
+def test_others_go_on_while_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, body: bytes, values: int
+) -> None:
+    """The event loop turns at least once for each value in a 422."""
+    monkeypatch.setattr(slices, "SLICE_SECONDS", 0)
+
+    async def turns_of_the_loop() -> int:
+        turns = 0
+
+        async def work() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            working = asyncio.create_task(work())
+            answer = await client.post("/notes/", content=body, headers=JSON)
+            working.cancel()
+        assert answer.status_code == 422
+        return turns
+
+    assert asyncio.run(turns_of_the_loop()) >= values
+
+
+@pytest.mark.parametrize("before", ["", "a"])
+def test_two_surrogates_stay_together(before: str) -> None:
+    """They are one character, wherever a slice ends. One alone is U+FFFD."""
+    text = before + "\ud83d\ude00" * 10_000 + "\ud800"
+    expected = before + "\U0001f600" * 10_000 + "\ufffd"
+    assert asyncio.run(json_writer.encode(text)).decode() == f'"{expected}"'
+
+
+ANSWERED = {
+    name: body for name, (body, _) in REFUSED.items() if name not in ("NaN", "surrogates")
+} | {
+    "deep and stored": b'{"text":"a","completed":true,"x":%b}' % LISTS,
+    "broken at the end": b'{"text":"a","completed":true,"x":%b' % LISTS,
+    "too deep": b'{"x":%b}' % (b"[" * 25_000),
+    "a text, not JSON": b"[1],{}" * 100_000,
+}
+
+
+@pytest.mark.parametrize(("name", "body"), ANSWERED.items(), ids=ANSWERED)
+def test_fewer_are_answered_as_by_the_example(pair: Pair, name: str, body: bytes) -> None:
+    """A body with many values in it is stored or refused as by the example."""
+    headers = {"content-type": "text/plain"} if "not JSON" in name else JSON
+    service, twin = (send(one, "POST", "/notes/", body, headers) for one in pair)
+    assert service.status == twin.status
+    if twin.status != 200:
+        assert service.body == twin.body
+
+
+def test_many_parameters_are_refused(pair: Pair) -> None:
+    """More than 1,000 parameters are a 414; before, the example's or the option's answer."""
+    few = "&".join(["a=1"] * 998 + ["limit=1", "after=9007199254740991"])
+    assert send(pair.service, "GET", f"/notes/?{few}").json() == []
+    answer = send(pair.service, "GET", f"/notes/?{few}&a")
+    assert answer.status == 414
+    assert answer.json() == {"detail": "The query has more than 1,000 parameters"}
