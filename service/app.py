@@ -4,6 +4,7 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from typing import Any
 
 import orjson
 from starlette.applications import Starlette
@@ -75,7 +76,27 @@ if settings.METRICS:
 class Service(Starlette):
     """Starlette with one middleware layer instead of three: each layer costs every request."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.refuse_options()
+
+    def add_exception_handler(self, *handler: Any) -> None:
+        super().add_exception_handler(*handler)
+        self.refuse_options()
+
+    def refuse_options(self) -> None:
+        """Raises ValueError for options of the layers that this application doesn't have."""
+        absent = {"debug": False, "exception_handlers": {}, "max_body_size": None}
+        for name, default in absent.items():
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} has no effect here: service/web/errors.py answers exceptions,"
+                    " and MAX_BODY_BYTES limits bodies"
+                )
+
     def build_middleware_stack(self) -> ASGIApp:
+        self.refuse_options()
+
         def wrap(app: ASGIApp) -> ASGIApp:
             for middleware, arguments, options in reversed(self.user_middleware):
                 app = middleware(app, *arguments, **options)

@@ -154,7 +154,7 @@ class Cycle(RequestResponseCycle):
             or self.access_log
         ):
             return super().send(message)
-        fields = [*self.default_headers, *message["headers"]]
+        fields = [*self.default_headers, *message.get("headers", ())]
         values = dict(fields)
         if (
             b"content-length" not in values
@@ -164,7 +164,7 @@ class Cycle(RequestResponseCycle):
             return super().send(message)
         if not self.keep_alive:
             fields.append((b"connection", b"close"))
-        lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in fields])
         if lines.translate(None, _FIELD_BYTES) != b"\r\n" * len(fields):
             return super().send(message)
         self.response_started = True

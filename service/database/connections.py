@@ -7,11 +7,12 @@ from typing import Any
 
 from service import metrics, settings
 from service.database.dialect import dialect
+from service.database.errors import NotConnected
 from service.database.operations import Connections, Lane, Result
 
 CLOSE_SECONDS = 5
 
-_connections: Connections
+_connections: Connections | None = None
 
 
 @asynccontextmanager
@@ -27,6 +28,7 @@ async def connected() -> AsyncIterator[None]:
         await connections.open()
         yield
     finally:
+        _connections = None
         # The platform sends SIGKILL soon after SIGTERM.
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
@@ -36,10 +38,12 @@ async def connected() -> AsyncIterator[None]:
 async def use(lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
     """Runs `work` on a connection of the driver, and returns its result.
 
-    Raises TimeoutError after DATABASE_POOL_TIMEOUT. encode/databases would wait forever if all
-    connections are in use.
+    Raises NotConnected, and TimeoutError after DATABASE_POOL_TIMEOUT. encode/databases would wait
+    forever if all connections are in use.
     """
     connections = _connections
+    if connections is None:
+        raise NotConnected
     slots = connections.slots[lane]
     if any(map(asyncio.Semaphore.locked, slots)):
         with metrics.waiting.track_inprogress():

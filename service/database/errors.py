@@ -1,4 +1,4 @@
-"""The one error that callers of the database handle."""
+"""The error that callers of the database handle."""
 
 from service.database.dialect import dialect
 
@@ -10,3 +10,16 @@ class DatabaseUnavailable(Exception):
         """The reason in one sentence, without details such as addresses."""
         cause = self.__cause__
         return f"The database {dialect.state(cause)}: {type(cause).__name__}"
+
+
+class NotConnected(DatabaseUnavailable):
+    """Nobody has opened the database."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The database is not open: run the application's lifespan,"
+            " or enter connected() of service.database"
+        )
+
+    def reason(self) -> str:
+        return str(self)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import sys
+from urllib.parse import quote
 
 from starlette.types import Scope
 
@@ -31,9 +32,11 @@ def _quote(value: str) -> str:
 
 def write(scope: Scope, status: int, seconds: float, size: int, request_id: bytes) -> None:
     """Writes a request's line within FLUSH_SECONDS; one system call writes many lines."""
-    path = _quote(scope["raw_path"].decode("latin-1"))
+    # Not every server gives these two.
+    raw_path = scope.get("raw_path")
+    path = _quote(raw_path.decode("latin-1") if raw_path is not None else quote(scope["path"]))
     # X-Forwarded-For may contain any text.
-    client = _quote(scope["client"][0]) if scope["client"] else ""
+    client = _quote(scope["client"][0]) if scope.get("client") else ""
     user = ""
     if ACCESS == "token":
         # Empty without a user. A username needs no quotes.

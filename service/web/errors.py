@@ -38,7 +38,7 @@ def _log(error: DatabaseUnavailable) -> None:
     now = time.monotonic()
     if now - _logged_at >= LOG_SECONDS:
         _logged_at = now
-        logger.warning("database unavailable: %r", error.__cause__)
+        logger.warning("database unavailable: %r", error.__cause__ or error)
 
 
 async def answer(error: Exception) -> Response | None:

@@ -70,14 +70,14 @@ class ServiceMiddleware:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message["headers"]
-                headers.append(_NOSNIFF)
-                headers.append((b"x-request-id", request_id))
+                # A copy, as the application may send its own headers again.
+                headers = [*message.get("headers", ()), _NOSNIFF, (b"x-request-id", request_id)]
                 if SERVER_TIMING:
                     elapsed = (time.perf_counter() - began) * 1000
                     headers.append((b"server-timing", b"app;dur=%.1f" % elapsed))
-            else:
-                length = len(message["body"])
+                message = {**message, "headers": headers}
+            elif message["type"] == "http.response.body":
+                length = len(message.get("body", b""))
                 size += length
                 if length > _LARGE_BYTES:
                     return self._send_in_parts(message, send, task)
@@ -117,7 +117,8 @@ class ServiceMiddleware:
                 route = scope.get("route")
                 metrics.request(route.path if route else "", scope["method"], status, seconds)
             if ACCESS_LOG:
-                access_log.write(scope, status, seconds, size, request_id)
+                sent = 0 if scope["method"] == "HEAD" else size
+                access_log.write(scope, status, seconds, sent, request_id)
 
     async def _send_in_parts(self, message: Message, send: Send, task: asyncio.Task[None]) -> None:
         """Sends a large body. After the last part it waits until the transport's buffer is empty.
@@ -204,8 +205,9 @@ def _request_id(scope: Scope) -> bytes:
 
 async def _abort(scope: Scope) -> None:
     """Aborts the connection. Closing it would wait for the client to read all data."""
-    if "extensions" in scope:
-        scope["extensions"]["service.abort"]()
+    abort = (scope.get("extensions") or {}).get("service.abort")
+    if abort is not None:
+        abort()
         # uvicorn must notice this first, or it logs an incomplete response.
         await asyncio.sleep(0)
 

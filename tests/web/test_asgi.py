@@ -1,0 +1,135 @@
+"""The application takes all that ASGI allows, from servers and from other applications."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.types import Message, Receive, Scope, Send
+
+from service.app import Service, app
+from service.database.errors import NotConnected
+from service.users import get_user
+from service.web import access_log
+from service.web.middleware import ServiceMiddleware
+
+START = {"type": "http.response.start", "status": 200}
+BODY = {"type": "http.response.body"}
+
+
+def ask(application: Any, method: str = "GET", path: str = "/", **scope: Any) -> list[Message]:
+    """What the application sends to a server that gives no more than it must."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    least = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "headers": [],
+        "query_string": b"",
+        **scope,
+    }
+    asyncio.run(application(least, receive, send))
+    return sent
+
+
+def answering(*messages: Message) -> ServiceMiddleware:
+    """The outermost layer around an application that sends these messages."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    return ServiceMiddleware(application, lambda inner: inner)
+
+
+@pytest.mark.parametrize("given", [{}, {"headers": ()}, {"headers": []}, {"headers": iter([])}])
+def test_headers_may_be_missing_or_of_any_kind(given: dict[str, Any]) -> None:
+    """An application may send no headers, or any iterable of them, and a body without `body`."""
+    start, body = ask(answering(START | given, BODY))
+    assert [name for name, _ in start["headers"]] == [b"x-content-type-options", b"x-request-id"]
+    assert body == BODY
+
+
+def test_messages_stay_as_they_were() -> None:
+    """An application may send the same message for each request."""
+    fields: list[tuple[bytes, bytes]] = [(b"a", b"b")]
+    application = answering(START | {"headers": fields}, BODY)
+    assert [len(ask(application)[0]["headers"]) for _ in range(2)] == [3, 3]
+    assert fields == [(b"a", b"b")]
+
+
+def test_messages_of_extensions_pass() -> None:
+    """A message that only an extension knows reaches the server unchanged."""
+    trailers = {"type": "http.response.trailers", "headers": [(b"a", b"b")]}
+    assert ask(answering(START | {"trailers": True}, BODY, trailers))[2] == trailers
+
+
+@pytest.mark.parametrize("extensions", [{}, {"extensions": None}, {"extensions": {"tls": {}}}])
+def test_a_server_may_have_no_way_to_abort(extensions: dict[str, Any]) -> None:
+    """An answer that takes too long ends, also on a server with other extensions."""
+
+    async def stuck(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(1)
+
+    assert len(ask(ServiceMiddleware(stuck, lambda inner: inner), **extensions)) == 1
+
+
+def test_the_service_needs_no_more_than_asgi(capsys: pytest.CaptureFixture[str]) -> None:
+    """A scope with no more than is required is answered, and logged."""
+    assert ask(app, path="/health/live")[0]["status"] == 200
+    assert ask(app, path="/é")[0]["status"] == 404
+    access_log.flush()
+    assert "path=/%C3%A9 status=404" in capsys.readouterr().out
+
+
+def test_head_is_logged_with_what_it_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    """`HEAD` sends no bytes of a body."""
+    ask(app, "HEAD", "/health/live")
+    access_log.flush()
+    assert " bytes=0 " in capsys.readouterr().out
+
+
+def test_without_the_lifespan_a_line_says_what_is_missing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that needs the database gets a 503, and the log has one line about the lifespan."""
+    monkeypatch.setattr("service.web.errors._logged_at", float("-inf"))
+    with caplog.at_level(logging.WARNING):
+        assert ask(app, path="/notes/")[0]["status"] == 503
+    (line,) = [record for record in caplog.records if record.name == "service"]
+    assert "run the application's lifespan" in line.getMessage()
+    assert line.exc_info is None
+    with pytest.raises(NotConnected, match="lifespan"):
+        asyncio.run(get_user("bob"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"debug": True}, {"exception_handlers": {404: print}}, {"max_body_size": 0}],
+)
+def test_options_without_an_effect_are_refused(options: dict[str, Any]) -> None:
+    """Options of Starlette that this application would ignore are refused in words."""
+    with pytest.raises(ValueError, match=f"{next(iter(options))} has no effect here"):
+        Service(**options)
+
+
+def test_handlers_are_refused_later_too() -> None:
+    """`add_exception_handler` and `debug` after the start of the program are refused as well."""
+    with pytest.raises(ValueError, match="exception_handlers has no effect"):
+        Service().add_exception_handler(404, print)
+    late: Starlette = Service()
+    late.debug = True
+    with pytest.raises(ValueError, match="debug has no effect"):
+        ask(late)
