@@ -94,6 +94,12 @@ def _tag(note: Row) -> str:
     return conditions.etag(_encode(note))
 
 
+def _described(request: Request, note_id: int, note: bytes) -> dict[str, str]:
+    """The note's tag, and of what it is the tag (RFC 9110, section 8.7)."""
+    path = f"{request.scope.get('root_path', '')}/notes/{note_id}"
+    return {"etag": conditions.etag(note), "content-location": path}
+
+
 async def create_note(request: Request) -> Response:
     body = await read_body(request)
     note = load(load_note, parse(body, request.headers.get("content-type", "")), "body")
@@ -105,10 +111,10 @@ async def create_note(request: Request) -> Response:
         stored = await idempotency.store_once(request, body, store)
     else:
         stored = _encode(await insert_note(note))
-    headers = {"etag": conditions.etag(stored)}
+    note_id = orjson.loads(stored)["id"]
+    headers = _described(request, note_id, stored)
     minimal = preferences.wants_minimal(request)
     if minimal:
-        note_id = orjson.loads(stored)["id"]
         headers["location"] = str(request.url_for("note", note_id=note_id))
     return written(minimal, stored, headers)
 
@@ -161,7 +167,11 @@ async def _change_note(request: Request, deserialize: Callable[[Any], Any]) -> R
     note = await conditions.write(request, lambda: get_note(note_id), _tag, update)
     changed = _encode(note)
     minimal = preferences.wants_minimal(request)
-    return written(minimal, changed, {"etag": conditions.etag(changed)})
+    headers = _described(request, note_id, changed)
+    if minimal and request.method == "PUT":
+        # The client would take its tag for that of what it sent (RFC 9110, section 9.3.4).
+        del headers["etag"]
+    return written(minimal, changed, headers)
 
 
 async def delete_note(request: Request) -> Response:

@@ -30,7 +30,9 @@ ETAG = {"ETag": header("A strong entity tag of the note", '"5d3f0a0c7e2b4f6a8c9d
 APPLIED = {"Preference-Applied": header("What was done of Prefer", "return=minimal")}
 MINIMAL = {"204": {"description": "Done, as Prefer: return=minimal wants it", "headers": APPLIED}}
 NOTE = {**response("Successful Response", "Note"), "headers": ETAG}
-MINIMAL_NOTE = {"204": {**MINIMAL["204"], "headers": {**APPLIED, **ETAG}}}
+OF_NOTE = {**ETAG, "Content-Location": header("The path of the note that is meant", "/notes/1")}
+WRITTEN_NOTE = {**NOTE, "headers": OF_NOTE}
+MINIMAL_NOTE = {"204": {**MINIMAL["204"], "headers": {**APPLIED, **OF_NOTE}}}
 
 IF_LISTING_CHANGED = parameter(
     "header",
@@ -140,12 +142,12 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "With `Prefer: return=minimal` the answer is a 204 without a body; `Location` is the "
             "note's URL.\n\n"
             "Other errors say in `detail`, in words, what is wrong: 400 for a body that can't be "
-            "decoded, 413 for one over the limit, 503 with `Retry-After` for a database that is "
-            "away, full or slow."
+            "decoded, 413 for one over the limit, 415 for one with a `Content-Encoding`, 503 with "
+            "`Retry-After` for a database that is away, full or slow."
         ),
         "parameters": [KEY, PREFER],
         "requestBody": {"required": True, **json_content("NoteIn")},
-        "responses": {"200": NOTE, **INVALID},
+        "responses": {"200": WRITTEN_NOTE, **INVALID},
     },
     "create_notes": {
         **TAG,
@@ -192,14 +194,14 @@ OPERATIONS: dict[str, dict[str, Any]] = {
         "description": f"Gives a note other values for all its fields. {CONDITIONS}",
         "parameters": [NOTE_ID, IF_MATCH, IF_NONE_MATCH, PREFER],
         "requestBody": {"required": True, **json_content("NoteIn")},
-        "responses": {"200": NOTE, **MINIMAL_NOTE, **NOT_FOUND, **CHANGED, **BODY_ERRORS},
+        "responses": {"200": WRITTEN_NOTE, **MINIMAL_NOTE, **NOT_FOUND, **CHANGED, **BODY_ERRORS},
     },
     "change_note": {
         **TAG,
         "description": f"Gives a note other values for the fields in the body. {CONDITIONS}",
         "parameters": [NOTE_ID, IF_MATCH, IF_NONE_MATCH, PREFER],
         "requestBody": {"required": True, **json_content("NotePatch")},
-        "responses": {"200": NOTE, **MINIMAL_NOTE, **NOT_FOUND, **CHANGED, **BODY_ERRORS},
+        "responses": {"200": WRITTEN_NOTE, **MINIMAL_NOTE, **NOT_FOUND, **CHANGED, **BODY_ERRORS},
     },
     "delete_note": {
         **TAG,

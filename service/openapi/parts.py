@@ -44,6 +44,7 @@ def parameter(
 
 UNPARSABLE = {"400": response("The body can't be decoded", "Error")}
 TOO_LARGE = {"413": response("The body is over the limit", "Error")}
+ENCODED = {"415": response("The body has a Content-Encoding", "Error")}
 INVALID = {"422": response("Validation Error", "HTTPValidationError")}
 UNAVAILABLE = {
     "503": {
@@ -51,7 +52,7 @@ UNAVAILABLE = {
         "headers": {"Retry-After": header("Seconds to wait", 1, "integer")},
     }
 }
-BODY_ERRORS = {**UNPARSABLE, **TOO_LARGE, **INVALID, **UNAVAILABLE}
+BODY_ERRORS = {**UNPARSABLE, **TOO_LARGE, **ENCODED, **INVALID, **UNAVAILABLE}
 
 # RFC 9110, section 8.8.3.
 _TAG = r'(W/)?"[!#-~\u0080-\u00ff]*"'

@@ -10,6 +10,7 @@ from service.web.errors import error_response
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 EXPOSED_HEADERS = [
+    "Content-Location",
     "ETag",
     "Link",
     "Location",

@@ -64,7 +64,7 @@ def wants_gzip(request: Request, is_large: bool) -> bool:
     """Whether `Accept-Encoding` prefers gzip to no coding, or takes nothing else.
 
     An answer that isn't large is left as it is, if the client takes that. Raises HTTPException 406
-    for a GET or HEAD that takes neither (section 12.5.3).
+    for a GET or HEAD that takes neither (section 12.5.3), except for health checks.
     """
     values = [value for name, value in request.scope["headers"] if name == b"accept-encoding"]
     if not values:
@@ -75,6 +75,8 @@ def wants_gzip(request: Request, is_large: bool) -> bool:
     # What isn't named is taken all the same, and preferred to nothing.
     identity = qualities.get("identity", UNNAMED if others is None else others)
     if not gzip and not identity and request.method in ("GET", "HEAD"):
+        if request.scope["path"].startswith("/health/"):
+            return False
         raise HTTPException(406)
     return gzip > 0 and (gzip >= identity if is_large else not identity)
 

@@ -21,6 +21,8 @@ from service.web import slots
 
 # The rest of the body is not read, so the connection can't be reused.
 TOO_LARGE = {"Connection": "close"}
+# RFC 9110, section 12.5.3.
+NOT_ENCODED = {"Accept-Encoding": "identity"}
 # `json` can't be interrupted, and takes up to 10 ms for this many.
 MAX_VALUES = 30_000
 MAX_PARAMETERS = 1000
@@ -39,10 +41,19 @@ def read_query(query_string: bytes) -> dict[str, str]:
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body. Raises HTTPException 413 for more than MAX_BODY_BYTES, and 503."""
+    """The whole body.
+
+    Raises HTTPException 413 for more than MAX_BODY_BYTES, 415 for a Content-Encoding, and 503.
+    """
+    field = b""
+    for name, value in request.scope["headers"]:
+        if name == b"content-length":
+            field = value
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise HTTPException(415, headers=NOT_ENCODED)
     # Leading zeros are legal, and int() limits the number of digits.
-    declared = request.headers.get("content-length", "").lstrip("0")[:20]
-    length = int(declared) if declared.isdecimal() else SMALL_BYTES
+    declared = field.lstrip(b"0")[:20]
+    length = int(declared) if declared.isdigit() else SMALL_BYTES
     if length > settings.MAX_BODY_BYTES:
         raise HTTPException(413, "Content Too Large", TOO_LARGE)
     if length < SMALL_BYTES and "service.whole" in request.scope:

@@ -300,6 +300,7 @@ PROVOKED: dict[str, dict[str, Any]] = {
     "400": {"content": b"\xff", "headers": {"content-type": "application/json"}},
     "412": {"headers": {"if-match": '"other"'}},
     "413": {"content": b" " * 1_048_577},
+    "415": {"headers": {"content-encoding": "gzip"}},
     "422": {"json": [], "params": {"limit": 0}},
 }
 ERROR = {"$ref": "#/components/schemas/Error"}

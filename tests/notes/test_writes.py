@@ -315,7 +315,7 @@ def prefer(values: list[str]) -> list[tuple[bytes, bytes]]:
 
 @pytest.mark.parametrize("values", MINIMAL)
 def test_minimal_answers(service: httpx2.Client, values: list[str]) -> None:
-    """A client that prefers a minimal answer gets 204, the tag, and where its new note is."""
+    """A client that prefers a minimal answer gets 204, a tag, and where its new note is."""
     headers = prefer(values)
 
     def check(answer: httpx2.Response) -> None:
@@ -333,7 +333,9 @@ def test_minimal_answers(service: httpx2.Client, values: list[str]) -> None:
     for method, body in (("PATCH", {"text": "new"}), ("PUT", NOTE), ("PATCH", {})):
         changed = service.request(method, path, json=body, headers=headers)
         check(changed)
-        assert changed.headers["etag"] == service.head(path).headers["etag"]
+        # A tag without a body would be taken for that of what was sent (RFC 9110, 9.3.4).
+        tag = None if method == "PUT" else service.head(path).headers["etag"]
+        assert changed.headers.get("etag") == tag
         assert service.get(path).json() == NOTE | {"id": note.json()["id"]} | body
     batch = service.post("/notes/batch", json=[NOTE, NOTE], headers=headers)
     check(batch)
