@@ -44,7 +44,12 @@ def parameter(
 
 UNPARSABLE = {"400": response("The body can't be decoded", "Error")}
 TOO_LARGE = {"413": response("The body is over the limit", "Error")}
-ENCODED = {"415": response("The body has a Content-Encoding", "Error")}
+ENCODED = {
+    "415": {
+        **response("The body has a Content-Encoding", "Error"),
+        "headers": {"Accept-Encoding": header("What is accepted instead", "identity")},
+    }
+}
 INVALID = {"422": response("Validation Error", "HTTPValidationError")}
 UNAVAILABLE = {
     "503": {

@@ -38,7 +38,10 @@ def _log(error: DatabaseUnavailable) -> None:
     now = time.monotonic()
     if now - _logged_at >= LOG_SECONDS:
         _logged_at = now
-        logger.warning("database unavailable: %r", error.__cause__ or error)
+        cause = error.__cause__ or error
+        # Of a file that can't be read, such as one in HOME, `repr` leaves out the name.
+        file = getattr(cause, "filename", None)
+        logger.warning("database unavailable: %r%s", cause, f": {file}" if file else "")
 
 
 async def answer(error: Exception) -> Response | None:

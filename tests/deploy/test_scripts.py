@@ -336,3 +336,21 @@ def test_old_python_is_refused(tmp_path: Path) -> None:
         "Python 3.11 or newer with venv is needed; name it with PYTHON=/path/to/python3.11\n"
     )
     assert not (folder / ".venv").exists()
+
+
+def test_git_for_windows_keeps_line_ends(tmp_path: Path) -> None:
+    """A checkout with `core.autocrlf`, as on Windows, has scripts that shells can run."""
+    copy_repository(tmp_path)
+
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.autocrlf=true")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "all")
+    script = tmp_path / "scripts/web"
+    before = script.read_bytes()
+    shutil.rmtree(tmp_path / "scripts")
+    git("checkout", "-q", ".")
+    assert script.read_bytes() == before

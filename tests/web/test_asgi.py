@@ -9,9 +9,10 @@ from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
 from service.app import Service, app
-from service.database.errors import NotConnected
+from service.database.errors import DatabaseUnavailable, NotConnected
 from service.users import get_user
 from service.web import access_log
+from service.web.errors import answer
 from service.web.middleware import ServiceMiddleware
 
 START = {"type": "http.response.start", "status": 200}
@@ -113,6 +114,17 @@ def test_without_the_lifespan_a_line_says_what_is_missing(
     assert line.exc_info is None
     with pytest.raises(NotConnected, match="lifespan"):
         asyncio.run(get_user("bob"))
+
+
+def test_the_log_names_a_file_that_cannot_be_read(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers read files in HOME; the line in the log says which one failed."""
+    monkeypatch.setattr("service.web.errors._logged_at", float("-inf"))
+    error = DatabaseUnavailable()
+    error.__cause__ = PermissionError(13, "Permission denied", "/root/.postgresql/postgresql.crt")
+    asyncio.run(answer(error))
+    assert "/root/.postgresql/postgresql.crt" in caplog.text
 
 
 @pytest.mark.parametrize(
