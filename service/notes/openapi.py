@@ -30,8 +30,11 @@ ETAG = {"ETag": header("A strong entity tag of the note", '"5d3f0a0c7e2b4f6a8c9d
 APPLIED = {"Preference-Applied": header("What was done of Prefer", "return=minimal")}
 MINIMAL = {"204": {"description": "Done, as Prefer: return=minimal wants it", "headers": APPLIED}}
 NOTE = {**response("Successful Response", "Note"), "headers": ETAG}
-OF_NOTE = {**ETAG, "Content-Location": header("The path of the note that is meant", "/notes/1")}
+PATH = {"Content-Location": header("The path of the note that is meant", "/notes/1")}
+OF_NOTE = {**ETAG, **PATH}
 WRITTEN_NOTE = {**NOTE, "headers": OF_NOTE}
+# The tag of what is stored is no tag of what was sent (RFC 9110, section 9.3.4).
+MINIMAL_PUT = {"204": {**MINIMAL["204"], "headers": {**APPLIED, **PATH}}}
 MINIMAL_NOTE = {"204": {**MINIMAL["204"], "headers": {**APPLIED, **OF_NOTE}}}
 
 IF_LISTING_CHANGED = parameter(
@@ -194,7 +197,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
         "description": f"Gives a note other values for all its fields. {CONDITIONS}",
         "parameters": [NOTE_ID, IF_MATCH, IF_NONE_MATCH, PREFER],
         "requestBody": {"required": True, **json_content("NoteIn")},
-        "responses": {"200": WRITTEN_NOTE, **MINIMAL_NOTE, **NOT_FOUND, **CHANGED, **BODY_ERRORS},
+        "responses": {"200": WRITTEN_NOTE, **MINIMAL_PUT, **NOT_FOUND, **CHANGED, **BODY_ERRORS},
     },
     "change_note": {
         **TAG,
