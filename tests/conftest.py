@@ -35,7 +35,7 @@ OWN_POSTGRESQL = os.environ.get("TEST_DATABASE_URL", "")
 os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"
 
 
-# This shares more than servers, which takes long to make.
+# Its tests share more than servers, and that takes long to make.
 WHOLE = "tests/contract/test_clients.py"
 
 
@@ -76,8 +76,10 @@ def running_postgresql() -> Iterator[str]:
         server = get_server(Path(folder) / "data", cleanup_mode="delete")
         url = server.get_uri()
         databases.execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-        yield url
-        server.cleanup()
+        try:
+            yield url
+        finally:
+            server.cleanup()
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,8 @@ from tests.support.servers import started
 from tests.support.template import Process
 from tests.support.waiting import at_once, poll
 
-# A client has no more of it, where the setting that is tested is half a second; it is far more than
-# what comes on top of it, and far less than what all the other settings allow.
+# How many seconds a client waits. The setting under test is half a second; all others allow far
+# more than this.
 PATIENCE = 50
 LONG = {
     "DATABASE_POOL_MAX": "1",

@@ -264,9 +264,9 @@ class Authority:
 def running_pgbouncer(
     server: Server, connections: int, beside: Daemon | None = None
 ) -> Iterator[int]:
-    """Starts PgBouncer in transaction mode with so many connections, and yields its port.
+    """Starts PgBouncer in transaction mode with this number of connections, and yields its port.
 
-    It leads to the server, or to the copy `beside` which it stands.
+    It connects to the server, or to its copy `beside`.
     """
     needs("pgbouncer")
     port = free_port()

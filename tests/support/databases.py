@@ -55,10 +55,11 @@ def start(
 ) -> Process:
     """Starts a command with files for its output; as a fork of the template where that is the same.
 
-    It isn't the same if the interpreter itself may read one of the variables.
+    It isn't the same if the interpreter itself may read one of the variables, or if there are
+    several workers, which import their parent's module.
     """
     env = environment(**variables)
-    if variables.keys() <= SETTINGS and template.can_fork(command):
+    if variables.keys() <= SETTINGS - {"WEB_CONCURRENCY"} and template.can_fork(command):
         return template.fork(command, cwd, env, stdout.fileno(), stderr.fileno())
     return subprocess.Popen(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
@@ -78,6 +79,7 @@ def run_in(folder: Path, *command: str, **variables: str) -> subprocess.Complete
             status = process.wait(300)
         finally:
             process.kill()
+            process.wait()
         stdout.seek(0)
         stderr.seek(0)
         return subprocess.CompletedProcess(command, status, stdout.read(), stderr.read())
@@ -285,7 +287,7 @@ def fill(database_url: str, count: int, text: str = "note") -> None:
             f" SELECT '{text}', n % 2 = 1 FROM numbers WHERE n > 0"
         )
         if is_mysql:
-            # It leaves out some ids behind so many rows.
+            # It leaves out some ids after that many rows.
             run("ALTER TABLE notes AUTO_INCREMENT = 1")
 
 

@@ -22,7 +22,7 @@ class Link:
         self.server = server
         self.is_open = True
         self.hangs = hangs
-        # Whether something of the service didn't pass.
+        # Whether data of the service was held back.
         self.held = False
         self.is_forgotten = False
         self.loses_answer = False
@@ -56,7 +56,7 @@ class Proxy:
         self._hangs = False
         self._losses = 0
         self._marker = b""
-        # Is asked about each answer. If it says yes, it has ended the connection.
+        # Called with each answer. Returns True if it has ended the connection.
         self.ends: Callable[[Link, bytes], bool] = lambda link, answer: False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._serve)]

@@ -20,13 +20,15 @@ from tests.support.waiting import poll
 
 # Each worker of the tests has its own ports. Linux gives clients others, from 32768 on; browsers
 # refuse some below 11000.
-_PORTS = 20_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-_first = 11_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) * _PORTS
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PORTS = 20_000 // _WORKERS
+# A worker that takes the place of another has a new number.
+_first = 11_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS * _PORTS
 _numbers = itertools.count(random.randrange(_PORTS))
 
 
 def free_port() -> int:
-    """A port on which nobody listens, and which nobody else is told soon."""
+    """A port on which nobody listens, and which is not given to anyone else soon."""
     while True:
         port = _first + next(_numbers) % _PORTS
         with socket.socket() as listener, suppress(OSError):
@@ -54,7 +56,7 @@ def end(process: subprocess.Popen[Any] | Process, how: signal.Signals = signal.S
     """Asks a process to end. Kills it, with subprocess.TimeoutExpired, if it doesn't."""
     process.send_signal(how)
     try:
-        process.wait(30)
+        process.wait(120)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -59,10 +59,11 @@ MOST_BYTES = 1 << 17
 
 
 class Fork:
-    """A child of the template. It has what the tests use of a `subprocess.Popen`."""
+    """A child of the template, with those methods of `subprocess.Popen` that the tests use."""
 
     def __init__(self, reports: int) -> None:
-        self._reports = os.fdopen(reports)
+        # Unbuffered: `select` knows nothing of what a buffer holds.
+        self._reports = os.fdopen(reports, "rb", buffering=0)
         self.returncode: int | None = None
         self.pid = self._next()
 
@@ -90,7 +91,9 @@ class Fork:
     def send_signal(self, number: signal.Signals) -> None:
         """Sends a signal, unless the process has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            # It may end now.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -105,11 +108,21 @@ def can_fork(command: Sequence[str]) -> bool:
     Several workers would import the module of their parent.
     """
     return (
-        hasattr(os, "pidfd_open")
+        _has_pidfd()
         and tuple(command[:2]) == (sys.executable, "-m")
         and command[2] in MODULES
         and "--workers" not in command
     )
+
+
+@cache
+def _has_pidfd() -> bool:
+    """Whether a process can wait for a child and for messages at once: on Linux, if it may."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def fork(
@@ -152,7 +165,7 @@ class Request(NamedTuple):
 
 
 def serve(tests: socket.socket) -> Request | None:
-    """Forks for each request. Gives it in the child, and None when the tests have ended."""
+    """Forks for each request. Returns it in the child, and None when the tests have ended."""
     children: dict[int, tuple[int, int]] = {}
     poll = select.poll()
     poll.register(tests, select.POLLIN)
@@ -174,7 +187,7 @@ def serve(tests: socket.socket) -> Request | None:
                 os.dup2(files[0], 1)
                 os.dup2(files[1], 2)
                 tests.detach()
-                os.closerange(3, max(files) + len(children) + 1)
+                os.closerange(3, os.sysconf("SC_OPEN_MAX"))
                 return Request(*json.loads(message))
             report(files[2], pid)
             for file in files[:2]:
@@ -192,6 +205,7 @@ def report(reporting: int, number: int) -> None:
 
 def run(request: Request) -> None:
     """Does what `python -m` does, in a process that was forked."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request.environment)
     time.tzset()
@@ -205,7 +219,11 @@ def main() -> None:
     tests = socket.socket(fileno=int(sys.argv[1]))
     for name in LIBRARIES:
         importlib.import_module(name)
+    assert "service" not in sys.modules
+    # A collection would write to memory that the forks share.
     gc.freeze()
+    # The tests still need it to end what they have started.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = serve(tests)
     if request is not None:
         run(request)
