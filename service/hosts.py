@@ -10,12 +10,20 @@ _FIELD = re.compile(
 )
 
 
-@lru_cache(100)
+# A name of DNS has at most 253 characters (RFC 1035, section 2.3.4).
+MAX_BYTES = 300
+
+
 def name_of(field: bytes) -> str | None:
     """The host in lower case, without port, brackets and final dot; None for what is no host.
 
     It is empty where the field is, which is legal.
     """
+    return _name_of(field) if len(field) <= MAX_BYTES else None
+
+
+@lru_cache(100)
+def _name_of(field: bytes) -> str | None:
     found = _FIELD.fullmatch(field.lower())
     if found is None:
         return None

@@ -185,11 +185,12 @@ class OldCycle(Cycle):
 
     def send(self, message: ASGISendEvent) -> Awaitable[None]:  # type: ignore[override]
         if message["type"] == "http.response.start":
-            names = {name.lower() for name, _ in message["headers"]}
+            names = {name.lower() for name, _ in message.get("headers", ())}
             if b"content-length" not in names:
                 self.tells_length = self.chunked_encoding = False
         elif not self.tells_length:
-            self.expected_content_length = len(message["body"])  # type: ignore[typeddict-item]
+            body = cast("bytes", message.get("body", b""))
+            self.expected_content_length = len(body)
         return super().send(message)
 
 
@@ -267,6 +268,7 @@ class Protocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: a client that has sent all gets its answers."""
+        self.transport.flush()
         if self._is_idle() or self.cycle.more_body or self.transport.is_closing():
             return False
         self.cycle.keep_alive = False
@@ -452,11 +454,11 @@ class Protocol(HttpToolsProtocol):
             )
 
     def shutdown(self) -> None:
-        if self._is_idle() and (self.cycle is None or self.in_head):
+        if self.transport.linger_timer is not None:
+            self.loop.call_later(LAST_REQUEST_SECONDS, self.transport.close_now)
+        elif self._is_idle() and (self.cycle is None or self.in_head):
             # Closing now would reset a request that is on its way.
             self.loop.call_later(LAST_REQUEST_SECONDS, super().shutdown)
-        elif self.transport.linger_timer is not None:
-            self.loop.call_later(LAST_REQUEST_SECONDS, self.transport.close_now)
         else:
             super().shutdown()
 

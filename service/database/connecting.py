@@ -147,7 +147,8 @@ async def _connect_to(address: Mapping[str, Any], options: Mapping[str, Any]) ->
         )
         try:
             notice_loss(as_type("Any", connection)._transport)
-            encoding = connection.get_settings().server_encoding
+            # A pooler may not tell it.
+            encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")
             if encoding != "UTF8":
                 raise EncodingIsNotUTF8(
                     f"the database is encoded in {encoding}, and the service needs UTF8: make"

@@ -30,7 +30,7 @@ def find_password(options: Mapping[str, Any]) -> str | None:
         # As libpq, it trusts no file that others may read.
         if not stat.S_ISREG(mode) or (os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO)):
             return None
-        lines = file.read_text().splitlines()
+        lines = file.read_text("utf-8").splitlines()
     except (OSError, RuntimeError, UnicodeError):
         return None
     host = str(options.get("host") or "localhost")

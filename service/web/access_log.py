@@ -67,4 +67,4 @@ def end() -> None:
     flush()
     stdout = output.of(sys.stdout)
     if stdout is not None:
-        stdout.flush(LAST_SECONDS)
+        stdout.finish(LAST_SECONDS)

@@ -104,7 +104,9 @@ async def _compress_once(bodies: list[bytes]) -> list[bytes]:
 
 
 # Callers who share a page have it from one query, so it is the same object.
-_compress = coalesce(_compress_once, max_batch=10_000, key=id, observe=metrics.batch("compress"))
+_compress = coalesce(
+    _compress_once, max_batch=10_000, key=id, observe=metrics.batch("compress"), patience=None
+)
 
 
 async def _compress_parts(

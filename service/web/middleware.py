@@ -28,6 +28,7 @@ from service.settings import (
 )
 from service.web import access_log, errors, output, slots
 from service.web.errors import RETRY, error_response
+from service.web.preferences import is_health_check
 
 logger = logging.getLogger("service")
 
@@ -64,6 +65,7 @@ class ServiceMiddleware:
         status, size = 0, 0
         task = asyncio.current_task()
         assert task is not None
+        scope["service.task"] = task
 
         # Not a coroutine, because this would cost more for each message.
         def count(message: Message) -> Awaitable[None]:
@@ -149,7 +151,7 @@ class ServiceMiddleware:
         if "service.refusal" in scope:
             status, detail = scope["service.refusal"]
             return self.wrap(error_response(detail, status, _CLOSE))
-        if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/health/"):
+        if is_health_check(scope):
             return None
         if slots.is_full():
             return self.wrap(error_response(slots.FULL, 503, RETRY))

@@ -3,6 +3,7 @@
 Lines that find no room, or that can't be written, are dropped and counted.
 """
 
+import atexit
 import logging
 import os
 import select
@@ -28,7 +29,6 @@ class Output:
         self.waiting: list[bytes] = []
         # The bytes that wait or are being written.
         self.size = 0
-        self.is_stalled = False
         threading.Thread(target=self._run, daemon=True, name=f"output-{file}").start()
 
     def write(self, text: str) -> None:
@@ -49,11 +49,13 @@ class Output:
                 return
         metrics.dropped_lines.inc(data.count(b"\n"))
 
-    def flush(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Waits until all is written, at most so long, and not at all for a reader that stalls."""
+    def flush(self) -> None:
+        """Does nothing: a handler of `logging` calls it after each line, on the event loop."""
+
+    def finish(self, seconds: float = FLUSH_SECONDS) -> None:
+        """Waits until all is written, or this long for a reader that stalls."""
         with self.changed:
-            if not self.is_stalled:
-                self.is_stalled = not self.changed.wait_for(lambda: not self.size, seconds)
+            self.changed.wait_for(lambda: not self.size, seconds)
 
     def _run(self) -> None:
         start = b""
@@ -69,7 +71,6 @@ class Output:
             start = b"\n" if 0 < written < len(data) and data[written - 1] != 10 else b""
             with self.changed:
                 self.size -= len(data)
-                self.is_stalled = False
                 self.changed.notify_all()
 
     def _write(self, data: bytes) -> int:
@@ -99,6 +100,7 @@ def of(stream: TextIO | None) -> Output | None:
     key = (status.st_dev, status.st_ino)
     if key not in _outputs:
         _outputs[key] = Output(file)
+        atexit.register(_outputs[key].finish)
     return _outputs[key]
 
 

@@ -4,6 +4,7 @@ import re
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Scope
 
 # An item of a list; it may contain a comma in quotes.
 _ITEM = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
@@ -75,10 +76,15 @@ def wants_gzip(request: Request, is_large: bool) -> bool:
     # What isn't named is taken all the same, and preferred to nothing.
     identity = qualities.get("identity", UNNAMED if others is None else others)
     if not gzip and not identity and request.method in ("GET", "HEAD"):
-        if request.scope["path"].startswith("/health/"):
+        if is_health_check(request.scope):
             return False
         raise HTTPException(406)
     return gzip > 0 and (gzip >= identity if is_large else not identity)
+
+
+def is_health_check(scope: Scope) -> bool:
+    """Whether the path is one of a health check, behind a prefix that a router removes or not."""
+    return bool(scope["path"].removeprefix(scope.get("root_path", "")).startswith("/health/"))
 
 
 def _qualities(value: bytes) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Reads the parts of a request. Bodies are read as in FastAPI, up to a limit."""
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -62,8 +61,8 @@ async def read_body(request: Request) -> bytes:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         return bytes(message["body"])
-    task = asyncio.current_task()
-    assert task is not None
+    # That of the outermost layer. A middleware may read in a task of its own.
+    task = request.scope["service.task"]
     slots.wait(task, request.scope)
     body = b""
     more = True

@@ -113,7 +113,8 @@ def _make_room(room: Room, most: int, task: Task) -> None:
 
 
 def _dismiss(task: Task) -> None:
-    """Ends the wait of a body with a 503."""
+    """Ends the wait of a body."""
+    # The middleware answers with a 503 then, and not with a 408.
     _leave(task)["body_expected"] = False
     _all.size -= _sizes.pop(task)
     task.cancel()

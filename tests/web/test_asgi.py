@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from service.app import Service, app
 from service.database.errors import DatabaseUnavailable, NotConnected
 from service.users import get_user
-from service.web import access_log
+from service.web import access_log, slots
 from service.web.errors import answer
 from service.web.middleware import ServiceMiddleware
+from service.web.requests import read_body
 
 START = {"type": "http.response.start", "status": 200}
 BODY = {"type": "http.response.body"}
@@ -49,6 +51,21 @@ def answering(*messages: Message) -> ServiceMiddleware:
             await send(message)
 
     return ServiceMiddleware(application, lambda inner: inner)
+
+
+def test_a_body_may_be_read_in_another_task() -> None:
+    """A middleware that runs the application in a task of its own leaves no place taken."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        await asyncio.create_task(read_body(request))
+        for message in (START, BODY):
+            await send(message)
+
+    before = len(slots.deadlines)
+    layer = ServiceMiddleware(application, lambda inner: inner)
+    ask(layer, "POST", headers=[(b"content-length", b"9000")])
+    assert len(slots.deadlines) == before
 
 
 @pytest.mark.parametrize("given", [{}, {"headers": ()}, {"headers": []}, {"headers": iter([])}])
@@ -87,19 +104,19 @@ def test_a_server_may_have_no_way_to_abort(extensions: dict[str, Any]) -> None:
     assert len(ask(ServiceMiddleware(stuck, lambda inner: inner), **extensions)) == 1
 
 
-def test_the_service_needs_no_more_than_asgi(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_service_needs_no_more_than_asgi(capfd: pytest.CaptureFixture[str]) -> None:
     """A scope with no more than is required is answered, and logged."""
     assert ask(app, path="/health/live")[0]["status"] == 200
     assert ask(app, path="/é")[0]["status"] == 404
-    access_log.flush()
-    assert "path=/%C3%A9 status=404" in capsys.readouterr().out
+    access_log.end()
+    assert "path=/%C3%A9 status=404" in capfd.readouterr().out
 
 
-def test_head_is_logged_with_what_it_sent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_head_is_logged_with_what_it_sent(capfd: pytest.CaptureFixture[str]) -> None:
     """`HEAD` sends no bytes of a body."""
     ask(app, "HEAD", "/health/live")
-    access_log.flush()
-    assert " bytes=0 " in capsys.readouterr().out
+    access_log.end()
+    assert " bytes=0 " in capfd.readouterr().out
 
 
 def test_without_the_lifespan_a_line_says_what_is_missing(

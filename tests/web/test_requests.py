@@ -51,6 +51,7 @@ def lines(*lines: str) -> bytes:
         ("Host: [a]",),
         ("Host: [:::]",),
         ("Host: a%zz",),
+        ("Host: " + "a" * 301,),
         ("Host: \xff",),
         ("Host: a, b; c",),
     ],
