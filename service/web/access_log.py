@@ -65,6 +65,7 @@ def flush() -> None:
 def end() -> None:
     """Writes the last lines, if the reader takes them."""
     flush()
+    output.end()
     stdout = output.of(sys.stdout)
     if stdout is not None:
         stdout.finish(LAST_SECONDS)

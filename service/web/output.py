@@ -3,7 +3,6 @@
 Lines that find no room, or that can't be written, are dropped and counted.
 """
 
-import atexit
 import logging
 import os
 import select
@@ -50,7 +49,12 @@ class Output:
         metrics.dropped_lines.inc(data.count(b"\n"))
 
     def flush(self) -> None:
-        """Does nothing: a handler of `logging` calls it after each line, on the event loop."""
+        """Waits for the last lines of a process. `logging` calls this after each line.
+
+        Before that, it would hold up the event loop.
+        """
+        if _is_ending:
+            self.finish()
 
     def finish(self, seconds: float = FLUSH_SECONDS) -> None:
         """Waits until all is written, or this long for a reader that stalls."""
@@ -86,6 +90,15 @@ class Output:
         return written
 
 
+_is_ending = False
+
+
+def end() -> None:
+    """From now on, each line of `logging` is waited for: the process may end after any of them."""
+    global _is_ending
+    _is_ending = True
+
+
 # Two names of the same file share its thread, so that their lines don't mix.
 _outputs: dict[tuple[int, int], Output] = {}
 
@@ -100,7 +113,6 @@ def of(stream: TextIO | None) -> Output | None:
     key = (status.st_dev, status.st_ino)
     if key not in _outputs:
         _outputs[key] = Output(file)
-        atexit.register(_outputs[key].finish)
     return _outputs[key]
 
 
