@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,27 @@ _first = 11_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKE
 _numbers = itertools.count(random.randrange(_PORTS))
 
 
+# UDP ports of the same numbers: nobody listens there, and other runs of the tests see them.
+_reserved: deque[socket.socket] = deque()
+MOST_RESERVED = 100
+
+
 def free_port() -> int:
     """A port on which nobody listens, and which is not given to anyone else soon."""
     while True:
         port = _first + next(_numbers) % _PORTS
-        with socket.socket() as listener, suppress(OSError):
-            listener.bind(("", port))
-            return port
+        reserved = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            reserved.bind(("", port))
+            with socket.socket() as listener:
+                listener.bind(("", port))
+        except OSError:
+            reserved.close()
+            continue
+        _reserved.append(reserved)
+        if len(_reserved) > MOST_RESERVED:
+            _reserved.popleft().close()
+        return port
 
 
 def nowhere(kind: str = "postgresql") -> str:
