@@ -134,4 +134,7 @@ def _redirect(handler: "logging.StreamHandler[TextIO]") -> None:
     if handler.stream in (sys.stdout, sys.stderr):
         output = of(handler.stream)
         if output is not None:
-            handler.setStream(output)  # type: ignore[arg-type]
+            # `setStream` would flush the old one, which fails on a full device.
+            handler.acquire()
+            handler.stream = output  # type: ignore[assignment]
+            handler.release()

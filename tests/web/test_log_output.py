@@ -25,7 +25,8 @@ def logging_to(
     """The service with stdout and stderr in a file."""
     port = free_port()
     command = ["sh", "-c", 'exec "$@" >"$0" 2>&1', file, *uvicorn(port, "--no-access-log")]
-    variables["DATABASE_URL"] = database_url
+    # Python then buffers what is written, as it does for most users.
+    variables |= {"DATABASE_URL": database_url, "PYTHONUNBUFFERED": ""}
     with (
         process(command, port, folder / "log", variables) as server,
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
