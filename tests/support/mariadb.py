@@ -18,6 +18,8 @@ COMMON = (
     "--skip-name-resolve",
     "--innodb-flush-method=nosync",
     "--innodb-log-file-size=16M",
+    # Else each server takes of a number that the system limits.
+    "--innodb-use-native-aio=0",
 )
 
 
@@ -57,17 +59,19 @@ def running_mariadb(*options: str) -> Iterator[Mariadb]:
     with tempfile.TemporaryDirectory(prefix="notes-mariadb-") as name:
         folder = Path(name)
         give(folder, user)
-        subprocess.run(
+        installed = subprocess.run(
             [
                 *("mariadb-install-db", *COMMON, f"--datadir={folder / 'data'}"),
                 *("--auth-root-authentication-method=normal", "--skip-test-db"),
             ],
             cwd="/",
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             **as_user(user),
         )
+        assert installed.returncode == 0, installed.stdout
         server = Mariadb(folder / "data", folder / "log", user, *options)
         try:
             server.start()
