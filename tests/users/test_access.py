@@ -320,7 +320,13 @@ def test_a_slow_check_is_not_remembered_for_longer(
     database_url = new_database("postgresql")
     token = add_user(database_url, "bob")
     databases.execute(database_url, *SLOW_USERS)
-    variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": str(CACHE_SECONDS)}
+    variables = {
+        "ACCESS": "token",
+        "ACCESS_CACHE_SECONDS": str(CACHE_SECONDS),
+        # A check that is repeated would find the user deactivated.
+        "DATABASE_STATEMENT_TIMEOUT": "100",
+        "REQUEST_TIMEOUT": "200",
+    }
     with (
         serving(database_url, tmp_path / "log", **variables) as client,
         ThreadPoolExecutor(1) as threads,
