@@ -1,5 +1,6 @@
 """MariaDB servers that tests may configure, crash and start again."""
 
+import os
 import signal
 import subprocess
 import tempfile
@@ -18,8 +19,6 @@ COMMON = (
     "--skip-name-resolve",
     "--innodb-flush-method=nosync",
     "--innodb-log-file-size=16M",
-    # Else each server takes of a number that the system limits.
-    "--innodb-use-native-aio=0",
 )
 
 
@@ -37,6 +36,8 @@ class Mariadb(Daemon):
     def command(self) -> Sequence[str | Path]:
         return [
             *("/usr/sbin/mariadbd", *COMMON, f"--datadir={self.data}"),
+            # A server that starts removes all temporary tables that are there.
+            f"--tmpdir={self.data.parent}",
             *("--bind-address=127.0.0.1", f"--port={self.port}", "--socket=socket"),
             *("--innodb-buffer-pool-size=64M", "--innodb-buffer-pool-dump-at-shutdown=off"),
             *self.options,
@@ -65,6 +66,7 @@ def running_mariadb(*options: str) -> Iterator[Mariadb]:
                 *("--auth-root-authentication-method=normal", "--skip-test-db"),
             ],
             cwd="/",
+            env=os.environ | {"TMPDIR": name},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
