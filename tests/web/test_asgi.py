@@ -139,9 +139,11 @@ def test_the_log_names_a_file_that_cannot_be_read(
     """Drivers read files in HOME; the line in the log says which one failed."""
     monkeypatch.setattr("service.web.errors._logged_at", float("-inf"))
     error = DatabaseUnavailable()
-    error.__cause__ = PermissionError(13, "Permission denied", "/root/.postgresql/postgresql.crt")
+    error.__cause__ = PermissionError(
+        13, "Permission denied", "/home/notes/.postgresql/postgresql.crt"
+    )
     asyncio.run(answer(error))
-    assert "/root/.postgresql/postgresql.crt" in caplog.text
+    assert "/home/notes/.postgresql/postgresql.crt" in caplog.text
 
 
 @pytest.mark.parametrize(
