@@ -41,7 +41,14 @@ def shared_house(
     url = shared_database_url
     bob, alice = (add_user(url, name) for name in ("bob", "alice"))
     logs = tmp_path_factory.mktemp("keys")
-    variables = {"ACCESS": "token", "ACCESS_CACHE_SECONDS": "0"}
+    variables = {
+        "ACCESS": "token",
+        "ACCESS_CACHE_SECONDS": "0",
+        # On a busy machine writers of one file wait long for each other.
+        "DATABASE_POOL_TIMEOUT": "50",
+        "DATABASE_STATEMENT_TIMEOUT": "50",
+        "REQUEST_TIMEOUT": "200",
+    }
     with (
         serving(url, logs / "1", **variables) as one,
         serving(url, logs / "2", **variables) as two,
