@@ -22,6 +22,14 @@ from tests.support.waiting import poll
 
 NOTE = {"text": "a", "completed": True}
 
+# Two processes, whose requests wait for a lock as long as a test holds it.
+TWO = {
+    "WEB_CONCURRENCY": "2",
+    "DATABASE_STATEMENT_TIMEOUT": "60",
+    "DATABASE_POOL_TIMEOUT": "60",
+    "REQUEST_TIMEOUT": "200",
+}
+
 
 def pids(folder: Path) -> set[str]:
     """The processes whose files are in a server's folder."""
@@ -58,13 +66,7 @@ def test_a_process_begins_while_the_last_one_ends(
 def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: Path) -> None:
     """After a process is killed, the gauges are right and no count has fallen."""
     log = tmp_path / "log"
-    variables = {
-        "WEB_CONCURRENCY": "2",
-        "TMPDIR": str(tmp_path),
-        "DATABASE_STATEMENT_TIMEOUT": "60",
-        "DATABASE_POOL_TIMEOUT": "60",
-        "REQUEST_TIMEOUT": "200",
-    }
+    variables = TWO | {"TMPDIR": str(tmp_path)}
 
     def in_use() -> float:
         return metric(client, "database_connections_in_use")
@@ -103,13 +105,7 @@ def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: 
 def test_a_killed_process_is_in_no_gauge(new_database: NewDatabase, tmp_path: Path) -> None:
     """The gauges leave a killed process out before another one takes its place."""
     database_url = new_database("sqlite")
-    variables = {
-        "WEB_CONCURRENCY": "2",
-        "TMPDIR": str(tmp_path),
-        "DATABASE_STATEMENT_TIMEOUT": "60",
-        "DATABASE_POOL_TIMEOUT": "60",
-        "REQUEST_TIMEOUT": "200",
-    }
+    variables = TWO | {"TMPDIR": str(tmp_path)}
     write = json_request("POST", "/notes/", json.dumps(NOTE).encode())
     with (
         started(database_url, tmp_path / "log", **variables) as (url, supervisor),

@@ -6,16 +6,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx2
 import orjson
 import pytest
 
-from service.app import app
 from service.schemas import slices
 from tests.support import databases
 from tests.support.databases import SERVED, kind_of, locked
 from tests.support.metrics import metric
 from tests.support.servers import serving
+from tests.support.turning import turns_while_refused
 from tests.support.waiting import poll
 
 JSON = {"content-type": "application/json"}
@@ -164,22 +163,4 @@ def test_others_go_on_while_a_batch_is_refused(
     """A batch is read, checked and refused in slices."""
     # Every note is a slice then, however fast the machine is.
     monkeypatch.setattr(slices, "SLICE_SECONDS", 0)
-
-    async def turns_of_the_loop() -> int:
-        turns = 0
-
-        async def work() -> None:
-            nonlocal turns
-            while True:
-                await asyncio.sleep(0)
-                turns += 1
-
-        transport = httpx2.ASGITransport(app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            working = asyncio.create_task(work())
-            answer = await client.post("/notes/batch", content=content, headers=headers)
-            working.cancel()
-        assert answer.status_code == 422
-        return turns
-
-    assert asyncio.run(turns_of_the_loop()) >= wanted - 1
+    assert turns_while_refused("/notes/batch", content, headers) >= wanted - 1

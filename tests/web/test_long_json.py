@@ -4,18 +4,17 @@ import asyncio
 import json
 from typing import Any
 
-import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
-from service.app import app
 from service.schemas import slices
 from service.web import json_writer, requests
 from tests.conftest import Pair
 from tests.contract.test_differential import documents
 from tests.support.raw import send
+from tests.support.turning import turns_while_refused
 
 JSON = {"content-type": "application/json"}
 LINES = {"content-type": "application/x-ndjson"}
@@ -116,25 +115,7 @@ def test_others_go_on_while_it_is_refused(
 ) -> None:
     """The event loop turns at least once for each value in a 422."""
     monkeypatch.setattr(slices, "SLICE_SECONDS", 0)
-
-    async def turns_of_the_loop() -> int:
-        turns = 0
-
-        async def work() -> None:
-            nonlocal turns
-            while True:
-                await asyncio.sleep(0)
-                turns += 1
-
-        transport = httpx2.ASGITransport(app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            working = asyncio.create_task(work())
-            answer = await client.post("/notes/", content=body, headers=JSON)
-            working.cancel()
-        assert answer.status_code == 422
-        return turns
-
-    assert asyncio.run(turns_of_the_loop()) >= values
+    assert turns_while_refused("/notes/", body, JSON) >= values
 
 
 @pytest.mark.parametrize("before", ["", "a"])
