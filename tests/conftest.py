@@ -61,6 +61,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: sizes[group_of(item.nodeid)])
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Many tests wait, so there are more workers than cores. A test alone needs none."""
+    is_alone = any("::" in argument for argument in config.args)
+    return 0 if is_alone else max(4, 3 * (os.cpu_count() or 1))
+
+
 def pytest_xdist_setupnodes(config: pytest.Config) -> None:
     servers = SharedServers()
     config.stash[SERVERS] = servers

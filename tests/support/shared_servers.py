@@ -65,7 +65,10 @@ class Shared(NamedTuple):
 
 
 class SharedServers:
-    """Servers that start in the background. Each writes what is shared of it to a file."""
+    """Servers that start in the background when they are wanted first.
+
+    Each writes what is shared of it to a file. A process asks for it by another file.
+    """
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="notes-servers-")
@@ -80,6 +83,9 @@ class SharedServers:
             thread.start()
 
     def _run(self, kind: str) -> None:
+        while not Path(f"{self.files[kind]}.wanted").exists():
+            if self._is_over.wait(0.05):
+                return
         try:
             with nullcontext("") if kind == "sqlite" else running_server(kind) as url:
                 template = databases.create(url) if url else f"sqlite:///{self.files[kind]}.db"
@@ -105,7 +111,8 @@ def _publish(path: str, text: str) -> None:
 
 
 def read(path: str) -> Shared:
-    """What is shared of a kind, from its file. It may just be starting."""
+    """What is shared of a kind, by its file. The first call starts it."""
+    Path(f"{path}.wanted").touch()
     file, failed = Path(path), Path(f"{path}.failed")
     poll(lambda: file.exists() or failed.exists())
     assert file.exists(), failed.read_text()
