@@ -78,7 +78,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared(request: pytest.FixtureRequest) -> Callable[[str], Shared | None]:
+def shared_of(request: pytest.FixtureRequest) -> Callable[[str], Shared | None]:
     """What the processes of this run share of a kind of database; None without xdist."""
     files: dict[str, str] = getattr(request.config, "workerinput", {}).get("servers", {})
 
@@ -90,13 +90,13 @@ def shared(request: pytest.FixtureRequest) -> Callable[[str], Shared | None]:
 
 
 @pytest.fixture(scope="session")
-def server_of(shared: Callable[[str], Shared | None]) -> Iterator[Callable[[str], str]]:
+def server_of(shared_of: Callable[[str], Shared | None]) -> Iterator[Callable[[str], str]]:
     """Gives the URL of a server of a kind. Without xdist it starts when it is needed first."""
     with ExitStack() as stack:
 
         @cache
         def get(kind: str) -> str:
-            found = shared(kind)
+            found = shared_of(kind)
             return found.server_url if found else stack.enter_context(running_server(kind))
 
         yield get
@@ -126,13 +126,13 @@ def new_empty_database(
 
 @pytest.fixture(scope="session")
 def new_database(
-    new_empty_database: NewDatabase, shared: Callable[[str], Shared | None]
+    new_empty_database: NewDatabase, shared_of: Callable[[str], Shared | None]
 ) -> NewDatabase:
     """Makes fresh databases, migrated and empty, and gives their URLs."""
 
     @cache
     def template_of(kind: str) -> str:
-        if found := shared(kind):
+        if found := shared_of(kind):
             return found.template
         template = new_empty_database(kind)
         databases.migrate(template)
