@@ -1,9 +1,11 @@
 """Conditional requests (RFC 9110): entity tags, If-Match and If-None-Match."""
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,6 +22,9 @@ _CONDITIONS = {b"if-match", b"if-none-match"}
 _OF_CONTENT = {b"content-encoding", b"content-length", b"content-type"}
 _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|$))*")
+
+# Those who write an item under conditions take turns. Each entry lasts as long as they do.
+_turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
 
 def etag(body: bytes, *about: object) -> str:
@@ -101,20 +106,29 @@ async def write(
 
     `find` reads the item, `tag` makes its entity tag, and `act` writes it. With conditions, `act`
     gets the item that meets them. It returns nothing if the item changed meanwhile; then this
-    reads the item again. So of two clients with the same condition one wins, without a lock.
+    reads the item again. So of two clients with the same condition one wins. In this process those
+    with conditions take turns: else each write would make all others read again.
     """
-    if not is_conditional(request.scope):
+    if _asks_nothing(request):
         done = await act(None)
         if not done:
             raise HTTPException(404)
         return done
-    while True:
-        item = await find()
-        if item is None:
-            raise HTTPException(404)
-        _check(request, tag(item))
-        if done := await act(item):
-            return done
+    async with _turns.setdefault(request.scope["path"], asyncio.Lock()):
+        while True:
+            item = await find()
+            if item is None:
+                raise HTTPException(404)
+            _check(request, tag(item))
+            if done := await act(item):
+                return done
+
+
+def _asks_nothing(request: Request) -> bool:
+    """Whether every item that exists meets the conditions of a write."""
+    if not is_conditional(request.scope):
+        return True
+    return "if-none-match" not in request.headers and _listed(request, "if-match") == ["*"]
 
 
 def tagged(body: bytes) -> Response:

@@ -403,3 +403,27 @@ def test_a_change_behind_the_condition_is_seen(
     assert answer.json() == FAILED[1]
     left = service.get(path).json()
     assert {key: left[key] for key in NOTE} == NOTE | change
+
+
+@pytest.mark.parametrize(
+    ("field", "reads_each"), [({"if-match": "*"}, 0), ({"if-none-match": '"other"'}, 1)]
+)
+def test_contenders_wait_for_each_other(
+    server: Server, service: httpx2.Client, field: dict[str, str], reads_each: int
+) -> None:
+    """However many write a note under a condition at once, each reads it once, or never for `*`."""
+    writers = 40
+    path, _ = create(service)
+    before = count_reads(service)
+
+    async def compete() -> list[httpx2.Response]:
+        async with async_clients([str(server.client.base_url)] * writers) as clients:
+            return await asyncio.gather(
+                *(
+                    client.patch(path, json={"text": str(number)}, headers=field)
+                    for number, client in enumerate(clients)
+                )
+            )
+
+    assert {answer.status_code for answer in asyncio.run(compete())} == {200}
+    assert count_reads(service) - before == writers * reads_each
