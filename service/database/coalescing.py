@@ -33,6 +33,7 @@ def coalesce(
     observe: Callable[[int], object] = lambda size: None,
     turns: int = 0,
     patience: float | None = PATIENCE,
+    divides: tuple[type[Exception], ...] = (),
 ) -> Callable[[Argument], Awaitable[Result]]:
     """Makes a function for one caller from a function that serves many.
 
@@ -42,7 +43,8 @@ def coalesce(
     every caller of its call and no other. A cancelled caller does not affect the others; if it was
     still waiting, the next batch leaves it out. With `count`, callers for whom it returns the same
     count as one. `observe` gets the number of callers of each batch. Before a query for callers who
-    wait, the event loop turns `turns` times, so that more can join.
+    wait, the event loop turns `turns` times, so that more can join. An error of `divides` means
+    that an argument is refused and nothing was done: then each half of the callers is served alone.
     """
     # For each key the callers who wait for a query in flight, unless that is slow.
     queues: dict[Hashable, deque[tuple[Argument, asyncio.Future[Result]]]] = {}
@@ -118,26 +120,35 @@ def coalesce(
         return batch
 
     async def settle(batch: list[tuple[Argument, asyncio.Future[Result]]]) -> None:
+        halves = []
         try:
             results = await serve([argument for argument, _ in batch])
             pairs = list(zip(batch, results, strict=True))
         except BaseException as error:
-            for _, future in batch:
-                if not future.done():
-                    if isinstance(error, Exception):
-                        future.set_exception(error)
-                    else:
-                        future.cancel()
+            if len(batch) > 1 and isinstance(error, divides):
+                middle = len(batch) // 2
+                halves = [batch[:middle], batch[middle:]]
+            else:
+                fail(batch, error)
             # The futures hold the error, and its traceback holds this frame. This would be a
             # reference cycle, and only the garbage collector would free it.
             batch.clear()
-            del future
             if not isinstance(error, Exception):
                 raise
         else:
             for (_, future), result in pairs:
                 if not future.done():
                     future.set_result(result)
+        for half in halves:
+            await settle(half)
+
+    def fail(batch: list[tuple[Argument, asyncio.Future[Result]]], error: BaseException) -> None:
+        for _, future in batch:
+            if not future.done():
+                if isinstance(error, Exception):
+                    future.set_exception(error)
+                else:
+                    future.cancel()
 
     async def call(argument: Argument) -> Result:
         loop = asyncio.get_running_loop()

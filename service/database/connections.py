@@ -13,6 +13,7 @@ from service.database.operations import Connections, Lane, Result
 CLOSE_SECONDS = 5
 
 _connections: Connections | None = None
+_large_writes: asyncio.Semaphore
 
 
 @asynccontextmanager
@@ -22,8 +23,9 @@ async def connected() -> AsyncIterator[None]:
     Raises sqlite3.DatabaseError if the SQLite file is unusable. A locked file or an unavailable
     server raises nothing here: each statement waits for it.
     """
-    global _connections
+    global _connections, _large_writes
     _connections = connections = dialect.connections()
+    _large_writes = asyncio.Semaphore(max(1, settings.DATABASE_POOL_MAX // 2))
     try:
         await connections.open()
         yield
@@ -39,11 +41,21 @@ async def use(lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
     """Runs `work` on a connection of the driver, and returns its result.
 
     Raises NotConnected, and TimeoutError after DATABASE_POOL_TIMEOUT. encode/databases would wait
-    forever if all connections are in use.
+    forever if all connections are in use. A large write first waits for others as long as its
+    request may, because many that come at once all take long.
     """
     connections = _connections
     if connections is None:
         raise NotConnected
+    if lane == "large_write":
+        async with _large_writes:
+            return await _use(connections, lane, work)
+    return await _use(connections, lane, work)
+
+
+async def _use(
+    connections: Connections, lane: Lane, work: Callable[[Any], Awaitable[Result]]
+) -> Result:
     slots = connections.slots[lane]
     if any(map(asyncio.Semaphore.locked, slots)):
         with metrics.waiting.track_inprogress():
@@ -53,7 +65,7 @@ async def use(lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
         await _acquire(slots)
     metrics.in_use.inc()
     try:
-        return await connections.use(lane, work)
+        return await connections.use("write" if lane == "large_write" else lane, work)
     finally:
         metrics.in_use.dec()
         _release(slots)

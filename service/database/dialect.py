@@ -20,6 +20,10 @@ class Dialect(Protocol):
     CONNECTION_LOST: tuple[type[Exception], ...]
     # The connection is out of date, so the statement did not run.
     OUT_OF_DATE: tuple[type[Exception], ...]
+    # The database refuses the values of a statement, of which nothing is stored. Those of CONFLICT
+    # break a constraint: 409.
+    REJECTED: tuple[type[Exception], ...]
+    CONFLICT: tuple[type[Exception], ...]
     # The statement that begins a transaction with writes.
     BEGIN: str
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from typing import cast as as_type
 
+from asyncmy import errors
 from sqlalchemy import (
     ClauseElement,
     Column,
@@ -40,6 +41,9 @@ UNAVAILABLE: tuple[type[Exception], ...] = (OSError, Refused)
 CONNECTION_LOST: tuple[type[Exception], ...] = (ConnectionError, mysql_sessions.ConnectionLost)
 # The transaction did not happen. There may be another server that is not read-only.
 OUT_OF_DATE: tuple[type[Exception], ...] = (mysql_sessions.Deadlock, mysql_sessions.ReadOnly)
+CONFLICT: tuple[type[Exception], ...] = (errors.IntegrityError,)
+# Those that end a transaction, or may have stored something, are Refused.
+REJECTED: tuple[type[Exception], ...] = (errors.MySQLError,)
 BEGIN = mysql_sessions.BEGIN
 
 _DIALECT = MySQLDialect_asyncmy()

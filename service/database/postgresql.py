@@ -88,6 +88,13 @@ OUT_OF_DATE: tuple[type[Exception], ...] = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.SerializationError,
 )
+CONFLICT: tuple[type[Exception], ...] = (asyncpg.IntegrityConstraintViolationError,)
+REJECTED: tuple[type[Exception], ...] = (
+    *CONFLICT,
+    asyncpg.DataError,
+    asyncpg.ProgramLimitExceededError,  # too long for an index
+    asyncpg.RaiseError,  # a trigger's
+)
 # The server is gone, or takes no writes any more.
 SERVER_LOST: tuple[type[Exception], ...] = (
     *CONNECTION_LOST,

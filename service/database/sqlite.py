@@ -36,6 +36,7 @@ from service.database.compiling import compile_statement
 from service.database.operations import Operation, PageBounds
 from service.database.sqlite_connections import (
     Connections,
+    ConstraintBroken,
     path,
     primary_code,
     run_statement,
@@ -46,6 +47,9 @@ from service.tables import Row
 UNAVAILABLE: tuple[type[Exception], ...] = (OSError, sqlite3.OperationalError)
 CONNECTION_LOST: tuple[type[Exception], ...] = ()
 OUT_OF_DATE: tuple[type[Exception], ...] = ()
+CONFLICT: tuple[type[Exception], ...] = (ConstraintBroken,)
+# A trigger's error is an IntegrityError, too.
+REJECTED: tuple[type[Exception], ...] = (sqlite3.IntegrityError, sqlite3.DataError)
 BEGIN = "BEGIN IMMEDIATE"
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import aiosqlite
 import databases.backends.sqlite  # noqa: F401 - a later import fails when no file descriptors are left
@@ -18,6 +18,9 @@ from databases import Database, DatabaseURL
 from service import settings
 from service.database.operations import Lane, Result
 from service.database.sqlite_file import Damaged, OpenFile
+
+# The lanes with connections.
+LANES: tuple[Lane, ...] = ("read", "write", "search")
 
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -31,6 +34,10 @@ LOG_BYTES = 8_000_000
 LOG_CHECK_SECONDS = 0.1
 # How long that waits for readers, in ms. Writes wait meanwhile.
 READERS_MS = 100
+
+
+class ConstraintBroken(sqlite3.IntegrityError):
+    """A statement breaks a constraint of a table."""
 
 
 def path() -> Path:
@@ -61,8 +68,9 @@ class Connections:
         # One statement at a time. In the thread's queue a statement would still run after its
         # caller timed out.
         self.slots: dict[Lane, list[asyncio.Semaphore]] = {
-            lane: [asyncio.Semaphore(1)] for lane in get_args(Lane)
+            lane: [asyncio.Semaphore(1)] for lane in LANES
         }
+        self.slots["large_write"] = self.slots["write"]
         self._connections: dict[Lane, aiosqlite.Connection] = {}
         self._file = OpenFile(path())
         # When the file had changed last, in ns, and its size, at the last use of a lane.
@@ -78,7 +86,7 @@ class Connections:
     async def open(self) -> None:
         """Raises sqlite3.DatabaseError for an unusable file."""
         await self._database.connect()
-        for lane in get_args(Lane):
+        for lane in LANES:
             await self._open(lane)
         self._keeping = asyncio.create_task(self._keep_log_short())
 
@@ -246,6 +254,8 @@ async def run_statement(raw: aiosqlite.Connection, sql: str, arguments: list[Any
         # The message of the trigger `notes_last_id`.
         if "no ids are left" in str(error):
             raise sqlite3.OperationalError(str(error)) from None
+        if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+            raise ConstraintBroken(str(error)) from None
         raise
     except (TimeoutError, CancelledError):
         # An interrupt before the thread has begun the statement does nothing.

@@ -6,11 +6,12 @@ from typing import Any
 from service.database.connections import use
 from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
-from service.database.operations import Operation, Result
+from service.database.operations import Lane, Operation, Result
 from service.tables import Row
 
 # Tries of an operation or a transaction, if the connection is out of date each time.
 MAX_TRIES = 3
+WRITES: tuple[Lane, ...] = ("write", "large_write")
 
 Run = Callable[..., Awaitable[Sequence[Row]]]
 
@@ -30,12 +31,12 @@ async def fetch(operation: Operation, **values: Any) -> Sequence[Row]:
         except dialect.UNAVAILABLE as error:
             again = isinstance(error, dialect.OUT_OF_DATE) and tries < MAX_TRIES
             lost = isinstance(error, dialect.CONNECTION_LOST) and tries == 1
-            if not (again or (lost and operation.lane != "write")):
+            if not (again or (lost and operation.lane not in WRITES)):
                 # The drivers' frames hold the error, and its traceback holds the frames: a cycle.
                 raise DatabaseUnavailable(str(error)) from error.with_traceback(None)
 
 
-async def transact(work: Callable[[Run], Awaitable[Result]]) -> Result:
+async def transact(work: Callable[[Run], Awaitable[Result]], lane: Lane = "write") -> Result:
     """Runs `work` in one transaction, and returns its result.
 
     `work` gets a function like `fetch`. If the connection is out of date, `work` is called again,
@@ -45,7 +46,7 @@ async def transact(work: Callable[[Run], Awaitable[Result]]) -> Result:
     while True:
         tries += 1
         try:
-            return await use("write", lambda raw: _transact(raw, work))
+            return await use(lane, lambda raw: _transact(raw, work))
         except dialect.UNAVAILABLE as error:
             if not (isinstance(error, dialect.OUT_OF_DATE) and tries < MAX_TRIES):
                 raise DatabaseUnavailable(str(error)) from error.with_traceback(None)

@@ -1,7 +1,7 @@
 """The operations on notes. Each parses its request, calls a query, and responds."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import orjson
@@ -11,6 +11,8 @@ from starlette.responses import Response
 
 from service import metrics
 from service.database.coalescing import coalesce
+from service.database.dialect import dialect
+from service.database.operations import LARGE
 from service.database.statements import Run, fetch
 from service.notes import openapi, queries
 from service.notes.listing import PageRequest, count, described, dump, read_page, stream
@@ -41,8 +43,21 @@ async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
 
 
 get_note = coalesce(_get_notes, max_batch=1_000, observe=metrics.batch("get_notes"))
-# A hundred notes, each of MAX_BODY_BYTES, still fit into one statement.
-insert_note = coalesce(queries.insert_notes, max_batch=100, observe=metrics.batch("insert_notes"))
+_observe_insert = metrics.batch("insert_notes")
+_insert = partial(coalesce, queries.insert_notes, observe=_observe_insert, divides=dialect.REJECTED)
+_insert_small = _insert(max_batch=queries.MAX_SMALL)
+_insert_medium = _insert(max_batch=queries.MAX_MEDIUM)
+
+
+async def insert_note(note: Mapping[str, Any]) -> Row:
+    """Stores a note together with others of its size, or a large one alone."""
+    size = len(note["text"])
+    if size <= queries.SMALL:
+        return await _insert_small(note)
+    if size <= LARGE:
+        return await _insert_medium(note)
+    _observe_insert(1)
+    return (await queries.insert_notes([note]))[0]
 
 
 # Cached: validation costs half as much as the rest of a listing, and few queries are frequent.

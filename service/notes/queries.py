@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, ColumnElement, bindparam, false, func, select, true
 
 from service.database.dialect import dialect
-from service.database.operations import Operation, PageBounds
+from service.database.operations import LARGE, Operation, PageBounds
 from service.database.statements import Run, fetch
 from service.notes.schemas import note_in, note_out
 from service.schemas.fields import MAX_ID
@@ -21,6 +21,11 @@ BOUNDS = PageBounds(max_bytes=2_000_000, short=17, large=1998)
 SHARED_LENGTH = 100
 MAX_SHARED = 50
 _SHARED_BOUNDS = PageBounds(max_bytes=200_000, short=0, large=1998)
+
+# Notes of so many characters share an INSERT, so many at a time: 200,000 characters at most. Larger
+# ones go alone.
+SMALL, MAX_SMALL = 2_000, 100
+MAX_MEDIUM = 4
 
 # The columns that clients get, and the names of the columns that clients give.
 COLUMNS = [dialect.shown(notes.c[name]) for name in note_out.dump_fields]
@@ -186,10 +191,15 @@ async def get_notes(ids: Iterable[int]) -> dict[int, Row]:
     return {row["id"]: row for row in rows}
 
 
+def _by_size(write: Operation, is_large: bool) -> Operation:
+    return write._replace(lane="large_write") if is_large else write
+
+
 async def insert_notes(new: Sequence[Mapping[str, Any]], run: Run = fetch) -> Sequence[Row]:
     """Stores all of the notes or none. Returns them with ids, which ascend in the given order."""
     new = [{**note, "folded": fold(note["text"])} for note in new]
-    rows = await run(_INSERT, rows=new)
+    size = sum(len(note["text"]) for note in new)
+    rows = await run(_by_size(_INSERT, size > LARGE * min(len(new), MAX_MEDIUM)), rows=new)
     return sorted(rows, key=lambda row: row["id"])
 
 
@@ -198,9 +208,10 @@ async def update_note(
 ) -> Row | None:
     """Updates a note; None if there is no such note, or it differs from `old`."""
     values = {f"new_{name}": value for name, value in changes.items()}
+    statement = _update(tuple(changes), old is not None)
     if "text" in changes:
         values["new_folded"] = fold(changes["text"])
-    statement = _update(tuple(changes), old is not None)
+        statement = _by_size(statement, len(changes["text"]) > LARGE)
     rows = await fetch(statement, note_id=note_id, **values, **_old(old))
     return rows[0] if rows else None
 

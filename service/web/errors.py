@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
 from service.schemas.validation import InvalidInput
 from service.web.json_writer import encode
@@ -54,6 +55,8 @@ async def answer(error: Exception) -> Response | None:
         case ClientDisconnect():
             # No client reads this. It keeps a traceback out of the log, as this is no defect.
             return error_response("Client disconnected", 400)
+        case _ if isinstance(error, dialect.CONFLICT):
+            return error_response("This breaks a constraint of the database", 409)
         case DatabaseUnavailable():
             _log(error)
             return error_response("Service Unavailable", 503, RETRY)

@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, bindparam, select
 from starlette.requests import Request
 
 from service.database.dialect import dialect
+from service.database.operations import LARGE
 from service.database.statements import Run, transact
 from service.schemas.validation import InvalidInput, describe
 from service.tables import idempotency_keys as keys
@@ -97,4 +98,4 @@ async def store_once(
             await run(_DELETE, expired_keys=[row["key"] for row in found])
         return response
 
-    return await transact(act)
+    return await transact(act, "large_write" if len(body) > LARGE else "write")

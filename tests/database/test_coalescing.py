@@ -372,7 +372,35 @@ def test_a_failure_is_its_own_callers_alone() -> None:
     run(main())
 
 
-def test_a_failure_holds_no_argument() -> None:
+def test_a_refused_argument_is_its_own_callers_alone() -> None:
+    """Callers who share a query with arguments that are refused are served without these."""
+    sizes = []
+
+    async def serve(texts: list[str]) -> list[str]:
+        sizes.append(len(texts))
+        if "refused" in texts:
+            raise ValueError
+        if "lost" in texts:
+            raise Lost
+        return texts
+
+    async def main() -> None:
+        call = coalesce(serve, max_batch=8, divides=(ValueError,))
+        texts = ["first", *"abcde", "refused", "f"]
+        results = await asyncio.gather(*map(call, texts), return_exceptions=True)
+        assert [text for text in results if not isinstance(text, str)] == [results[6]]
+        assert isinstance(results[6], ValueError)
+        assert sizes == [8, 4, 4, 2, 2, 1, 1]
+        # After any other error the query may have run.
+        texts = ["first", "a", "lost", "b"]
+        results = await asyncio.gather(*map(call, texts), return_exceptions=True)
+        assert [type(result) for result in results] == [Lost] * 4
+
+    run(main())
+
+
+@pytest.mark.parametrize("divides", [(), (Lost,)], ids=["whole", "divided"])
+def test_a_failure_holds_no_argument(divides: tuple[type[Exception], ...]) -> None:
     """The arguments of a failed query are freed without a garbage collection."""
 
     class Argument:
@@ -382,7 +410,7 @@ def test_a_failure_holds_no_argument() -> None:
         raise Lost("gone")
 
     async def main() -> None:
-        call = coalesce(fail, max_batch=MOST)
+        call = coalesce(fail, max_batch=MOST, divides=divides)
         arguments = [Argument() for _ in range(2 * MOST)]
         references = [weakref.ref(argument) for argument in arguments]
         tasks = [asyncio.ensure_future(call(argument)) for argument in arguments]
