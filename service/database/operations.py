@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 # Lanes have separate slots, so that one does not block another: on a server searches are limited,
 # SQLite has one connection for each lane. Large writes are writes that wait for each other before.
-Lane = Literal["read", "write", "large_write", "search"]
+Lane = Literal["read", "large_read", "write", "large_write", "search"]
 
 
 # A text of more characters makes a write large: its index alone may take long.
@@ -31,13 +31,15 @@ class Operation(NamedTuple):
 def slots_of_server(connections: int) -> dict[Lane, list[asyncio.Semaphore]]:
     """The slots of each lane, for a server with so many connections.
 
-    Searches get half of them, and so do large writes; the last one is for neither.
+    Searches get half of them, and so do large reads and large writes; the last one is for none of
+    these.
     """
     all_slots = asyncio.Semaphore(connections)
     slow = asyncio.Semaphore(max(1, connections - 1))
     searches = asyncio.Semaphore(max(1, connections // 2))
     return {
         "read": [all_slots],
+        "large_read": [asyncio.Semaphore(max(1, connections // 2)), slow, all_slots],
         "write": [all_slots],
         "large_write": [slow, all_slots],
         "search": [searches, slow, all_slots],

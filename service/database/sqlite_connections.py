@@ -20,7 +20,7 @@ from service.database.operations import Lane, Result
 from service.database.sqlite_file import Damaged, OpenFile
 
 # The lanes with connections.
-LANES: tuple[Lane, ...] = ("read", "write", "search")
+LANES: tuple[Lane, ...] = ("read", "large_read", "write", "search")
 
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -210,7 +210,8 @@ class Connections:
 
     async def _empty_log(self) -> bool:
         # A search takes long. The next one waits, or else one of them would always read the log.
-        async with self.slots["search"][0], self.slots["write"][0]:
+        slow, large, write = (self.slots[lane][0] for lane in ("search", "large_read", "write"))
+        async with slow, large, write:
             raw = self._connections["write"]
             await raw.execute_fetchall(f"PRAGMA busy_timeout = {READERS_MS}")
             try:

@@ -4,10 +4,11 @@ The database is asked for each page. A first page that is read alone is encoded 
 rows have changed.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -27,6 +28,9 @@ dump = compile_dump(note_out)
 # much: a character outside the Basic Multilingual Plane makes all of its text so wide.
 KEPT_PAGES = 8
 MAX_KEPT_BYTES = 250_000
+
+# The tag of a longer page is made in a thread.
+AT_ONCE_BYTES = 250_000
 
 VARY = (b"vary", b"Accept, Accept-Encoding, Prefer")
 
@@ -92,10 +96,17 @@ def _encode(request: PageRequest, rows: Sequence[Row], more: bool) -> Page:
     return Page(request, body, rows[-1]["id"] if more else None)
 
 
-async def _read_page(requests: list[PageRequest]) -> list[Page]:
-    selection, after, limit, _ = requests[0]
-    rows, more = await queries.list_notes(selection, after, limit)
-    return [_page(requests[0], rows, more)] * len(requests)
+async def _read_short(requests: list[PageRequest]) -> list[Page | None]:
+    found = await queries.list_short(*requests[0][:3])
+    return [None if found is None else _page(requests[0], *found)] * len(requests)
+
+
+async def _read_long(requests: list[PageRequest]) -> list[Page]:
+    page = _page(requests[0], *await queries.list_notes(*requests[0][:3]))
+    if len(page.body) > AT_ONCE_BYTES:
+        # Its tag takes long.
+        await asyncio.to_thread(getattr, page, "headers")
+    return [page] * len(requests)
 
 
 async def _read_pages(requests: list[PageRequest]) -> list[Page | None]:
@@ -112,15 +123,19 @@ async def _read_pages(requests: list[PageRequest]) -> list[Page | None]:
 
 
 _observe = metrics.batch("list_notes")
-_read_same = coalesce(
-    _read_page,
-    max_batch=10_000,
-    key=lambda request: request,
-    observe=_observe,
+_same: dict[str, Any] = {
+    "max_batch": 10_000,
+    "key": lambda request: request,
     # In the first turn the callers answer, in the second the answers are sent, in the third the
     # next requests of clients nearby are read. They join, so the page is made less often.
-    turns=3,
+    "turns": 3,
+}
+_read_same: Callable[[PageRequest], Awaitable[Page | None]] = coalesce(
+    _read_short, observe=_observe, **_same
 )
+_search: Callable[[PageRequest], Awaitable[Page]] = coalesce(_read_long, observe=_observe, **_same)
+# Those who come here were observed before.
+_read_large: Callable[[PageRequest], Awaitable[Page]] = coalesce(_read_long, **_same)
 _read_shared = coalesce(
     _read_pages,
     max_batch=queries.MAX_SHARED,
@@ -132,11 +147,14 @@ _read_shared = coalesce(
 
 async def read_page(request: PageRequest) -> Page:
     """Reads a page, together with callers who want the same one, or another short one."""
+    if request.selection.q:
+        return await _search(request)
+    page = None
     if queries.is_shared(request.selection, request.limit):
         page = await _read_shared(request)
-        if page is not None:
-            return page
-    return await _read_same(request)
+    if page is None:
+        page = await _read_same(request)
+    return await _read_large(request) if page is None else page
 
 
 async def _count(selections: list[Selection]) -> list[int]:

@@ -21,6 +21,8 @@ BOUNDS = PageBounds(max_bytes=2_000_000, short=17, large=1998)
 SHARED_LENGTH = 100
 MAX_SHARED = 50
 _SHARED_BOUNDS = PageBounds(max_bytes=200_000, short=0, large=1998)
+# A page is read under these bounds first. Longer ones hold up no others, in a lane of their own.
+_SHORT_BOUNDS = PageBounds(max_bytes=200_000, short=1, large=1998)
 
 # Notes of so many characters share an INSERT, so many at a time: 200,000 characters at most. Larger
 # ones go alone.
@@ -30,6 +32,7 @@ MAX_MEDIUM = 4
 # The columns that clients get, and the names of the columns that clients give.
 COLUMNS = [dialect.shown(notes.c[name]) for name in note_out.dump_fields]
 GIVEN = list(note_in.load_fields)
+_ID = (notes.c.id,)
 
 
 class Selection(NamedTuple):
@@ -56,10 +59,16 @@ def _selected(completed: bool | None, by_text: bool) -> list[ColumnElement[bool]
 
 
 @cache
-def _page(descending: bool, completed: bool | None, by_text: bool) -> Operation:
-    query = select(*COLUMNS)
-    query = query.where(*_selected(completed, by_text))
-    return dialect.page(query, notes.c.id, notes.c.text, BOUNDS, descending, searches=by_text)
+def _page(
+    descending: bool,
+    completed: bool | None,
+    by_text: bool,
+    bounds: PageBounds,
+    columns: Sequence[ColumnElement[Any]] = tuple(COLUMNS),
+) -> Operation:
+    query = select(*columns).where(*_selected(completed, by_text))
+    page = dialect.page(query, notes.c.id, notes.c.text, bounds, descending, searches=by_text)
+    return page if by_text or bounds is _SHORT_BOUNDS else page._replace(lane="large_read")
 
 
 @cache
@@ -123,7 +132,7 @@ async def list_notes(
 
     There are fewer than `limit` only at the end, or if the notes are very large.
     """
-    statement = _page(selection.descending, selection.completed, bool(selection.q))
+    statement = _page(selection.descending, selection.completed, bool(selection.q), BOUNDS)
     q = selection.q.casefold()
     rows = await fetch(statement, after=_place(selection, after), limit=limit + 1, q=q)
     if len(rows) > limit:
@@ -135,6 +144,18 @@ async def list_notes(
     return rows, False
 
 
+async def list_short(
+    selection: Selection, after: int | None, limit: int
+) -> tuple[Sequence[Row], bool] | None:
+    """Like `list_notes`, without a search; None if the notes may be large."""
+    kind = selection.descending, selection.completed, False, _SHORT_BOUNDS
+    rows = await fetch(_page(*kind), after=_place(selection, after), limit=limit + 1)
+    if len(rows) == 1 and await fetch(_page(*kind, _ID), after=rows[0]["id"], limit=1):
+        # It is not the last one, so more would be too large.
+        return None
+    return rows[:limit], len(rows) > limit
+
+
 async def list_pages(
     selection: Selection, pages: Sequence[tuple[int | None, int]]
 ) -> Sequence[tuple[Sequence[Row], bool] | None]:
@@ -144,7 +165,7 @@ async def list_pages(
     """
     statement = _pages(selection.descending, selection.completed)
     if len(pages) == 1 or statement is None:
-        return [await list_notes(selection, *page) for page in pages]
+        return [await list_short(selection, *page) for page in pages]
     afters = [_place(selection, after) for after, _ in pages]
     limits = [limit + 1 for _, limit in pages]
     found: list[list[Row] | None] = [[] for _ in pages]

@@ -63,6 +63,10 @@ async def negotiate(request: Request, response: Response) -> Response:
             return response
     if not in_gzip:
         return response
+    if request.method == "HEAD":
+        # Nothing is compressed for a length alone (RFC 9110, section 9.3.2).
+        del response.headers["content-length"]
+        return response
     if isinstance(response, Stream):
         response.parts = _compress_parts(response.parts)
     else:

@@ -81,7 +81,7 @@ class ServiceMiddleware:
             elif message["type"] == "http.response.body":
                 length = len(message.get("body", b""))
                 size += length
-                if length > _LARGE_BYTES:
+                if length > _LARGE_BYTES and scope["method"] != "HEAD":
                     return self._send_in_parts(message, send, task)
                 if "more_body" in message:
                     # A stream may take as long as the client reads it.

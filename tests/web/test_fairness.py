@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import orjson
@@ -13,6 +14,7 @@ from service.schemas import slices
 from tests.support import databases
 from tests.support.databases import SERVED, kind_of, locked
 from tests.support.metrics import metric
+from tests.support.proxies import Link, Proxy
 from tests.support.servers import serving
 from tests.support.turning import turns_while_refused
 from tests.support.waiting import poll
@@ -128,6 +130,37 @@ def test_a_search_that_gave_up_leaves_its_turn(
                 assert client.get("/notes/?q=a").status_code == 503
         # One of the deletions may come later than the first search that gets a connection.
         poll(lambda: client.get("/notes/?q=a").json() == [])
+
+
+@pytest.mark.parametrize("kind", SERVED)
+def test_large_pages_leave_connections_to_others(
+    kind: str, new_database: databases.NewDatabase, tmp_path: Path
+) -> None:
+    """While the large pages that may be read at once are slow, small reads go on."""
+    database_url = new_database(kind)
+    databases.fill(database_url, 3)
+    databases.fill(database_url, 10, "x" * 60_000)
+
+    def is_slow(link: Link, answer: bytes) -> bool:
+        if b"x" * 1000 in answer:
+            link.hangs = True
+        return False
+
+    with (
+        closing(Proxy(database_url)) as proxy,
+        serving(proxy.url, tmp_path / "log", DATABASE_POOL_TIMEOUT="1") as client,
+        ThreadPoolExecutor(6) as threads,
+    ):
+        proxy.ends = is_slow
+        for limit in range(7, 13):
+            threads.submit(client.get, f"/notes/?limit={limit}")
+        poll(lambda: sum(link.hangs for link in proxy.links) == 2)
+        for path in ("/notes/1", "/notes/?limit=1", "/notes/?limit=1&after=1"):
+            assert client.get(path).status_code == 200
+        assert sum(link.hangs for link in proxy.links) == 2
+        proxy.ends = lambda link, answer: False
+        for link in proxy.links:
+            link.cut()
 
 
 def test_slices_are_short() -> None:
