@@ -21,7 +21,7 @@ from service.notes.schemas import MAX_BATCH, listing_query, note_in, note_patch
 from service.schemas.compiled import compile_load
 from service.schemas.validation import load, load_all
 from service.tables import Row
-from service.web import conditions, idempotency, preferences
+from service.web import budget, conditions, idempotency, preferences
 from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body, read_query
 from service.web.responses import (
     NDJSON,
@@ -42,7 +42,8 @@ async def _get_notes(note_ids: list[int]) -> Sequence[Row | None]:
     return [found.get(note_id) for note_id in note_ids]
 
 
-get_note = coalesce(_get_notes, max_batch=1_000, observe=metrics.batch("get_notes"))
+# Each may have MAX_BODY_BYTES.
+get_note = coalesce(_get_notes, max_batch=100, observe=metrics.batch("get_notes"))
 _observe_insert = metrics.batch("insert_notes")
 _insert = partial(coalesce, queries.insert_notes, observe=_observe_insert, divides=dialect.REJECTED)
 _insert_small = _insert(max_batch=queries.MAX_SMALL)
@@ -96,7 +97,12 @@ async def read_notes(request: Request) -> Response:
     if preferences.wants_count(request):
         total = counted(await count(page_request.selection))
     if not is_limited and page.after is not None:
+        budget.take(request.scope, budget.PART_BYTES)
         return Stream(stream(page_request, page), [*described(ndjson), *total])
+    if page.hold is not None:
+        budget.keep(request.scope, page.hold)
+    # Of a shared page, a client that doesn't read has a part of its own.
+    budget.take(request.scope, len(page.body) if page.hold is None else budget.PART_BYTES)
     link = [] if page.after is None else [next_link(request, page.after)]
     return Prepared(page.body, [*page.headers, *total, *link])
 
@@ -115,9 +121,16 @@ def _described(request: Request, note_id: int, note: bytes) -> dict[str, str]:
     return {"etag": conditions.etag(note), "content-location": path}
 
 
+async def _claim(request: Request, body: bytes) -> None:
+    """Waits for room for the answer to a write, which is about as large as its body."""
+    if len(body) > budget.LARGE_BYTES and not preferences.wants_minimal(request):
+        await budget.claim(request.scope, len(body))
+
+
 async def create_note(request: Request) -> Response:
     body = await read_body(request)
     note = load(load_note, parse(body, request.headers.get("content-type", "")), "body")
+    await _claim(request, body)
 
     async def store(run: Run) -> bytes:
         return _encode((await queries.insert_notes([note], run))[0])
@@ -142,6 +155,7 @@ async def create_notes(request: Request) -> Response:
     else:
         values = parse(body, content_type)
     new = await load_all(load_note, values, MAX_BATCH, "body")
+    await _claim(request, body)
 
     async def store(run: Run = fetch) -> bytes:
         return orjson.dumps(dump(await queries.insert_notes(new, run)))
@@ -157,10 +171,23 @@ async def create_notes(request: Request) -> Response:
 
 
 async def read_note(request: Request) -> Response:
-    note = await get_note(path_id(request, "note_id"))
+    note_id = path_id(request, "note_id")
+    note = await get_note(note_id)
     if note is None:
         raise HTTPException(404)
-    return conditions.tagged(_encode(note))
+    body = _encode(note)
+    try:
+        budget.take(request.scope, len(body))
+    except HTTPException:
+        # It is forgotten while it waits for room.
+        size = len(body)
+        del note, body
+        await budget.claim(request.scope, size)
+        note = await get_note(note_id)
+        if note is None:
+            raise HTTPException(404) from None
+        body = _encode(note)
+    return conditions.tagged(body)
 
 
 async def replace_note(request: Request) -> Response:
@@ -175,6 +202,7 @@ async def _change_note(request: Request, deserialize: Callable[[Any], Any]) -> R
     note_id = path_id(request, "note_id")
     body = await read_body(request)
     changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
+    await _claim(request, body)
 
     def update(old: Row | None) -> Awaitable[Row | None]:
         return queries.update_note(note_id, changes, old)

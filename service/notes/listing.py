@@ -6,7 +6,7 @@ rows have changed.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from service.notes.queries import Selection
 from service.notes.schemas import note_out
 from service.schemas.compiled import compile_dump
 from service.tables import Row
-from service.web import conditions
+from service.web import budget, conditions
 from service.web.responses import NDJSON, encode_ndjson
 
 dump = compile_dump(note_out)
@@ -28,9 +28,6 @@ dump = compile_dump(note_out)
 # much: a character outside the Basic Multilingual Plane makes all of its text so wide.
 KEPT_PAGES = 8
 MAX_KEPT_BYTES = 250_000
-
-# The tag of a longer page is made in a thread.
-AT_ONCE_BYTES = 250_000
 
 VARY = (b"vary", b"Accept, Accept-Encoding, Prefer")
 
@@ -56,6 +53,8 @@ class Page:
     request: PageRequest
     body: bytes
     after: int | None
+    # What a page that is too large to be kept takes of the budget.
+    hold: budget.Hold | None = None
 
     @cached_property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -96,14 +95,38 @@ def _encode(request: PageRequest, rows: Sequence[Row], more: bool) -> Page:
     return Page(request, body, rows[-1]["id"] if more else None)
 
 
+def _held(page: Page, hold: budget.Hold | None = None) -> Page | None:
+    """The page with what it takes of the budget; None if that is not there."""
+    size = len(page.body)
+    if size <= MAX_KEPT_BYTES:
+        return page
+    hold = hold or budget.try_hold(size)
+    if hold is None:
+        return None
+    hold.settle(size)
+    return replace(page, hold=hold)
+
+
 async def _read_short(requests: list[PageRequest]) -> list[Page | None]:
+    """None for a page that is too large, for these bounds or for the budget."""
     found = await queries.list_short(*requests[0][:3])
-    return [None if found is None else _page(requests[0], *found)] * len(requests)
+    page = None if found is None else _held(_page(requests[0], *found))
+    return [page] * len(requests)
 
 
 async def _read_long(requests: list[PageRequest]) -> list[Page]:
-    page = _page(requests[0], *await queries.list_notes(*requests[0][:3]))
-    if len(page.body) > AT_ONCE_BYTES:
+    request = requests[0]
+    most = queries.most_bytes(request.limit)
+    hold = budget.try_hold(most)
+    if hold is None and request.selection.q:
+        # Most searches find little, so they don't wait.
+        (short,) = await _read_short([request])
+        if short is not None:
+            return [short] * len(requests)
+    hold = hold or await budget.hold(most)
+    page = _held(_page(request, *await queries.list_notes(*request[:3])), hold)
+    assert page is not None
+    if page.hold is not None:
         # Its tag takes long.
         await asyncio.to_thread(getattr, page, "headers")
     return [page] * len(requests)
@@ -173,8 +196,10 @@ count = coalesce(
 async def stream(request: PageRequest, page: Page) -> AsyncGenerator[bytes | memoryview, None]:
     """All notes of a listing, from its first page. Yields views, because copies may be large."""
     yield page.body if request.ndjson else memoryview(page.body)[:-1]
-    while page.after is not None:
-        page = await read_page(request._replace(after=page.after))
+    while (after := page.after) is not None:
+        # A page must not wait for room while this one holds some.
+        del page
+        page = await read_page(request._replace(after=after))
         if request.ndjson:
             yield page.body
         elif page.body != b"[]":

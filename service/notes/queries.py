@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, bindparam, false, func, select, true
 
+from service import settings
 from service.database.dialect import dialect
 from service.database.operations import LARGE, Operation, PageBounds
 from service.database.statements import Run, fetch
@@ -144,13 +145,19 @@ async def list_notes(
     return rows, False
 
 
+def most_bytes(limit: int) -> int:
+    """The most bytes that the texts of a page have, if MAX_BODY_BYTES was never larger."""
+    return max(BOUNDS.max_bytes, min(limit, BOUNDS.short) * settings.MAX_BODY_BYTES)
+
+
 async def list_short(
     selection: Selection, after: int | None, limit: int
 ) -> tuple[Sequence[Row], bool] | None:
-    """Like `list_notes`, without a search; None if the notes may be large."""
-    kind = selection.descending, selection.completed, False, _SHORT_BOUNDS
-    rows = await fetch(_page(*kind), after=_place(selection, after), limit=limit + 1)
-    if len(rows) == 1 and await fetch(_page(*kind, _ID), after=rows[0]["id"], limit=1):
+    """Like `list_notes`; None if the notes may be large."""
+    kind = selection.descending, selection.completed, bool(selection.q), _SHORT_BOUNDS
+    q = selection.q.casefold()
+    rows = await fetch(_page(*kind), after=_place(selection, after), limit=limit + 1, q=q)
+    if len(rows) == 1 and await fetch(_page(*kind, _ID), after=rows[0]["id"], limit=1, q=q):
         # It is not the last one, so more would be too large.
         return None
     return rows[:limit], len(rows) > limit

@@ -92,6 +92,8 @@ try:
     )
 
     MAX_BODY_BYTES = _env.int("MAX_BODY_BYTES", 1_048_576, validate=_positive)
+    # A process has some 140 MB more under the largest answers, of which this is a part.
+    MAX_ANSWER_BYTES = _env.int("MAX_ANSWER_BYTES", 40 * 1024 * 1024, validate=_positive)
     MAX_REQUESTS = _env.int("MAX_REQUESTS", 5000, validate=_positive)
 
     ALLOWED_HOSTS = _env.read("ALLOWED_HOSTS", parse_hosts)

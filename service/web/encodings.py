@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from service import metrics
 from service.database.coalescing import coalesce
-from service.web import conditions, preferences
+from service.web import budget, conditions, preferences
 from service.web.responses import Stream
 
 # Smaller bodies fit into one packet anyway.
@@ -71,6 +71,10 @@ async def negotiate(request: Request, response: Response) -> Response:
         response.parts = _compress_parts(response.parts)
     else:
         response.body = await _compress(bytes(response.body))
+        if "service.holds" in request.scope:
+            # The answer holds this instead of what it was made of.
+            budget.release(request.scope)
+            budget.keep(request.scope, budget.Hold(len(response.body)))
         response.headers["content-length"] = str(len(response.body))
     return response
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,7 +27,7 @@ from service.settings import (
     REQUEST_TIMEOUT,
     SERVER_TIMING,
 )
-from service.web import access_log, errors, output, slots
+from service.web import access_log, budget, errors, output, slots
 from service.web.errors import RETRY, error_response
 from service.web.preferences import is_health_check
 
@@ -39,9 +40,6 @@ _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _ID_PREFIX = os.urandom(10).hex().encode()
 _ids = itertools.count()
 _CLOSE = {"Connection": "close"}
-# A larger body is sent in parts. Each part waits until the client has read the previous one.
-_LARGE_BYTES = 65_536
-_PART_BYTES = 131_072
 
 
 class ServiceMiddleware:
@@ -81,7 +79,7 @@ class ServiceMiddleware:
             elif message["type"] == "http.response.body":
                 length = len(message.get("body", b""))
                 size += length
-                if length > _LARGE_BYTES and scope["method"] != "HEAD":
+                if length > budget.LARGE_BYTES and scope["method"] != "HEAD":
                     return self._send_in_parts(message, send, task)
                 if "more_body" in message:
                     # A stream may take as long as the client reads it.
@@ -104,6 +102,10 @@ class ServiceMiddleware:
             # Outside of `except`: the error may hold the request's body, and must be freed before
             # a slow client reads the response.
             if response is not None and not status:
+                try:
+                    budget.take(scope, len(response.body))
+                except HTTPException as full:
+                    response = error_response(full.detail, full.status_code, full.headers)
                 await self.wrap(response)(scope, receive, count)
         except asyncio.CancelledError:
             # The deadline has elapsed, or the grace period of the shutdown has ended.
@@ -114,6 +116,7 @@ class ServiceMiddleware:
                 await self.wrap(_timeout_response(scope))(scope, receive, count)
         finally:
             slots.end(task)
+            budget.release(scope)
             seconds = time.perf_counter() - began
             if METRICS:
                 route = scope.get("route")
@@ -129,9 +132,9 @@ class ServiceMiddleware:
         bodies that clients don't read.
         """
         body = message["body"]
-        for start in range(0, len(body), _PART_BYTES):
+        for start in range(0, len(body), budget.PART_BYTES):
             # A copy, so that the transport doesn't keep the whole body.
-            part = bytes(body[start : start + _PART_BYTES])
+            part = bytes(body[start : start + budget.PART_BYTES])
             self.deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
             await send({"type": "http.response.body", "body": part, "more_body": True})
         if not message.get("more_body", False):

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -69,6 +70,43 @@ def test_answers_that_nobody_reads_take_little_memory(
             assert service.memory() - before < 180_000_000
         poll(lambda: status(service) == 200)
         assert service.memory() - before < 70_000_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "fields"),
+    [
+        ("sqlite", "/notes/?limit={}", []),
+        ("postgresql", "/notes/?limit={}", []),
+        ("mysql", "/notes/?limit={}", []),
+        ("postgresql", "/notes/?q=x&limit={}", []),
+        ("sqlite", "/notes/?limit={}", ["Accept-Encoding: gzip"]),
+    ],
+    ids=["sqlite", "postgresql", "mysql", "search", "gzip"],
+)
+def test_unread_answers_have_a_budget(
+    new_database: NewDatabase, tmp_path: Path, kind: str, path: str, fields: list[str]
+) -> None:
+    """Sixty clients that read nothing, each something else, take little memory from all others."""
+    with (
+        watching(new_database(kind), tmp_path / "log", REQUEST_TIMEOUT="6") as service,
+        ExitStack() as stack,
+    ):
+        with httpx2.Client(base_url=service.url, timeout=30) as client:
+            for _ in range(17):
+                note = MEGABYTE | {"text": "x" + secrets.token_hex(499_999)}
+                assert client.post("/notes/", json=note).status_code == 200
+            before = service.memory()
+            service.peak()
+            clients = [stack.enter_context(service.connect(receive_buffer=4096)) for _ in range(60)]
+            for number, unread in enumerate(clients):
+                unread.sendall(head("GET", path.format(17 + number), *fields))
+            for _ in range(20):
+                assert client.get("/notes/?after=17").status_code == 200
+            # Each has begun to get its answer, or a 503.
+            for unread in clients:
+                assert unread.recv(1) == b"H"
+        grown = service.peak() - before
+        assert grown < 140_000_000
 
 
 def echo() -> bytes:

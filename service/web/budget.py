@@ -1,0 +1,103 @@
+"""A budget in bytes for the large answers that are under way in this process.
+
+An answer holds its bytes until its client has taken it, those who share a page hold them once.
+Beyond MAX_ANSWER_BYTES a large answer waits, before it is read or stored, or is a 503. A small one
+never waits.
+"""
+
+import asyncio
+from collections import deque
+
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from service.settings import MAX_ANSWER_BYTES, REQUEST_TIMEOUT
+from service.web.errors import RETRY
+
+# Larger answers count, and are sent in parts. Each part waits until the client has read the
+# previous one.
+LARGE_BYTES = 65_536
+PART_BYTES = 131_072
+
+_held = 0
+_waiting: deque[tuple[int, asyncio.Future["Hold"]]] = deque()
+
+
+class Hold:
+    """Bytes of the budget. They are given back when nothing refers to this any more."""
+
+    def __init__(self, size: int) -> None:
+        self._size = 0
+        self._loop = asyncio.get_running_loop()
+        self.settle(size)
+
+    def settle(self, size: int) -> None:
+        """Holds so many bytes instead."""
+        before, self._size = self._size, size
+        _change(size - before)
+
+    def __del__(self) -> None:
+        # A garbage collection may run in any thread.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_change, -self._size)
+        else:
+            _change(-self._size)
+
+
+def _change(size: int) -> None:
+    global _held
+    _held += size
+    while size < 0 and _waiting and (_waiting[0][1].done() or _fits(_waiting[0][0])):
+        wanted, future = _waiting.popleft()
+        if not future.done():
+            future.set_result(Hold(wanted))
+
+
+def _fits(size: int) -> bool:
+    # One that is larger than the budget goes alone.
+    return _held == 0 or _held + size <= MAX_ANSWER_BYTES
+
+
+def try_hold(size: int) -> Hold | None:
+    """Holds bytes now; None if they are not there."""
+    return Hold(size) if _fits(size) else None
+
+
+async def hold(size: int) -> Hold:
+    """Holds bytes as soon as they are there. Raises HTTPException 503 after REQUEST_TIMEOUT."""
+    if not _waiting and _fits(size):
+        return Hold(size)
+    future: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
+    _waiting.append((size, future))
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            return await future
+    except TimeoutError:
+        raise HTTPException(503, headers=RETRY) from None
+
+
+def keep(scope: Scope, held: Hold) -> None:
+    """Holds bytes until the request has ended."""
+    scope.setdefault("service.holds", []).append(held)
+
+
+async def claim(scope: Scope, size: int) -> None:
+    """Lets a request hold the bytes of its answer as soon as they are there. A small one has none.
+
+    Raises HTTPException 503.
+    """
+    if size > LARGE_BYTES and scope["method"] != "HEAD":
+        keep(scope, await hold(size))
+
+
+def take(scope: Scope, size: int) -> None:
+    """Like `claim`, for an answer that is there and so can't wait."""
+    if size > LARGE_BYTES and scope["method"] != "HEAD":
+        held = try_hold(size)
+        if held is None:
+            raise HTTPException(503, headers=RETRY)
+        keep(scope, held)
+
+
+def release(scope: Scope) -> None:
+    scope.pop("service.holds", None)
