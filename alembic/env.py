@@ -54,7 +54,7 @@ is_mysql = url.drivername == "mysql+asyncmy"
 if is_mysql:
     from asyncmy.errors import MySQLError
 
-    from service.database import migrating_mysql
+    import migrating_mysql
     from service.database.mysql_sessions import Refused
 
     DRIVERS_ERRORS += (MySQLError, Refused)

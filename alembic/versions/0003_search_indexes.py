@@ -13,7 +13,7 @@ import asyncpg
 import sqlalchemy as sa
 
 from alembic import context, op
-from service.database.migrating import create_index, create_search_index, run
+from migrating import create_index, create_search_index, run
 
 revision = "0003"
 down_revision = "0002"

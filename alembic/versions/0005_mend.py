@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from alembic import context, op
-from service.database.migrating import create_index, create_search_index, forbid_null
+from migrating import create_index, create_search_index, forbid_null
 
 revision = "0005"
 down_revision = "0004"

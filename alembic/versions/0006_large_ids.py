@@ -7,7 +7,7 @@ Revises: 0005
 import sqlalchemy as sa
 
 from alembic import context, op
-from service.database.migrating import change_briefly, change_ids
+from migrating import change_briefly, change_ids
 
 revision = "0006"
 down_revision = "0005"

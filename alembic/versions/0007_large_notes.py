@@ -5,7 +5,7 @@ Revises: 0006
 """
 
 from alembic import context, op
-from service.database.migrating import create_index
+from migrating import create_index
 
 revision = "0007"
 down_revision = "0006"

@@ -296,7 +296,7 @@ def page(
     descending: bool,
     searches: bool,
 ) -> Operation:
-    """The table needs two columns for `large`, which migration 0007 adds to the notes."""
+    """The table needs two generated columns for `large`: its `_bytes`, and `_is_large`."""
     query, next_large = _behind(query, key, large, descending)
     plain = prepare(query.limit(_LIMIT), searches)
     # Usually no large value follows. Then the page is read only once.

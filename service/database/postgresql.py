@@ -490,7 +490,7 @@ def contains(text: Column[Any], folded: Column[Any], name: str) -> ColumnElement
     pattern: ColumnElement[str] = bindparam(name, type_=String)
     for special in ("\\", "%", "_"):
         pattern = func.replace(pattern, special, "\\" + special, type_=String)
-    # The same expression as in the index `notes_search`.
+    # The index for searches, which a migration makes, has the same expression.
     searched = func.coalesce(folded, func.lower(collate(text, "C")))
     return searched.like("%" + pattern + "%")
 

@@ -53,7 +53,7 @@ REJECTED: tuple[type[Exception], ...] = (sqlite3.IntegrityError, sqlite3.DataErr
 BEGIN = "BEGIN IMMEDIATE"
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# What has to be free on the disk: room for a note of the usual maximum size.
+# What has to be free on the disk: room for a request of the usual maximum size.
 SPACE_BYTES = 1_000_000
 
 _DIALECT = SQLiteDialect_aiosqlite()

@@ -252,7 +252,7 @@ async def run_statement(raw: aiosqlite.Connection, sql: str, arguments: list[Any
         # The frames hold the cursor, and an open cursor keeps an old snapshot of the database.
         clear_frames(error.__traceback__)
     except sqlite3.IntegrityError as error:
-        # The message of the trigger `notes_last_id`.
+        # The message of a trigger that a migration makes.
         if "no ids are left" in str(error):
             raise sqlite3.OperationalError(str(error)) from None
         if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_TRIGGER:

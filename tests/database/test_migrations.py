@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import asyncmy
 import asyncpg
 import pytest
+from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from service.health import HEAD
@@ -70,7 +71,8 @@ def test_migrations_need_no_web_framework() -> None:
 
 def test_the_service_knows_the_newest_migration() -> None:
     """What the service takes for the newest migration is what Alembic takes for it."""
-    assert ScriptDirectory(str(databases.ROOT / "alembic")).get_current_head() == HEAD
+    config = Config(databases.ROOT / "alembic.ini")
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 
 
 def test_two_runs_at_once(empty_database: str) -> None:
