@@ -1,28 +1,23 @@
-"""uvicorn's HTTP protocol on httptools, with one system call for a response instead of two.
+"""uvicorn's HTTP protocol on httptools, with limits of time and memory for each client.
 
-uvicorn writes the head and the body of a response separately, and uvloop sends each at once. The
-second system call costs a tenth of the CPU time. Use: `uvicorn --http service.protocol:Protocol`.
+Use: `uvicorn --http service.protocol:Protocol`.
 """
 
 import asyncio
 import heapq
 import socket
-from collections.abc import Awaitable, Generator, Sized
+from collections.abc import Sized
 from contextlib import suppress
 from typing import Any, cast
 
 import httptools
-from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import settings, shutdown
 from service.descriptors import MAX_CONNECTIONS
 from service.hosts import name_of
+from service.one_write import MAX_BUFFERED_BYTES, BufferedTransport, Cycle, OldCycle
 
 # At shutdown, a client that has connected may still send its first request for so many seconds.
 LAST_REQUEST_SECONDS = 1.0
@@ -35,15 +30,8 @@ shutdown.install()
 LINGER_SECONDS = 10.0
 LINGER_BYTES = 16_000_000
 
-# A larger buffer is written at once, so that uvicorn notices a client that reads too slowly.
-MAX_BUFFERED_BYTES = 65_536
-
 # Fields of a head. A parsed field takes much more memory than its bytes.
 MAX_FIELDS = 200
-
-# uvicorn itself sends heads with other bytes, with these fields, or with a field twice.
-_FIELD_BYTES = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))
-_HOP_BY_HOP = {b"connection", b"transfer-encoding"}
 
 _said_full = False
 
@@ -54,46 +42,24 @@ SMALL_BYTES = 512
 SLICE_BYTES = 32_768
 
 
-class BufferedTransport:
-    """A transport that joins all writes of one iteration of the event loop."""
+class Transport(BufferedTransport):
+    """A transport that closes in stages if the client may be sending."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.call_soon = asyncio.get_running_loop().call_soon
-        self.is_closing = transport.is_closing
-        self.buffer: list[bytes] = []
-        self.size = 0
+        super().__init__(transport)
         # Whether the client may be sending more than was read.
         self.has_unread = False
         self.pending = bytearray()
         self.linger_timer: asyncio.TimerHandle | None = None
         self.discarded = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self.buffer:
-            self.call_soon(self.flush)
-        self.buffer.append(data)
-        self.size += len(data)
-        if self.size > MAX_BUFFERED_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.buffer and not self.is_closing():
-            self.transport.write(b"".join(self.buffer))
-        self.buffer.clear()
-        self.size = 0
-
     def close(self) -> None:
-        """Closes the connection, in stages if the client may be sending."""
         if self.linger_timer is not None:
             return
-        self.flush()
         if not (self.has_unread or self.pending) or self.is_closing():
-            self.transport.close()
+            super().close()
             return
+        self.flush()
         self.is_closing = lambda: True
         self.pending.clear()
         if self.transport.can_write_eof():
@@ -110,8 +76,7 @@ class BufferedTransport:
             self.transport.close()
 
     def close_now(self) -> None:
-        self.flush()
-        self.transport.close()
+        super().close()
 
     def end(self) -> None:
         if self.linger_timer is not None:
@@ -130,70 +95,6 @@ class Flow(FlowControl):
             super().resume_reading()
 
 
-class Sent:
-    """An awaitable that is done."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        return
-        yield
-
-
-_SENT = Sent()
-
-
-class Cycle(RequestResponseCycle):
-    """Writes the same heads as uvicorn, in one step instead of a few for each field."""
-
-    # Not a coroutine, because this would cost more for each message.
-    def send(self, message: ASGISendEvent) -> Awaitable[None]:  # type: ignore[override]
-        if (
-            message["type"] != "http.response.start"
-            or self.response_started
-            or self.disconnected
-            or self.flow.write_paused
-            or self.access_log
-        ):
-            return super().send(message)
-        fields = [*self.default_headers, *message.get("headers", ())]
-        values = dict(fields)
-        if (
-            b"content-length" not in values
-            or len(values) < len(fields)
-            or not values.keys().isdisjoint(_HOP_BY_HOP)
-        ):
-            return super().send(message)
-        if not self.keep_alive:
-            fields.append((b"connection", b"close"))
-        lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in fields])
-        if lines.translate(None, _FIELD_BYTES) != b"\r\n" * len(fields):
-            return super().send(message)
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        self.chunked_encoding = False
-        self.expected_content_length = int(values[b"content-length"])
-        self.transport.write(b"%b%b\r\n" % (STATUS_LINE[message["status"]], lines))
-        return _SENT
-
-
-class OldCycle(Cycle):
-    """Answers HTTP/1.0, which has no chunks (RFC 9112, section 6.1).
-
-    The end of the connection is the end of a body that tells no length.
-    """
-
-    tells_length = True
-
-    def send(self, message: ASGISendEvent) -> Awaitable[None]:  # type: ignore[override]
-        if message["type"] == "http.response.start":
-            names = {name.lower() for name, _ in message.get("headers", ())}
-            if b"content-length" not in names:
-                self.tells_length = self.chunked_encoding = False
-        elif not self.tells_length:
-            body = cast("bytes", message.get("body", b""))
-            self.expected_content_length = len(body)
-        return super().send(message)
-
-
 class Protocol(HttpToolsProtocol):
     """Limits the time that a client may send nothing, or receive nothing of its response.
 
@@ -201,7 +102,7 @@ class Protocol(HttpToolsProtocol):
     takes much more memory than its bytes. Upgrade is ignored (RFC 9110, section 7.8).
     """
 
-    transport: BufferedTransport  # type: ignore[assignment]
+    transport: Transport  # type: ignore[assignment]
     malformed = False
     head_timer: asyncio.TimerHandle | None = None
     in_head = False
@@ -210,7 +111,7 @@ class Protocol(HttpToolsProtocol):
     head_size = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(BufferedTransport(transport))  # type: ignore[arg-type]
+        super().connection_made(Transport(transport))  # type: ignore[arg-type]
         if self.server is not None and self.server[1] is None:
             # A Unix socket's path is no part of a URL.
             self.server = None

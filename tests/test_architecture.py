@@ -17,7 +17,7 @@ FLOORS = [
     {"openapi", "health"},
     {"web"},
     {"schemas", "database", "protocol"},
-    {"tables", "settings", "metrics", "shutdown", "descriptors", "hosts"},
+    {"tables", "settings", "metrics", "shutdown", "descriptors", "hosts", "one_write"},
 ]
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
