@@ -1,8 +1,15 @@
-"""Metrics for Prometheus, also for several processes."""
+"""Metrics for Prometheus, also for several processes.
+
+Each of several processes has files of prometheus_client in one folder, and a slot: a number in the
+names of its files. The next process takes the slot of one that died, and continues its counts.
+"""
 
 import hashlib
+import itertools
 import multiprocessing
 import os
+import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,72 +42,58 @@ from prometheus_client import (  # noqa: E402
     Gauge,
     Histogram,
     generate_latest,
+    values,
 )
-from prometheus_client.mmap_dict import MmapedDict  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
 
-# The files of a process: one for gauges, and one for each kind of counts.
+# The gauges and the lock of a process, by its slot.
 GAUGES = "gauge_livesum_{}.db"
-COUNTS = ("histogram_{}.db", "counter_{}.db")
+LOCK = "{}.lock"
+
+
+def _enter(folder: Path) -> int:
+    """Makes the folder. Returns a descriptor whose lock keeps others from removing it."""
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Another process may remove the folder at the same time.
+        with suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+            os.close(descriptor)
+
+
+def _take_slot(folder: Path) -> tuple[int, IO[str]]:
+    """Returns a number that no other process has, and a file that is locked as long as it lives.
+
+    Counts of a dead process with this number go on.
+    """
+    for slot in itertools.count():
+        lock = (folder / LOCK.format(slot)).open("w")
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / GAUGES.format(slot)).unlink(missing_ok=True)
+            break
+        lock.close()
+    return slot, lock
 
 
 def _remove_dead(folder: Path) -> None:
-    """Removes the gauges of dead processes. A living process holds a lock on its file."""
+    """Removes the gauges of dead processes."""
     for gauges in folder.glob(GAUGES.format("*")):
-        with suppress(BlockingIOError, FileNotFoundError), gauges.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            gauges.unlink()
-
-
-def _register(folder: Path) -> IO[str]:
-    """Creates this process's files. It continues the counts of a dead process, if any.
-
-    Returns the locked file. The system releases the lock when this process dies.
-    """
-    pid = os.getpid()
-    # Other processes see each file only when it is complete, and the gauges only when locked.
-    new = folder / f"{pid}.new"
-    while not new.exists():
-        if not _is_folder_given:
-            folder.mkdir(mode=0o700, exist_ok=True)
-        try:
-            MmapedDict(str(new)).close()  # type: ignore[no-untyped-call]
-        except FileNotFoundError:
-            # A process that ends has removed the folder at the same time.
-            if _is_folder_given:
-                raise
-    lock = new.open()
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    _remove_dead(folder)
-    new.rename(folder / GAUGES.format(pid))
-    for name in COUNTS:
-        own = folder / name.format(pid)
-        # A dead process may have had the same id.
-        if not own.exists():
-            _continue_counts(folder, name, new, own)
-    return lock
-
-
-def _continue_counts(folder: Path, name: str, new: Path, own: Path) -> None:
-    abandoned = [
-        file
-        for file in folder.glob(name.format("*"))
-        if not (folder / GAUGES.format(file.stem.rpartition("_")[2])).exists()
-    ]
-    for file in abandoned:
-        # Another new process may take the file at the same time.
-        with suppress(FileNotFoundError):
-            file.rename(own)
-            break
-    else:
-        MmapedDict(str(new)).close()  # type: ignore[no-untyped-call]
-        new.rename(own)
+        slot = gauges.stem.rpartition("_")[2]
+        with suppress(BlockingIOError), (folder / LOCK.format(slot)).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            gauges.unlink(missing_ok=True)
 
 
 if _folder is not None:
     import fcntl
 
-    _lock = _register(_folder)
+    _entered = _enter(_folder)
+    _slot, _lock = _take_slot(_folder)
+    values.ValueClass = values.MultiProcessValue(lambda: _slot)  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -153,8 +146,8 @@ def exposition() -> bytes:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     while True:
-        # A new process may rename a file at the same time.
-        with suppress(FileNotFoundError):
+        # Another process may end at the same time, or have begun a file that is still empty.
+        with suppress(FileNotFoundError, struct.error):
             return generate_latest(registry)
 
 
@@ -162,15 +155,9 @@ def end() -> None:
     """Removes this process's gauges. The last process of a server removes the folder."""
     if _folder is None:
         return
-    # Another process may remove the folder at the same time.
-    with suppress(FileNotFoundError):
-        (_folder / GAUGES.format(os.getpid())).unlink()
-        _remove_dead(_folder)
-        # Listed first: a process that begins meanwhile has its gauges before its counts.
-        counts = [file for name in COUNTS for file in _folder.glob(name.format("*"))]
-        if not _is_folder_given and not any(_folder.glob(GAUGES.format("*"))):
-            for file in counts:
-                file.unlink(missing_ok=True)
-            # With files of such a process the folder stays.
-            with suppress(OSError):
-                _folder.rmdir()
+    (_folder / GAUGES.format(_slot)).unlink(missing_ok=True)
+    with suppress(BlockingIOError):
+        fcntl.flock(_entered, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_folder_given:
+            shutil.rmtree(_folder)
+    os.close(_entered)

@@ -1,14 +1,18 @@
 """The metrics of a server with several processes, some of which are killed."""
 
+import asyncio
+import fcntl
 import json
 import os
-import re
+import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from service import metrics
@@ -16,11 +20,15 @@ from tests.support.clusters import is_gone
 from tests.support.databases import NewDatabase, locked
 from tests.support.metrics import counts, metric
 from tests.support.processes import new_process
-from tests.support.servers import serving, started
+from tests.support.servers import started
 from tests.support.sockets import connect, json_request
+from tests.support.template import Process
 from tests.support.waiting import poll
 
 NOTE = {"text": "a", "completed": True}
+
+# Of each process: its gauges, histograms, counters, and its lock.
+FILES = 4
 
 # Two processes, whose requests wait for a lock as long as a test holds it.
 TWO = {
@@ -31,33 +39,42 @@ TWO = {
 }
 
 
-def pids(folder: Path) -> set[str]:
-    """The processes whose files are in a server's folder."""
-    return set(re.findall(r"_(\d+)\.db", " ".join(os.listdir(folder))))
+def pids(server: Process) -> list[int]:
+    """The processes that serve."""
+    children = psutil.Process(server.pid).children()
+    return [one.pid for one in children if "--multiprocessing-fork" in one.cmdline()]
 
 
 async def end_and_begin() -> None:
     """Ends and begins as processes do that meet."""
     folder = metrics._folder
     assert folder is not None
-    assert pids(folder) == {str(os.getpid())}
+    assert metrics.LOCK.format(metrics._slot) in os.listdir(folder)
+    with ThreadPoolExecutor() as pool:
+        # One waits for the folder that is being removed.
+        held = os.open(folder, os.O_RDONLY)
+        fcntl.flock(metrics._entered, fcntl.LOCK_UN)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        begins = pool.submit(metrics._enter, folder)
+        await asyncio.sleep(0.1)
+        shutil.rmtree(folder)
+        os.close(held)
+        entered = begins.result()
+    slot, lock = metrics._take_slot(folder)
+    # Another one, which ends, leaves it the folder.
+    metrics._entered = metrics._enter(folder)
+    metrics.end()
+    assert os.listdir(folder) == [metrics.LOCK.format(slot)]
+    metrics._entered = entered
     metrics.end()
     assert not folder.exists()
-    lock = metrics._register(folder)
-    assert len(os.listdir(folder)) == 1 + len(metrics.COUNTS)
-    beginning = folder / "1.new"
-    beginning.touch()
-    metrics.end()
-    assert os.listdir(folder) == ["1.new"]
-    beginning.unlink()
-    folder.rmdir()
     lock.close()
 
 
 def test_a_process_begins_while_the_last_one_ends(
     new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last process leaves the folder to one that begins, which otherwise makes it again."""
+    """The last process leaves the folder to one that begins, or that one makes it again."""
     monkeypatch.setenv("DATABASE_URL", new_database("sqlite"))
     with new_process() as run:
         run(end_and_begin)
@@ -71,7 +88,7 @@ def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: 
     def in_use() -> float:
         return metric(client, "database_connections_in_use")
 
-    def started() -> int:
+    def ready() -> int:
         return log.read_text().count("Application startup complete")
 
     def created() -> float:
@@ -79,12 +96,14 @@ def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: 
 
     def replaced(number: int) -> bool:
         assert created() == 20
-        return started() == 3 + number
+        return ready() == 3 + number
 
-    with serving(database_url, log, **variables) as client:
+    with (
+        started(database_url, log, **variables) as (url, server),
         # Each request may come to another process.
-        client.headers["connection"] = "close"
-        poll(lambda: started() == 2)
+        httpx2.Client(base_url=url, headers={"connection": "close"}, timeout=30) as client,
+    ):
+        poll(lambda: ready() == 2)
         (folder,) = tmp_path.glob("notes-metrics-*")
         for _ in range(20):
             assert client.post("/notes/", json=NOTE).status_code == 200
@@ -92,14 +111,14 @@ def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: 
             body = json.dumps(NOTE).encode()
             writer.sendall(json_request("POST", "/notes/", body))
             poll(lambda: in_use() == 1)
-            for number, pid in enumerate(pids(folder)):
-                os.kill(int(pid), signal.SIGKILL)
-                poll(partial(is_gone, int(pid)))
+            for number, pid in enumerate(pids(server)):
+                os.kill(pid, signal.SIGKILL)
+                poll(partial(is_gone, pid))
                 poll(partial(replaced, number))
             assert in_use() == 0
-        assert len(os.listdir(folder)) == 2 * (1 + len(metrics.COUNTS))
-        assert len(pids(folder)) == 2
+        assert len(os.listdir(folder)) == 2 * FILES
     assert not folder.exists()
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_killed_process_is_in_no_gauge(new_database: NewDatabase, tmp_path: Path) -> None:
@@ -123,8 +142,7 @@ def test_a_killed_process_is_in_no_gauge(new_database: NewDatabase, tmp_path: Pa
             return in_use() == 2
 
         poll(both_write)
-        (folder,) = tmp_path.glob("notes-metrics-*")
-        killed = int(min(pids(folder)))
+        killed = min(pids(supervisor))
         supervisor.send_signal(signal.SIGSTOP)
         try:
             os.kill(killed, signal.SIGKILL)
