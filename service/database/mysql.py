@@ -33,12 +33,15 @@ from sqlalchemy.sql.visitors import iterate
 
 from service.database import mysql_sessions
 from service.database.compiling import compile_statement
-from service.database.mysql_sessions import PACKET_MARGIN, Answer, Pool, Refused, Session
+from service.database.mysql_sessions import PACKET_MARGIN, Answer, Refused, Session
 from service.database.operations import Operation, PageBounds
+from service.database.pool import Pool
 from service.tables import Row
 
 UNAVAILABLE: tuple[type[Exception], ...] = (OSError, Refused)
 CONNECTION_LOST: tuple[type[Exception], ...] = (ConnectionError, mysql_sessions.ConnectionLost)
+# The server is gone, or takes no writes any more.
+SERVER_LOST = (*CONNECTION_LOST, mysql_sessions.ReadOnly)
 # The transaction did not happen. There may be another server that is not read-only.
 OUT_OF_DATE: tuple[type[Exception], ...] = (mysql_sessions.Deadlock, mysql_sessions.ReadOnly)
 CONFLICT: tuple[type[Exception], ...] = (errors.IntegrityError,)
@@ -72,7 +75,7 @@ def file() -> Path | None:
 
 
 def connections() -> Pool:
-    return Pool()
+    return Pool(mysql_sessions.open_session, SERVER_LOST, mysql_sessions.forget_tls)
 
 
 async def roll_back(raw: Session, error: BaseException) -> None:

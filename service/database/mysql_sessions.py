@@ -1,9 +1,6 @@
-"""Sessions on MySQL and MariaDB, through encode/databases and asyncmy; their pool, and errors."""
+"""Sessions on MySQL and MariaDB, through encode/databases and asyncmy, and their errors."""
 
 import asyncio
-import math
-import time
-from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
@@ -18,7 +15,8 @@ from sqlalchemy.engine import make_url
 
 from service import settings
 from service.database.keepalive import notice_loss
-from service.database.operations import Lane, Result, slots_of_server
+from service.database.operations import Result
+from service.database.pool import IDLE_SECONDS
 from service.tables import metadata
 
 
@@ -91,8 +89,6 @@ OPENS = {BEGIN: True, COMMIT: False, ROLLBACK: False}
 TRANSACTION_FLAGS = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
 CANCEL_SECONDS = 1
 CLOSE_SECONDS = 1
-IDLE_SECONDS = 60
-EXPIRE_SECONDS = 1
 # An idle connection is closed here before the server closes it.
 WAIT_SECONDS = 10 * IDLE_SECONDS
 
@@ -261,8 +257,6 @@ class Session:
         self._is_failed = False
         # Whether a transaction was begun and not ended.
         self._in_transaction = False
-        # Whether it was idle when the pool looked last.
-        self.was_idle = False
         self.max_packet = MIN_PACKET
         self.id_step = 1
         self.server = ""
@@ -384,7 +378,7 @@ class Session:
             transport.abort()
         self._raw.close()
 
-    async def close(self) -> None:
+    async def end(self) -> None:
         with suppress(OSError, errors.MySQLError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._raw.ensure_closed()
@@ -446,92 +440,3 @@ async def _connect(options: dict[str, Any]) -> Any:
     connection = await database.connection().__aenter__()
     notice_loss(connection.raw_connection._transport)
     return connection.raw_connection
-
-
-class Pool:
-    """Sessions, opened when they are needed."""
-
-    def __init__(self) -> None:
-        self.slots = slots_of_server(settings.DATABASE_POOL_MAX)
-        self._idle: list[Session] = []
-        self._used: set[Session] = set()
-        # A session is not reused if the generation changed while it was in use.
-        self._generation = 0
-        self._expired_at = -math.inf
-        self._is_closing = False
-
-    async def open(self) -> None:
-        self._renewing = asyncio.create_task(self._renew_idle())
-
-    async def close(self) -> None:
-        """Waits for the sessions in use. If cancelled, it aborts them."""
-        self._renewing.cancel()
-        self._is_closing = True
-        try:
-            for session in self._idle:
-                await session.close()
-            (all_slots,) = self.slots["write"]
-            for _ in range(settings.DATABASE_POOL_MAX):
-                await all_slots.acquire()
-        finally:
-            for session in (*self._idle, *self._used):
-                session.abort()
-
-    async def use(self, lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        generation = self._generation
-        session = await self._take()
-        self._used.add(session)
-        try:
-            return await work(session)
-        except (TimeoutError, CancelledError) as error:
-            # A slow search says nothing about the server.
-            if isinstance(error, TimeoutError) and lane != "search":
-                self._expire()
-            await session.kill()
-            raise
-        except (ConnectionError, ConnectionLost, ReadOnly):
-            self._expire()
-            raise
-        finally:
-            self._used.discard(session)
-            if session.is_usable() and generation == self._generation and not self._is_closing:
-                self._idle.append(session)
-            else:
-                session.abort()
-
-    async def _take(self) -> Session:
-        while self._idle:
-            session = self._idle.pop()
-            if session.is_usable():
-                session.was_idle = False
-                return session
-            session.abort()
-            forget_tls()
-        return await open_session()
-
-    async def _renew_idle(self) -> None:
-        """Closes sessions that nobody used for a while, before the server or a router does."""
-        while True:
-            await asyncio.sleep(IDLE_SECONDS)
-            old = [session for session in self._idle if session.was_idle]
-            self._idle = [session for session in self._idle if not session.was_idle]
-            for session in self._idle:
-                session.was_idle = True
-            for session in old:
-                await session.close()
-
-    def _expire(self) -> None:
-        """Closes all sessions: idle ones now, the others after their current use.
-
-        They may lead to a server that is gone or hangs, or to the former primary, now read-only and
-        stale. Reads there never fail. This happens at most once in EXPIRE_SECONDS: if the server
-        stays read-only, reads still need sessions.
-        """
-        now = time.monotonic()
-        if now - self._expired_at < EXPIRE_SECONDS:
-            return
-        self._expired_at = now
-        self._generation += 1
-        forget_tls()
-        while self._idle:
-            self._idle.pop().abort()

@@ -1,6 +1,5 @@
 """PostgreSQL, through encode/databases and asyncpg."""
 
-import asyncio
 import math
 import time
 from asyncio import CancelledError
@@ -14,7 +13,6 @@ from typing import cast as as_type
 import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 from databases import Database
-from databases.core import Connection
 from sqlalchemy import (
     ARRAY,
     ClauseElement,
@@ -50,7 +48,8 @@ from service.database.connecting import (
     check_kind,
     connect,
 )
-from service.database.operations import Lane, Operation, PageBounds, Result, slots_of_server
+from service.database.operations import Lane, Operation, PageBounds, Result
+from service.database.pool import Pool
 from service.tables import Row
 
 UNAVAILABLE: tuple[type[Exception], ...] = (
@@ -126,9 +125,7 @@ _KIND = settings.DATABASE_ARGUMENTS.get("target_session_attrs", "any")
 _ASKS = _KIND in WRITABLE and not settings.DATABASE_STATEMENT_CACHE
 ASK_SECONDS = 1
 
-CANCEL_SECONDS = 1
-IDLE_SECONDS = 60
-EXPIRE_SECONDS = 1
+CLOSE_SECONDS = 1
 # PostgreSQL plans so many first uses of a prepared statement for their values. Later it may reuse
 # one plan for any values (its documentation of PREPARE).
 PLANNED_USES = 5
@@ -158,7 +155,11 @@ def file() -> Path | None:
 
 
 class _Connection(Session):
-    """A connection that can fetch with a plan for the given values."""
+    """A connection that can fetch with a plan for the given values.
+
+    No code changes a session: no SET, LISTEN, advisory lock or cursor. So nothing is reset between
+    two uses.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -166,6 +167,24 @@ class _Connection(Session):
         self.planned: dict[str, tuple[PreparedStatement[Any], int]] = {}
         # The statements hold the connection: a reference cycle.
         self.add_termination_listener(lambda _: self.planned.clear())
+
+    @property
+    def itself(self) -> "_Connection":
+        """The connection, for those who have a proxy from asyncpg's pool."""
+        return self
+
+    def is_usable(self) -> bool:
+        return not (self.is_closed() or self.is_in_transaction())
+
+    def abort(self) -> None:
+        self.terminate()
+
+    async def end(self) -> None:
+        with suppress(*UNAVAILABLE):
+            await self.close(timeout=CLOSE_SECONDS)
+
+    # asyncpg has sent a cancel request, for which `close` waits; but the server may hang.
+    kill = end
 
     async def fetch_planned(self, sql: str, *values: Any) -> list[asyncpg.Record]:
         # It is put back after its use only, so one that failed is never used again.
@@ -184,15 +203,6 @@ class _Connection(Session):
         return rows
 
 
-async def _keep_session(connection: _Connection) -> None:
-    """Replaces asyncpg's reset query, which costs a round trip at every release.
-
-    This is safe because no code here changes a session: no SET, LISTEN, advisory lock or cursor.
-    It forgets the planned statements, which asyncpg would refuse after the release.
-    """
-    connection.planned.clear()
-
-
 def _options() -> dict[str, Any]:
     # The server ends slow statements itself. PgBouncer refuses these parameters, and a cache size
     # of 0 means PgBouncer.
@@ -202,9 +212,8 @@ def _options() -> dict[str, Any]:
     return {
         "connect": connect,
         "connection_class": _Connection,
-        # The pool opens no connection at the start, so the service starts without the database.
         "min_size": 0,
-        "max_size": settings.DATABASE_POOL_MAX,
+        "max_size": 1,
         "timeout": settings.DATABASE_CONNECT_TIMEOUT,
         # One second later than the server's own timeout, for a server that hangs.
         "command_timeout": settings.DATABASE_STATEMENT_TIMEOUT + 1,
@@ -212,142 +221,43 @@ def _options() -> dict[str, Any]:
         "server_settings": settings.DATABASE_SERVER_SETTINGS | limits,
         "ssl": settings.DATABASE_SSL,
         **settings.DATABASE_ARGUMENTS,
-        "reset": _keep_session,
     }
 
 
-class Pool:
-    """An asyncpg pool, and a list of idle connections in front of it.
+async def open_session() -> _Connection:
+    """Opens a connection. Raises the errors in UNAVAILABLE."""
+    # asyncpg's pool, which encode/databases makes, has this one connection and never gets it back:
+    # a release and an acquire cost as much as a statement.
+    database = Database(settings.DATABASE_URL, **_options())
+    try:
+        await database.connect()
+        connection = await database.connection().__aenter__()
+    except asyncpg.PostgresError as error:
+        if isinstance(error, UNAVAILABLE):
+            raise
+        # The server refuses an option of the URL.
+        raise asyncpg.CannotConnectNowError(str(error)) from error
+    return as_type("_Connection", as_type("Any", connection.raw_connection).itself)
 
-    The list exists because a release to the pool and an acquire cost as much as a statement.
-    """
 
-    def __init__(self) -> None:
-        self._database = Database(settings.DATABASE_URL, **_options())
-        self.slots = slots_of_server(settings.DATABASE_POOL_MAX)
-        self._idle: list[Connection] = []
-        # A connection is not reused if the generation changed while it was in use.
-        self._generation = 0
-        self._expired_at = -math.inf
-        self._asked_at = -math.inf
-        # While closing, connections go back to the pool, because the pool waits for them.
-        self._is_closing = False
+class _AskingPool(Pool):
+    """Asks at times what kind of server it reads from."""
 
-    async def open(self) -> None:
-        await self._database.connect()
-        self._renewing = asyncio.create_task(self._renew_idle())
-
-    async def close(self) -> None:
-        """Waits for the connections in use. If cancelled, asyncpg terminates them."""
-        self._renewing.cancel()
-        self._is_closing = True
-        await self._release_idle()
-        await self._database.disconnect()
+    _asked_at = -math.inf
 
     async def use(self, lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        generation = self._generation
-        connection = await self._take()
-        raw = connection.raw_connection
-        try:
-            if _ASKS and lane != "write":
-                await self._ask(raw)
+        async def ask_and_work(raw: Any) -> Result:
+            now = time.monotonic()
+            if lane != "write" and now - self._asked_at >= ASK_SECONDS:
+                self._asked_at = now
+                await check_kind(raw, _KIND)
             return await work(raw)
-        except (TimeoutError, CancelledError) as error:
-            # A slow search says nothing about the server.
-            if isinstance(error, TimeoutError) and lane != "search":
-                await self._expire()
-            # asyncpg has sent a cancel request. `close` waits for it, but the server may hang.
-            with suppress(*UNAVAILABLE):
-                await raw.close(timeout=CANCEL_SECONDS)
-            raise
-        except SERVER_LOST:
-            await self._expire()
-            raise
-        finally:
-            if generation != self._generation:
-                _terminate(connection)
-            if _is_usable(connection) and not self._is_closing:
-                self._idle.append(connection)
-            else:
-                await connection.__aexit__()
 
-    async def _ask(self, raw: Any) -> None:
-        now = time.monotonic()
-        if now - self._asked_at >= ASK_SECONDS:
-            self._asked_at = now
-            await check_kind(raw, _KIND)
-
-    async def _take(self) -> Connection:
-        while True:
-            while self._idle:
-                connection = self._idle.pop()
-                if _is_usable(connection):
-                    return connection
-                await connection.__aexit__()
-            # encode/databases has one connection for each task. Also, if the caller is cancelled
-            # now, the new connection is not lost.
-            opened = await asyncio.create_task(self._add_idle())
-            if opened.raw_connection.is_closed():
-                raise asyncpg.ConnectionDoesNotExistError("it ended as soon as it was open")
-
-    async def _add_idle(self) -> Connection:
-        try:
-            opened = await self._database.connection().__aenter__()
-        except asyncpg.PostgresError as error:
-            if isinstance(error, UNAVAILABLE):
-                raise
-            # The server refuses an option of the URL.
-            raise asyncpg.CannotConnectNowError(str(error)) from error
-        self._idle.append(opened)
-        return opened
-
-    async def _release_idle(self) -> None:
-        while self._idle:
-            with suppress(*UNAVAILABLE):
-                await self._idle.pop().__aexit__()
-
-    async def _renew_idle(self) -> None:
-        """Returns idle connections to the pool, which closes old ones."""
-        while True:
-            await asyncio.sleep(IDLE_SECONDS)
-            await self._release_idle()
-
-    async def _expire(self) -> None:
-        """Closes all connections: idle ones now, the others after their current use.
-
-        They may lead to a server that is gone or hangs, or to the former primary, now read-only and
-        stale. Reads there never fail. This runs at most once in EXPIRE_SECONDS: if the server stays
-        read-only, reads still need connections.
-        """
-        now = time.monotonic()
-        if now - self._expired_at < EXPIRE_SECONDS:
-            return
-        self._expired_at = now
-        self._generation += 1
-        for idle in self._idle:
-            _terminate(idle)
-        pool: asyncpg.Pool[Any] = as_type("Any", self._database)._backend._pool
-        await pool.expire_connections()
+        return await super().use(lane, ask_and_work)
 
 
 def connections() -> Pool:
-    return Pool()
-
-
-def _is_usable(connection: Connection) -> bool:
-    raw = connection.raw_connection
-    try:
-        return not (raw.is_closed() or raw.is_in_transaction())
-    except asyncpg.InterfaceError:
-        # The pool has already released it.
-        return False
-
-
-def _terminate(connection: Connection) -> None:
-    """Closes a connection without waiting for the server, which may hang."""
-    # The pool may have released a lost connection already.
-    with suppress(asyncpg.InterfaceError):
-        connection.raw_connection.terminate()
+    return (_AskingPool if _ASKS else Pool)(open_session, SERVER_LOST)
 
 
 async def roll_back(raw: Any, error: BaseException) -> None:
