@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 
 from service import health, settings
 from service.database.connections import connected
-from service.notes import endpoints as notes
+from service.notes.resource import resource as notes
 from service.openapi import docs
 from service.openapi.document import document as make_document
 from service.users import access
-from service.users import endpoints as users
+from service.users.endpoints import resource as users
 from service.web.cors import CORS
 from service.web.middleware import ServiceMiddleware
 from service.web.routing import Methods
@@ -49,11 +49,11 @@ async def openapi_json(request: Request) -> Response:
     return docs.fixed(openapi(root_path), "application/json")
 
 
-RESOURCES = [notes.resource, users.resource]
+RESOURCES = [notes, users]
 
 guard = [Middleware(access.Guard)] if settings.ACCESS == "token" else []
 routes = [
-    Route(path.path, Methods(**path.handlers), name=path.name, middleware=guard)
+    Route(path.path, Methods(**path.handlers()), name=path.name, middleware=guard)
     for resource in RESOURCES
     for path in resource.paths
 ]

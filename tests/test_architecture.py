@@ -14,6 +14,7 @@ SERVICE = ROOT / "service"
 FLOORS = [
     {"app", "__main__"},
     {"notes", "users"},
+    {"resources"},
     {"openapi", "health"},
     {"web"},
     {"schemas", "database", "protocol"},

@@ -91,7 +91,7 @@ class Dialect(Protocol):
         self,
         query: Select[Any],
         key: Column[Any],
-        large: Column[Any],
+        large: Column[Any] | None,
         bounds: PageBounds,
         descending: bool,
         searches: bool,
@@ -99,13 +99,14 @@ class Dialect(Protocol):
         """The :limit rows of a query behind the key :after, in the order of the key.
 
         Returns fewer rows if the values of the column `large` in these rows exceed the bounds.
+        None if no values are large.
         """
 
     def pages(
         self,
         query: Select[Any],
         key: Column[Any],
-        large: Column[Any],
+        large: Column[Any] | None,
         bounds: PageBounds,
         descending: bool,
     ) -> Operation | None:

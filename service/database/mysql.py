@@ -294,14 +294,17 @@ def delete(table: Table, *where: ColumnElement[bool]) -> Operation:
 def page(
     query: Select[Any],
     key: Column[Any],
-    large: Column[Any],
+    large: Column[Any] | None,
     bounds: PageBounds,
     descending: bool,
     searches: bool,
 ) -> Operation:
     """The table needs two generated columns for `large`: its `_bytes`, and `_is_large`."""
-    query, next_large = _behind(query, key, large, descending)
+    query = _behind(query, key, descending)
     plain = prepare(query.limit(_LIMIT), searches)
+    if large is None:
+        return plain
+    next_large = _next_large(key, large, descending)
     # Usually no large value follows. Then the page is read only once.
     unless_large = prepare(query.where(next_large.is_(None)).limit(_LIMIT), searches)
 
@@ -327,33 +330,46 @@ def page(
 _LIMIT = bindparam("limit", type_=Integer)
 
 
-def _behind(
-    query: Select[Any], key: Column[Any], large: Column[Any], descending: bool
-) -> tuple[Select[Any], ColumnElement[Any]]:
-    """The rows behind the key :after in order, and the next key there of a row of any large value.
-
-    The server finds that key in an index, without a search. It is NULL if there is none.
-    """
+def _is_behind(key: Column[Any], descending: bool) -> ColumnElement[bool]:
     after = bindparam("after", type_=key.type)
-    behind = key < after if descending else key > after
+    return key < after if descending else key > after
+
+
+def _behind(query: Select[Any], key: Column[Any], descending: bool) -> Select[Any]:
+    """The rows behind the key :after in order."""
+    ordered = query.where(_is_behind(key, descending))
+    return ordered.order_by(key.desc() if descending else key)
+
+
+def _next_large(key: Column[Any], large: Column[Any], descending: bool) -> ColumnElement[Any]:
+    """The next key behind :after of a row of any large value.
+
+    The server finds it in an index, without a search. It is NULL if there is none.
+    """
     is_large = literal_column(f"{large.name}_is_large", Integer) == literal_column("1")
-    next_large = select((func.max if descending else func.min)(key)).where(is_large, behind)
-    ordered = query.where(behind).order_by(key.desc() if descending else key)
-    return ordered, next_large.correlate(None).scalar_subquery()
+    found = select((func.max if descending else func.min)(key))
+    found = found.where(is_large, _is_behind(key, descending))
+    return found.correlate(None).scalar_subquery()
 
 
 def pages(
-    query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
+    query: Select[Any],
+    key: Column[Any],
+    large: Column[Any] | None,
+    bounds: PageBounds,
+    descending: bool,
 ) -> Operation:
     """A UNION of the pages, because LIMIT takes no expression. They end before large values.
 
     `bounds.large` is fixed by migration 0007.
     """
     number = sql_cast(bindparam("page", type_=Integer), Integer).label("page")
-    rows, next_large = _behind(query.add_columns(number), key, large, descending)
-    end = func.coalesce(next_large, 0 if descending else MAX_ID + 1)
-    before_large = rows.where(key > end if descending else key < end).limit(_LIMIT)
-    one = compile_statement(before_large, _DIALECT)
+    rows = _behind(query.add_columns(number), key, descending)
+    if large is not None:
+        next_large = _next_large(key, large, descending)
+        end = func.coalesce(next_large, 0 if descending else MAX_ID + 1)
+        rows = rows.where(key > end if descending else key < end)
+    one = compile_statement(rows.limit(_LIMIT), _DIALECT)
     name_columns = _namer(one.columns)
     # The key that is behind all others has a row of its own, with the number 0.
     last = (func.min if descending else func.max)(key)

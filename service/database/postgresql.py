@@ -367,7 +367,11 @@ page = partial(returning.page, prepare, _parameter, func.octet_length)
 
 
 def pages(
-    query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
+    query: Select[Any],
+    key: Column[Any],
+    large: Column[Any] | None,
+    bounds: PageBounds,
+    descending: bool,
 ) -> Operation:
     arrays = [_parameter("afters", ARRAY(key.type)), _parameter("limits", ARRAY(Integer()))]
     wanted = func.unnest(*arrays).table_valued(

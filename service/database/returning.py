@@ -62,7 +62,7 @@ def page(
     length: Callable[[ColumnElement[Any]], ColumnElement[Any]],
     query: Select[Any],
     key: Column[Any],
-    large: Column[Any],
+    large: Column[Any] | None,
     bounds: PageBounds,
     descending: bool,
     searches: bool,
@@ -78,7 +78,7 @@ def bounded(
     length: Callable[[ColumnElement[Any]], ColumnElement[Any]],
     query: Select[Any],
     key: Column[Any],
-    large: Column[Any],
+    large: Column[Any] | None,
     bounds: PageBounds,
     descending: bool,
     after: ColumnElement[Any],
@@ -88,6 +88,8 @@ def bounded(
     """The rows of one page. `after` and `limit` may be columns of an outer query."""
     behind = key < after if descending else key > after
     query = query.where(behind).order_by(key.desc() if descending else key).correlate(outer)
+    if large is None:
+        return query.limit(limit)
     # Usually no large value follows. Then the page is read only once. `+ 0` makes the planner use
     # the index of large values: in the index of the keys it would read all rows.
     place = key + _constant(0)

@@ -199,7 +199,11 @@ page = partial(returning.page, prepare, _parameter, _bytes)
 
 
 def pages(
-    query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
+    query: Select[Any],
+    key: Column[Any],
+    large: Column[Any] | None,
+    bounds: PageBounds,
+    descending: bool,
 ) -> Operation | None:
     """None: a subquery can't use columns of the outer query in its LIMIT."""
     return None

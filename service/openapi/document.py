@@ -95,12 +95,10 @@ UNAUTHENTICATED = {
 OF_THE_EXAMPLE = {"200", "304", "422"}
 
 
-def operations(resource: Resource, path: Path, by_token: bool) -> dict[str, Any]:
-    """The path's operations, named as FastAPI names them; KeyError for one that isn't described."""
+def operations(path: Path, by_token: bool) -> dict[str, Any]:
+    """The path's operations, named as FastAPI names them."""
     item = {}
-    for method, handler in path.handlers.items():
-        name = handler.__name__
-        described = resource.operations[name]
+    for method, (name, _, described) in path.operations.items():
         if by_token:
             described = {**described, "security": [{"token": []}]}
             if not described["responses"].keys() <= OF_THE_EXAMPLE:
@@ -135,12 +133,16 @@ def document(resources: Sequence[Resource], by_token: bool) -> dict[str, Any]:
     for name, schema in schemas.items():
         spec.components.schema(name, schema=schema)
     for resource in resources:
-        described = resource.operations.values()
-        tags = {tag["name"]: tag for operation in described for tag in operation.get("tags", [])}
+        described = [
+            operation.description
+            for path in resource.paths
+            for operation in path.operations.values()
+        ]
+        tags = {tag["name"]: tag for one in described for tag in one.get("tags", [])}
         for tag in tags.values():
             spec.tag(tag)
         for path in resource.paths:
-            spec.path(path.path, operations=operations(resource, path, by_token))
+            spec.path(path.path, operations=operations(path, by_token))
     result = spec.to_dict()
     for name in schemas:
         component = result["components"]["schemas"][name]

@@ -48,11 +48,17 @@ def _is_text(value: Any) -> bool:
     return type(value) is str and "\0" not in value and (value.isascii() or is_unicode(value))
 
 
+def _is_text_of(max_length: int | None) -> Callable[[Any], bool]:
+    if max_length is None:
+        return _is_text
+    return lambda value: _is_text(value) and len(value) <= max_length
+
+
 # For each type of field: makes a function that finds values which need no conversion.
 PLAIN: dict[type[fields.Field[Any]], Callable[[Any], Callable[[Any], bool]]] = {
     Boolean: lambda field: lambda value: type(value) is bool,
     Integer: lambda field: lambda value: type(value) is int and field.ge <= value <= field.le,
-    Text: lambda field: _is_text,
+    Text: lambda field: _is_text_of(field.max_length),
 }
 
 

@@ -32,7 +32,10 @@ def is_unicode(value: str) -> bool:
 
 
 class Text(fields.String):
-    """A text that every database can store: any Unicode except NUL and lone surrogates."""
+    """A text that every database can store: any Unicode except NUL and lone surrogates.
+
+    It has at most `max_length` characters; None means as many as a body may have.
+    """
 
     default_error_messages = {
         "required": "missing",
@@ -40,13 +43,17 @@ class Text(fields.String):
         "invalid": "string_type",
     }
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, max_length: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.metadata = {**self.metadata, "pattern": NO_NUL}
+        self.max_length = max_length
+        bound = {} if max_length is None else {"maxLength": max_length}
+        self.metadata = {**self.metadata, **bound, "pattern": NO_NUL}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if not isinstance(value, str):
             raise self.make_error("invalid")
+        if self.max_length is not None and len(value) > self.max_length:
+            raise ValidationError([{"type": "string_too_long", "max_length": self.max_length}])
         if not is_unicode(value):
             raise ValidationError("string_unicode")
         if "\0" in value:
@@ -132,19 +139,6 @@ class Date(fields.Date):
             return datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).date()
         except ValueError:
             raise ValidationError("date_parsing") from None
-
-
-class QueryText(Text):
-    """A text in a query string, of at most `max_length` characters."""
-
-    def __init__(self, max_length: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.max_length = max_length
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if len(value) > self.max_length:
-            raise ValidationError([{"type": "string_too_long", "max_length": self.max_length}])
-        return super()._deserialize(value, attr, data, **kwargs)
 
 
 class Choice(fields.String):

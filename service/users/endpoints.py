@@ -8,7 +8,7 @@ from starlette.responses import Response
 from service.users import openapi, queries
 from service.users.schemas import user_out
 from service.web.conditions import tagged
-from service.web.routing import Path, Resource
+from service.web.routing import Operation, Path, Resource
 
 
 async def read_user(request: Request) -> Response:
@@ -19,7 +19,6 @@ async def read_user(request: Request) -> Response:
 
 
 resource = Resource(
-    [Path("/users/{username}", {"GET": read_user})],
     openapi.SCHEMAS,
-    openapi.OPERATIONS,
+    Path("/users/{username}", GET=Operation("read_user", read_user, openapi.READ_USER)),
 )

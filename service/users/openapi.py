@@ -28,18 +28,15 @@ USERNAME = parameter(
     pattern=f"^[A-Za-z0-9._-]{{1,{MAX_USERNAME}}}$",
 )
 
-# By the name of the operation's function.
-OPERATIONS: dict[str, dict[str, Any]] = {
-    "read_user": {
-        **TAG,
-        "description": "A user by name. Users are added by the operators of the service.",
-        "parameters": [USERNAME, IF_NONE_MATCH, IF_MATCH],
-        "responses": {
-            "200": {**response("Successful Response", "User"), "headers": ETAG},
-            "304": {"description": "The client has this user already", "headers": ETAG},
-            **NOT_FOUND,
-            **CHANGED,
-            **UNAVAILABLE,
-        },
+READ_USER: dict[str, Any] = {
+    **TAG,
+    "description": "A user by name. Users are added by the operators of the service.",
+    "parameters": [USERNAME, IF_NONE_MATCH, IF_MATCH],
+    "responses": {
+        "200": {**response("Successful Response", "User"), "headers": ETAG},
+        "304": {"description": "The client has this user already", "headers": ETAG},
+        **NOT_FOUND,
+        **CHANGED,
+        **UNAVAILABLE,
     },
 }

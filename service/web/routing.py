@@ -15,23 +15,32 @@ from service.web.responses import Prepared
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Path(NamedTuple):
-    """A path, its handlers by method, and a name for making URLs."""
+class Operation(NamedTuple):
+    """One method of a path: the name in the OpenAPI document, who answers, and the description."""
 
-    path: str
-    handlers: dict[str, Handler]
-    name: str | None = None
+    name: str
+    handler: Handler
+    description: Mapping[str, Any]
 
 
-class Resource(NamedTuple):
-    """A resource, for the application and the OpenAPI document.
+class Path:
+    """A path, and its operations by method in capitals. The name is for making URLs."""
 
-    `schemas` has component names as keys, `operations` has handlers' names.
-    """
+    def __init__(self, path: str, name: str | None = None, **operations: Operation) -> None:
+        self.path = path
+        self.name = name
+        self.operations = operations
 
-    paths: list[Path]
-    schemas: Mapping[str, Schema]
-    operations: dict[str, dict[str, Any]]
+    def handlers(self) -> dict[str, Handler]:
+        return {method: operation.handler for method, operation in self.operations.items()}
+
+
+class Resource:
+    """A resource, for the application and the OpenAPI document: schemas by name, and paths."""
+
+    def __init__(self, schemas: Mapping[str, Schema], *paths: Path) -> None:
+        self.schemas = schemas
+        self.paths = paths
 
 
 class Methods:

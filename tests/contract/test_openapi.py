@@ -61,7 +61,7 @@ def test_every_route_is_described() -> None:
         (path.path, method.lower())
         for resource in RESOURCES
         for path in resource.paths
-        for method in path.handlers
+        for method in path.operations
     }
     described = {(path, method) for path, item in document["paths"].items() for method in item}
     assert described == routed

@@ -8,11 +8,12 @@ import pytest
 
 from service import settings
 from service.database.connections import use
-from service.notes import queries
-from service.notes.queries import MAX_SHARED, Selection
+from service.notes.resource import items
+from service.resources.queries import BOUNDS, MAX_SHARED, Selection
 from tests.support.databases import NewDatabase
 from tests.support.processes import new_process
 
+queries = items.queries
 NEW = {"text": "new", "completed": False}
 # PostgreSQL makes so many plans for single calls before it looks for one for all.
 FIRST_CALLS = 5
@@ -23,15 +24,15 @@ async def call_all(sizes: list[int]) -> list[tuple[str, int, int]]:
     for size in sizes * FIRST_CALLS * 3:
         for descending in (False, True):
             for completed in (None, True):
-                await queries.list_notes(Selection(descending, completed), limit=size)
-                await queries.list_notes(Selection(descending, completed), after=3, limit=size)
+                await queries.list_page(Selection(descending, (completed,)), limit=size)
+                await queries.list_page(Selection(descending, (completed,)), after=3, limit=size)
                 pages = [(number, size) for number in range(min(size, MAX_SHARED))] + [(0, 9)]
-                await queries.list_pages(Selection(descending, completed), pages)
-        await queries.get_notes(range(size))
-        await queries.get_notes([size])
-        await queries.insert_notes([NEW] * min(size, 20))
-        await queries.update_note(size, NEW)
-        await queries.delete_note(-size)
+                await queries.list_pages(Selection(descending, (completed,)), pages)
+        await queries.get(range(size))
+        await queries.get([size])
+        await queries.insert([NEW] * min(size, 20))
+        await queries.update(size, NEW)
+        await queries.delete(-size)
     plans = "SELECT statement, generic_plans, custom_plans FROM pg_prepared_statements"
     return [tuple(row) for row in await use("read", lambda raw: raw.fetch(plans))]
 
@@ -70,7 +71,7 @@ async def search(times: int) -> tuple[list[tuple[int, int]], set[int]]:
     """Searches on one connection. Gives plans and sessions."""
     sessions = set()
     for number in range(1, times + 1):
-        rows, _ = await queries.list_notes(Selection(q=f"note {number:07}"))
+        rows, _ = await queries.list_page(Selection(q=f"note {number:07}"))
         assert [row["id"] for row in rows] == [number]
         sessions.add(await use("read", lambda raw: raw.fetchval("SELECT pg_backend_pid()")))
     plans = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement ~ $1"
@@ -99,7 +100,7 @@ async def search_on_all(count: int, number: int = 0) -> None:
     values = {"after": 0, "limit": 5, "q": "note"}
 
     async def work(raw: Any) -> None:
-        assert await queries._page(False, None, True).run(raw, values)
+        assert await queries._page(False, (None,), True, BOUNDS).run(raw, values)
         await search_on_all(count, number + 1)
 
     await use("read", work)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.notes.queries import PAGE_LENGTH
+from service.resources.definition import MAX_PAGE
 from tests.conftest import Server
 from tests.support import databases
 from tests.support.databases import KINDS, fill
@@ -104,10 +104,10 @@ def test_streams_have_a_count(
     server: Server, service: httpx2.Client, headers: dict[str, str]
 ) -> None:
     """A listing too long for one page has its count in front of all its notes."""
-    fill(server.database_url, PAGE_LENGTH + 1)
+    fill(server.database_url, MAX_PAGE + 1)
     for method in ("GET", "HEAD"):
         answer = read(service, "", ["count=exact"], method, **headers)
-        assert total(answer) == PAGE_LENGTH + 1
+        assert total(answer) == MAX_PAGE + 1
         assert "content-length" not in answer.headers
     assert answer.content == b""
 

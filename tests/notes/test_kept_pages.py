@@ -2,9 +2,9 @@
 
 import pytest
 
-from service.notes import listing, queries
-from service.notes.listing import KEPT_PAGES, Page, PageRequest
-from service.notes.queries import SHARED_LENGTH, Selection
+from service.notes.resource import items
+from service.resources.pages import KEPT_PAGES, Page, PageRequest
+from service.resources.queries import SHARED_LENGTH, Selection
 from tests.support.databases import NewDatabase, fill
 from tests.support.processes import new_process
 
@@ -13,11 +13,11 @@ FIRST = PageRequest(Selection(), None, SHARED_LENGTH + 1, False)
 
 async def read_and_change() -> list[Page]:
     """A page, read twice each time: as it is, with a changed note, with more notes behind it."""
-    pages = [await listing.read_page(FIRST) for _ in range(2)]
-    await queries.update_note(3, {"completed": False})
-    pages += [await listing.read_page(FIRST) for _ in range(2)]
-    await queries.insert_notes([{"text": "new", "completed": True}])
-    return pages + [await listing.read_page(FIRST) for _ in range(2)]
+    pages = [await items.pages.read(FIRST) for _ in range(2)]
+    await items.queries.update(3, {"completed": False})
+    pages += [await items.pages.read(FIRST) for _ in range(2)]
+    await items.queries.insert([{"text": "new", "completed": True}])
+    return pages + [await items.pages.read(FIRST) for _ in range(2)]
 
 
 def test_a_page_is_kept_while_it_is_the_same(
@@ -36,10 +36,10 @@ def test_a_page_is_kept_while_it_is_the_same(
 
 async def read_others() -> list[Page]:
     """A page, read twice; others that are as many as are kept; the page again."""
-    pages = [await listing.read_page(FIRST) for _ in range(2)]
+    pages = [await items.pages.read(FIRST) for _ in range(2)]
     for number in range(KEPT_PAGES):
-        await listing.read_page(FIRST._replace(limit=FIRST.limit + 1 + number))
-    return [*pages, await listing.read_page(FIRST)]
+        await items.pages.read(FIRST._replace(limit=FIRST.limit + 1 + number))
+    return [*pages, await items.pages.read(FIRST)]
 
 
 @pytest.mark.parametrize(

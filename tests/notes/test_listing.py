@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from service.notes.queries import BOUNDS, PAGE_LENGTH
+from service.resources.definition import MAX_PAGE
+from service.resources.queries import BOUNDS
 from tests.conftest import Server
 from tests.support import databases, sockets
 from tests.support.databases import fill
@@ -35,10 +36,10 @@ def request_listing(url: str, query: str = "", accept: str = "*/*") -> socket.so
         BOUNDS.short - 1,
         BOUNDS.short,
         BOUNDS.short + 1,
-        PAGE_LENGTH - 1,
-        PAGE_LENGTH,
-        PAGE_LENGTH + 1,
-        2 * PAGE_LENGTH,
+        MAX_PAGE - 1,
+        MAX_PAGE,
+        MAX_PAGE + 1,
+        2 * MAX_PAGE,
         5000,
     ],
 )
@@ -50,7 +51,7 @@ def test_a_listing_is_whole(server: Server, service: httpx2.Client, count: int) 
         {"id": number, "text": "note", "completed": number % 2 == 1}
         for number in range(1, count + 1)
     ]
-    assert ("content-length" in answer.headers) == (count <= PAGE_LENGTH)
+    assert ("content-length" in answer.headers) == (count <= MAX_PAGE)
     assert service.head("/notes/").headers.get("content-length") == answer.headers.get(
         "content-length"
     )
@@ -144,17 +145,17 @@ def test_a_listing_whose_tail_is_deleted_is_whole(
     server: Server, service: httpx2.Client, order: str, accept: str
 ) -> None:
     """A listing whose last notes go while it is sent ends with the others, and is well-formed."""
-    count = 3 * PAGE_LENGTH
-    fill(server.database_url, count, "x" * (BOUNDS.max_bytes * 3 // 4 // PAGE_LENGTH))
+    count = 3 * MAX_PAGE
+    fill(server.database_url, count, "x" * (BOUNDS.max_bytes * 3 // 4 // MAX_PAGE))
     # The client takes so little of the first page that the next one is not read before.
     with request_listing(str(service.base_url), f"order={order}", accept) as client:
         answer = http.client.HTTPResponse(client)
         answer.begin()
         assert "content-length" not in answer.headers
         if order == "asc":
-            tail, left = f"id > {PAGE_LENGTH}", range(1, PAGE_LENGTH + 1)
+            tail, left = f"id > {MAX_PAGE}", range(1, MAX_PAGE + 1)
         else:
-            tail, left = f"id <= {count - PAGE_LENGTH}", range(count, count - PAGE_LENGTH, -1)
+            tail, left = f"id <= {count - MAX_PAGE}", range(count, count - MAX_PAGE, -1)
         databases.execute(server.database_url, f"DELETE FROM notes WHERE {tail}")
         body = answer.read()
     if accept == "application/json":
@@ -167,7 +168,7 @@ def test_a_listing_whose_tail_is_deleted_is_whole(
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
 def test_head_costs_one_page(server: Server, service: httpx2.Client, accept: str) -> None:
     """`HEAD` of a long listing reads one page of it, where `GET` reads them all."""
-    fill(server.database_url, 4 * PAGE_LENGTH + 1)
+    fill(server.database_url, 4 * MAX_PAGE + 1)
     with connect(str(service.base_url)) as connection:
 
         def pages(method: str) -> float:

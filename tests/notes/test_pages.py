@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 from starlette.testclient import TestClient
 
-from service.notes.queries import BOUNDS
+from service.resources.queries import BOUNDS
 from tests.conftest import Server
 from tests.support import databases
 from tests.support.databases import fill

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.notes.queries import BOUNDS, PAGE_LENGTH
+from service.resources.definition import MAX_PAGE
+from service.resources.queries import BOUNDS
 from service.web import encodings
 from tests.conftest import Server
 from tests.support import databases
@@ -251,7 +252,7 @@ def test_streams_are_compressed_as_they_go(
     server: Server, service: httpx2.Client, accept: str
 ) -> None:
     """A long listing is in gzip too, under the headers that HEAD has, and has no tag."""
-    fill(server.database_url, 5 * PAGE_LENGTH + 3, "x" * 1000)
+    fill(server.database_url, 5 * MAX_PAGE + 3, "x" * 1000)
     identity = ask(service.base_url, "/notes/", accept=accept)
     whole = ask(service.base_url, "/notes/", "gzip", accept=accept)
     assert plain(whole) == plain(identity)
@@ -351,7 +352,7 @@ def shared(
     """The service on a database of each kind in turn, which can be made to wait."""
     log = tmp_path_factory.mktemp("compression") / "log"
     database_url = new_database(request.param)
-    fill(database_url, PAGE_LENGTH)
+    fill(database_url, MAX_PAGE)
     with watching(database_url, log, "--timeout-keep-alive=600") as service:
         yield service
 

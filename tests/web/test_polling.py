@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from service.notes.queries import PAGE_LENGTH
+from service.resources.definition import MAX_PAGE
 from tests.conftest import Server
 from tests.notes.test_pages import create
 from tests.support import databases
@@ -114,7 +114,7 @@ def test_listings_of_one_page_have_a_tag(
     server: Server, service: httpx2.Client, accept: str
 ) -> None:
     """A whole listing of up to 1,000 notes has a tag; a longer one, which is streamed, has none."""
-    fill(server.database_url, PAGE_LENGTH)
+    fill(server.database_url, MAX_PAGE)
     whole = read(service, "", accept=accept)
     tag = whole.headers["etag"]
     for method in ("GET", "HEAD"):
@@ -227,7 +227,7 @@ def polled(
     """The service on a database of each kind in turn, which can be made to wait."""
     log = tmp_path_factory.mktemp("polling") / "log"
     database_url = new_database(request.param)
-    fill(database_url, PAGE_LENGTH)
+    fill(database_url, MAX_PAGE)
     with watching(database_url, log, "--timeout-keep-alive=600") as service:
         yield service
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from marshmallow import Schema, ValidationError, fields
 from marshmallow.validate import Length
 
-from service.notes.schemas import note_in, note_out
+from service.notes.resource import NOTES
 from service.schemas.compiled import compile_dump, compile_load
-from service.schemas.fields import QueryText, Text
+from service.schemas.fields import Text
 from service.schemas.validation import InvalidInput, load, load_all
 from tests.support import databases
 from tests.support.databases import KINDS
@@ -80,8 +80,8 @@ def test_the_serializer_equals_the_schema(fetch: Fetch, new: list[tuple[int, str
     """Any note of any database is serialized as `Schema.dump` would, with keys in its order."""
     rows = fetch(new)
     assert len(rows) == len(new)
-    expected = note_out.dump(rows, many=True)
-    dumped = compile_dump(note_out)(rows)
+    expected = NOTES.shape.dump(rows, many=True)
+    dumped = compile_dump(NOTES.shape)(rows)
     assert [list(note.items()) for note in dumped] == [list(note.items()) for note in expected]
     assert [type(note["completed"]) for note in dumped] == [bool] * len(new)
     assert json.loads(orjson.dumps(dumped)) == expected
@@ -133,7 +133,7 @@ def outcome(load: Callable[[Any], Any], data: Any) -> tuple[Any, Any]:
 @given(data=inputs)
 def test_the_compiled_load_equals_the_schemas(data: Any) -> None:
     """Any JSON has the same values or errors as with `Schema.load`."""
-    assert outcome(compile_load(note_in), data) == outcome(note_in.load, data)
+    assert outcome(compile_load(NOTES.new), data) == outcome(NOTES.new.load, data)
 
 
 def errors_of(load: Callable[[], Any]) -> Any:
@@ -148,15 +148,15 @@ def errors_of(load: Callable[[], Any]) -> Any:
 @given(data=st.lists(inputs, min_size=1, max_size=6))
 def test_an_array_is_loaded_as_by_the_schema(data: list[Any]) -> None:
     """Any array has the same values, or errors in order, as with `many=True`."""
-    load_note = compile_load(note_in)
-    whole = errors_of(lambda: load(type(note_in)(many=True).load, data, "body"))
+    load_note = compile_load(NOTES.new)
+    whole = errors_of(lambda: load(type(NOTES.new)(many=True).load, data, "body"))
     assert errors_of(lambda: asyncio.run(load_all(load_note, data, 6, "body"))) == whole
 
 
 @pytest.mark.parametrize("text", ["a", "\u00e4 \U0001f600"])
 def test_what_needs_no_conversion_does_without_marshmallow(text: str) -> None:
     """A usual note never reaches the schema, where most of the time would go."""
-    schema = type(note_in)()
+    schema = type(NOTES.new)()
     load = compile_load(schema)
     schema.load = None  # type: ignore[method-assign, assignment]
     note = {"text": text, "completed": True}
@@ -168,7 +168,7 @@ def test_what_needs_no_conversion_does_without_marshmallow(text: str) -> None:
     ("field", "given"),
     [
         (Text(validate=Length(max=3)), {"it": "longer"}),
-        (QueryText(3), {"it": "longer"}),
+        (Text(3), {"it": "longer"}),
         (Text(data_key="that"), {"that": "a"}),
         (Text(attribute="that"), {"it": "a"}),
         (Text(load_default="a"), {}),

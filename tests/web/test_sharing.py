@@ -10,7 +10,7 @@ import httpx2
 import psutil
 import pytest
 
-from service.notes.queries import BOUNDS
+from service.resources.queries import BOUNDS
 from tests.support.databases import fill, kind_of
 from tests.support.metrics import metric
 from tests.support.raw import connect

@@ -1,0 +1,99 @@
+"""What a resource is: data alone. Its queries, operations and descriptions are made from it."""
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from marshmallow import Schema, fields
+from sqlalchemy import Column, Table
+
+from service.schemas.fields import MAX_ID, Choice, Input, Integer, Text
+
+# The most items of a page, and of a batch.
+MAX_PAGE = 1000
+MAX_BATCH = 1000
+# PostgreSQL can't interrupt the search in one text. Its duration grows with the text's length times
+# this: up to two seconds for 1 MB.
+MAX_Q = 200
+
+
+class Filter(NamedTuple):
+    """A query parameter that selects the rows whose column has its value.
+
+    It has the name of a field that clients send, and is read like that. The other two describe it.
+    """
+
+    column: Column[Any]
+    about: str
+    example: Any
+
+
+class Search(NamedTuple):
+    """The query parameter `q`, for the rows whose text contains it, in upper or lower case."""
+
+    text: Column[Any]
+    # It holds the text after str.casefold, or NULL if the text is ASCII.
+    folded: Column[Any]
+    example: str
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A resource, at the path of its table's name.
+
+    Its rows have an integer `id`, which the database gives, and are listed in the order of their
+    ids. `new` is the shape that clients send, `shape` the one that they get. `large` is the column
+    whose texts may be as long as a body. Raises ValueError if there is another.
+    """
+
+    table: Table
+    # For one of them, such as "note".
+    name: str
+    new: Schema
+    shape: Schema
+    filters: Mapping[str, Filter] = field(default_factory=dict)
+    search: Search | None = None
+    large: Column[Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, one in self.new.load_fields.items():
+            # Pages of a thousand of them have to fit into memory.
+            if self.large is None and isinstance(one, Text) and one.max_length is None:
+                raise ValueError(f"{self.plural}: {name} needs a max_length, or has to be large")
+
+    @property
+    def plural(self) -> str:
+        return str(self.table.name)
+
+    def patch(self) -> Schema:
+        """The shape of changes: any of the fields that clients send."""
+        return type(self.new)(partial=True)
+
+    def filter_field(self, name: str) -> fields.Field[Any]:
+        """The field that reads a filter's parameter. Without one it gives None."""
+        found = copy(self.new.declared_fields[name])
+        found.required = False
+        found.load_default = None
+        return found
+
+    def listing_query(self) -> Schema:
+        """The query of a listing."""
+        read: dict[str, fields.Field[Any]] = {
+            "limit": Integer(1, MAX_PAGE, load_default=None),
+            "after": Integer(0, MAX_ID, load_default=None),
+            "order": Choice("asc", "desc", load_default="asc"),
+            **{name: self.filter_field(name) for name in self.filters},
+        }
+        if self.search:
+            read["q"] = Text(MAX_Q, load_default="")
+        return Input.from_dict(read)()
+
+
+def with_id(new: type[Schema], name: str) -> Schema:
+    """The shape of items as clients get them: the id, and then the fields that clients send."""
+    about = {"description": "Given by the service, and never again", "examples": [1]}
+    meta = type("Meta", (), {"fields": ("id", *new._declared_fields)})
+    given = {"Meta": meta, "id": fields.Integer(required=True, metadata=about)}
+    shape: Schema = type(name, (new,), given)()
+    return shape

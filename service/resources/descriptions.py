@@ -1,0 +1,248 @@
+"""What the OpenAPI document says of the usual operations on a resource."""
+
+from typing import Any
+
+from marshmallow import Schema, fields
+
+from service.openapi.parts import (
+    BODY_ERRORS,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    INVALID,
+    KEY,
+    PREFER,
+    TAGS,
+    UNAVAILABLE,
+    header,
+    json_content,
+    parameter,
+    response,
+    tag,
+)
+from service.resources.definition import MAX_BATCH, MAX_PAGE, MAX_Q, Definition
+from service.schemas.fields import MAX_ID, NO_NUL, Integer, Text
+
+_A_TAG = '"5d3f0a0c7e2b4f6a8c9d0e1f"'
+_APPLIED = {"Preference-Applied": header("What was done of Prefer", "return=minimal")}
+_MINIMAL = {"204": {"description": "Done, as Prefer: return=minimal wants it", "headers": _APPLIED}}
+_PREFER_NDJSON = "`Accept: application/x-ndjson`"
+
+Description = dict[str, Any]
+
+
+def _type_of(field: fields.Field[Any]) -> dict[str, Any]:
+    """The schema of a query parameter. TypeError for a field that none is known for."""
+    match field:
+        case fields.Boolean():
+            return {"type": "boolean"}
+        case Integer():
+            return {"type": "integer", "minimum": field.ge, "maximum": field.le}
+        case fields.Date():
+            return {"type": "string", "format": "date"}
+        case Text():
+            bound = {} if field.max_length is None else {"maxLength": field.max_length}
+            return {"type": "string", **bound, "pattern": NO_NUL}
+    raise TypeError(f"{field!r} is no field of a filter")
+
+
+class Descriptions:
+    """The descriptions of the operations of `Items`, by the same names. `about` is a sentence."""
+
+    def __init__(self, definition: Definition, about: str) -> None:
+        self._definition = definition
+        name, plural = definition.name, definition.plural
+        self._a_name = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+        self._tag = tag(plural.capitalize(), about)
+        self._new, self._item = type(definition.new).__name__, type(definition.shape).__name__
+        self._patch = f"{self._item}Patch"
+        self.schemas: dict[str, Schema] = {
+            self._new: definition.new,
+            self._patch: definition.patch(),
+            self._item: definition.shape,
+        }
+        self._items = {"type": "array", "items": {"$ref": f"#/components/schemas/{self._item}"}}
+        etag = {"ETag": header(f"A strong entity tag of the {name}", _A_TAG)}
+        path = {"Content-Location": header(f"The path of the {name} that is meant", f"/{plural}/1")}
+        found = {**response("Successful Response", self._item), "headers": etag}
+        self._found = {
+            "200": found,
+            "304": {"description": f"The {name} is what the client has", "headers": etag},
+        }
+        self._written = {"200": {**found, "headers": {**etag, **path}}}
+        # The tag of what is stored is no tag of what was sent (RFC 9110, section 9.3.4).
+        self._minimal_put = {"204": {**_MINIMAL["204"], "headers": {**_APPLIED, **path}}}
+        self._minimal_patch = {"204": {**_MINIMAL["204"], "headers": {**_APPLIED, **etag, **path}}}
+        self._not_found = {"404": response(f"There is no such {name}", "Error")}
+        self._changed = {
+            "412": response(f"The {name} is not what If-Match or If-None-Match want", "Error")
+        }
+        self._conditions = (
+            f"With `If-Match` or `If-None-Match` only if the {name} is as they want it; else the"
+            " answer is a 412."
+        )
+        an_id = {"minimum": 1, "maximum": MAX_ID}
+        about = f"The {name}'s id"
+        self._id = parameter("path", f"{name}_id", about, 1, type="integer", **an_id)
+
+    def listing(self) -> Description:
+        plural = self._definition.plural
+        heading = plural.replace("_", " ").title()
+        return {
+            **self._tag,
+            "description": (
+                f"All {plural}, in the order of their ids.\n\n"
+                "With `limit` it is a page; `Link` leads to the next one, if there is one.\n\n"
+                f"With {_PREFER_NDJSON} each {self._definition.name} is a line of its own, without"
+                " brackets and commas.\n\n"
+                "Other errors have a sentence in `detail`: 406 for a client that takes neither "
+                "gzip nor the plain body, 412 for an `If-Match` that does not name the listing, "
+                "414 for more than 1,000 parameters, 503 with `Retry-After` for a database that is "
+                "away, full or slow."
+            ),
+            "parameters": self._listing_parameters(),
+            "responses": {
+                "200": {
+                    **response(
+                        "Successful Response",
+                        # FastAPI's title.
+                        {**self._items, "title": f"Response Read {heading} {heading}  Get"},
+                    ),
+                    "headers": {
+                        "Link": header(
+                            "The page that follows, with rel=next (RFC 8288)",
+                            f'<http://localhost:8000/{plural}/?limit=100&after=100>; rel="next"',
+                        ),
+                        "ETag": header(
+                            "A strong entity tag, but for listings of over"
+                            f" {MAX_PAGE:,} {plural} or 2 MB of text",
+                            _A_TAG,
+                        ),
+                        "X-Total-Count": header(
+                            f"How many {plural} are selected, for count=exact", 3, "integer"
+                        ),
+                        "Preference-Applied": header("What was done of Prefer", "count=exact"),
+                    },
+                },
+                "304": {
+                    "description": "The client has this listing already",
+                    "headers": {"ETag": header("The listing's tag", _A_TAG)},
+                },
+                **INVALID,
+            },
+        }
+
+    def _listing_parameters(self) -> list[dict[str, Any]]:
+        plural = self._definition.plural
+        page = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}
+        after = {"type": "integer", "minimum": 0, "maximum": MAX_ID}
+        order = {"type": "string", "enum": ["asc", "desc"], "default": "asc"}
+        about = "The id behind which to go on, as the Link header has it"
+        found = [
+            parameter("query", "limit", f"{plural.capitalize()} a page", 100, **page),
+            parameter("query", "after", about, 100, **after),
+            parameter("query", "order", "Of the ids", "desc", **order),
+        ]
+        for name, (_, about, example) in self._definition.filters.items():
+            kind = _type_of(self._definition.filter_field(name))
+            found.append(parameter("query", name, about, example, **kind))
+        if search := self._definition.search:
+            about = f"Only {plural} that contain this, in upper or lower case"
+            text = {"type": "string", "maxLength": MAX_Q, "pattern": NO_NUL}
+            found.append(parameter("query", "q", about, search.example, **text))
+        tags = {"type": "string", "pattern": TAGS}
+        about = "Entity tags, none of which the listing has"
+        count = f"`count=exact` for the number of all selected {plural} (RFC 7240)"
+        return [
+            *found,
+            parameter("header", "If-None-Match", about, _A_TAG, **tags),
+            parameter("header", "Prefer", count, "count=exact", type="string"),
+        ]
+
+    def create(self) -> Description:
+        return {
+            **self._tag,
+            "description": (
+                f"Stores {self._a_name}, and gives it its id.\n\n"
+                "With `Prefer: return=minimal` the answer is a 204 without a body; `Location` is "
+                f"the {self._definition.name}'s URL.\n\n"
+                "Other errors say in `detail`, in words, what is wrong: 400 for a body that can't "
+                "be decoded, 413 for one over the limit, 415 for one with a `Content-Encoding`, "
+                "503 with `Retry-After` for a database that is away, full or slow."
+            ),
+            "parameters": [KEY, PREFER],
+            "requestBody": {"required": True, **json_content(self._new)},
+            "responses": {**self._written, **INVALID},
+        }
+
+    def create_many(self) -> Description:
+        plural = self._definition.plural
+        new = {
+            "type": "array",
+            "items": {"$ref": f"#/components/schemas/{self._new}"},
+            "minItems": 1,
+            "maxItems": MAX_BATCH,
+        }
+        return {
+            **self._tag,
+            "description": (
+                f"Stores up to {MAX_BATCH:,} {plural}, all or none.\n\n"
+                f"With `Content-Type: application/x-ndjson` each line of the body is "
+                f"{self._a_name}, and with {_PREFER_NDJSON} each line of the answer."
+            ),
+            "parameters": [KEY, PREFER],
+            "requestBody": {"required": True, **json_content(new)},
+            "responses": {
+                "200": response(f"The stored {plural} in the order sent", self._items),
+                **_MINIMAL,
+                **BODY_ERRORS,
+            },
+        }
+
+    def read(self) -> Description:
+        name = self._definition.name
+        return {
+            **self._tag,
+            "description": (
+                f"{self._a_name.capitalize()} by its id. With `If-None-Match` and the `ETag` of an "
+                f"answer before, an unchanged {name} is a 304 without a body."
+            ),
+            "parameters": [self._id, IF_NONE_MATCH, IF_MATCH],
+            "responses": {**self._found, **self._not_found, **self._changed, **UNAVAILABLE},
+        }
+
+    def replace(self) -> Description:
+        about = f"Gives {self._a_name} other values for all its fields."
+        return self._write(about, self._new, self._minimal_put)
+
+    def change(self) -> Description:
+        about = f"Gives {self._a_name} other values for the fields in the body."
+        return self._write(about, self._patch, self._minimal_patch)
+
+    def _write(self, about: str, schema: str, minimal: Description) -> Description:
+        return {
+            **self._tag,
+            "description": f"{about} {self._conditions}",
+            "parameters": [self._id, IF_MATCH, IF_NONE_MATCH, PREFER],
+            "requestBody": {"required": True, **json_content(schema)},
+            "responses": {
+                **self._written,
+                **minimal,
+                **self._not_found,
+                **self._changed,
+                **BODY_ERRORS,
+            },
+        }
+
+    def delete(self) -> Description:
+        name = self._definition.name
+        return {
+            **self._tag,
+            "description": f"Removes {self._a_name} for good. {self._conditions}",
+            "parameters": [self._id, IF_MATCH, IF_NONE_MATCH],
+            "responses": {
+                "204": {"description": f"The {name} is gone"},
+                **self._not_found,
+                **self._changed,
+                **UNAVAILABLE,
+            },
+        }

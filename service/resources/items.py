@@ -1,0 +1,234 @@
+"""The usual operations on a resource. Each parses its request, calls a query, and responds."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import metrics
+from service.database.coalescing import coalesce
+from service.database.dialect import dialect
+from service.database.operations import LARGE
+from service.database.statements import Run, fetch
+from service.resources.definition import MAX_BATCH, MAX_PAGE, Definition
+from service.resources.pages import PageRequest, Pages, described
+from service.resources.queries import MAX_MEDIUM, MAX_SMALL, SMALL, Queries, Selection
+from service.schemas.compiled import compile_dump, compile_load
+from service.schemas.validation import load, load_all
+from service.tables import Row
+from service.web import budget, conditions, idempotency, preferences
+from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body, read_query
+from service.web.responses import (
+    NDJSON,
+    Prepared,
+    Stream,
+    counted,
+    encode_ndjson,
+    next_link,
+    written,
+)
+
+
+class Items:
+    """The usual operations on a definition's items: the public methods are Starlette's handlers.
+
+    An operation of another kind is a function beside them, which may use `queries` and `encode`.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
+        self.queries = Queries(definition)
+        self.pages = Pages(definition, self.queries)
+        self._id_name = f"{definition.name}_id"
+        self._load = compile_load(definition.new)
+        self._load_changes = definition.patch().load
+        self._dump = compile_dump(definition.shape)
+        self._listing_query = definition.listing_query()
+        # Cached: validation costs half as much as the rest of a listing, and few queries are
+        # frequent.
+        self._first_page = lru_cache(1000)(self._read_first_page)
+        # Each may have MAX_BODY_BYTES.
+        self._get = coalesce(
+            self._get_all, max_batch=100, observe=metrics.batch(f"get_{definition.plural}")
+        )
+        self._observe_insert = metrics.batch(f"insert_{definition.plural}")
+        insert = partial(
+            coalesce,
+            self.queries.insert,
+            observe=self._observe_insert,
+            divides=dialect.REJECTED,
+        )
+        self._insert_small = insert(max_batch=MAX_SMALL)
+        self._insert_medium = insert(max_batch=MAX_MEDIUM)
+
+    def encode(self, row: Row) -> bytes:
+        """An item as clients get it."""
+        return orjson.dumps(self._dump([row])[0])
+
+    async def listing(self, request: Request) -> Response:
+        ndjson = preferences.wants_ndjson(request)
+        page_request, is_limited = self._page_request(request.scope["query_string"], ndjson)
+        page = await self.pages.read(page_request)
+        total = []
+        if preferences.wants_count(request):
+            total = counted(await self.pages.count(page_request.selection))
+        if not is_limited and page.after is not None:
+            budget.take(request.scope, budget.PART_BYTES)
+            stream = self.pages.stream(page_request, page)
+            return Stream(stream, [*described(ndjson), *total])
+        if page.hold is not None:
+            budget.keep(request.scope, page.hold)
+        # Of a shared page, a client that doesn't read has a part of its own.
+        budget.take(request.scope, len(page.body) if page.hold is None else budget.PART_BYTES)
+        link = [] if page.after is None else [next_link(request, page.after)]
+        return Prepared(page.body, [*page.headers, *total, *link])
+
+    async def create(self, request: Request) -> Response:
+        body = await read_body(request)
+        new = load(self._load, parse(body, request.headers.get("content-type", "")), "body")
+        await _claim(request, body)
+
+        async def store(run: Run) -> bytes:
+            return self.encode((await self.queries.insert([new], run))[0])
+
+        if "idempotency-key" in request.headers:
+            stored = await idempotency.store_once(request, body, store)
+            item_id = orjson.loads(stored)["id"]
+        else:
+            row = await self._insert(new)
+            stored, item_id = self.encode(row), row["id"]
+        headers = self._described(request, item_id, stored)
+        minimal = preferences.wants_minimal(request)
+        if minimal:
+            url = request.url_for(self.definition.name, **{self._id_name: item_id})
+            headers["location"] = str(url)
+        return written(minimal, stored, headers)
+
+    async def create_many(self, request: Request) -> Response:
+        body = await read_body(request)
+        content_type = request.headers.get("content-type", "")
+        if body and media_type(content_type) == NDJSON:
+            values = await parse_ndjson(body, MAX_BATCH)
+        else:
+            values = parse(body, content_type)
+        new = await load_all(self._load, values, MAX_BATCH, "body")
+        await _claim(request, body)
+
+        async def store(run: Run = fetch) -> bytes:
+            return orjson.dumps(self._dump(await self.queries.insert(new, run)))
+
+        if "idempotency-key" in request.headers:
+            stored = await idempotency.store_once(request, body, store)
+        else:
+            stored = await store()
+        minimal = preferences.wants_minimal(request)
+        if preferences.wants_ndjson(request):
+            return written(minimal, encode_ndjson(orjson.loads(stored)), media_type=NDJSON)
+        return written(minimal, stored)
+
+    async def read(self, request: Request) -> Response:
+        item_id = path_id(request, self._id_name)
+        row = await self._get(item_id)
+        if row is None:
+            raise HTTPException(404)
+        body = self.encode(row)
+        try:
+            budget.take(request.scope, len(body))
+        except HTTPException:
+            # It is forgotten while it waits for room.
+            size = len(body)
+            del row, body
+            await budget.claim(request.scope, size)
+            row = await self._get(item_id)
+            if row is None:
+                raise HTTPException(404) from None
+            body = self.encode(row)
+        return conditions.tagged(body)
+
+    async def replace(self, request: Request) -> Response:
+        return await self._write(request, self._load)
+
+    async def change(self, request: Request) -> Response:
+        return await self._write(request, self._load_changes)
+
+    async def delete(self, request: Request) -> Response:
+        item_id = path_id(request, self._id_name)
+
+        def delete(old: Row | None) -> Awaitable[bool]:
+            return self.queries.delete(item_id, old)
+
+        await conditions.write(request, lambda: self._get(item_id), self._tag, delete)
+        return Response(status_code=204)
+
+    async def _write(self, request: Request, deserialize: Callable[[Any], Any]) -> Response:
+        item_id = path_id(request, self._id_name)
+        body = await read_body(request)
+        changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
+        await _claim(request, body)
+
+        def update(old: Row | None) -> Awaitable[Row | None]:
+            return self.queries.update(item_id, changes, old)
+
+        row = await conditions.write(request, lambda: self._get(item_id), self._tag, update)
+        changed = self.encode(row)
+        minimal = preferences.wants_minimal(request)
+        headers = self._described(request, item_id, changed)
+        if minimal and request.method == "PUT":
+            # The client would take its tag for that of what it sent (RFC 9110, section 9.3.4).
+            del headers["etag"]
+        return written(minimal, changed, headers)
+
+    async def _insert(self, new: Mapping[str, Any]) -> Row:
+        """Stores an item together with others of its size, or a large one alone."""
+        size = self.queries.size(new)
+        if size <= SMALL:
+            return await self._insert_small(new)
+        if size <= LARGE:
+            return await self._insert_medium(new)
+        self._observe_insert(1)
+        return (await self.queries.insert([new]))[0]
+
+    async def _get_all(self, ids: list[int]) -> Sequence[Row | None]:
+        found = await self.queries.get(set(ids))
+        return [found.get(item_id) for item_id in ids]
+
+    def _tag(self, row: Row) -> str:
+        return conditions.etag(self.encode(row))
+
+    def _described(self, request: Request, item_id: int, item: bytes) -> dict[str, str]:
+        """The item's tag, and of what it is the tag (RFC 9110, section 8.7)."""
+        path = f"{request.scope.get('root_path', '')}/{self.definition.plural}/{item_id}"
+        return {"etag": conditions.etag(item), "content-location": path}
+
+    def _read_first_page(self, query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
+        """The page that a query string requests, and whether the query has a limit."""
+        query = load(self._listing_query.load, read_query(query_string), "query")
+        values = tuple(query[name] for name in self.definition.filters)
+        selection = Selection(query["order"] == "desc", values, query.get("q", ""))
+        limit = query["limit"]
+        return PageRequest(selection, query["after"], limit or MAX_PAGE, ndjson), limit is not None
+
+    def _page_request(self, query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
+        # Long query strings would fill the cache's memory.
+        read = self._first_page if len(query_string) < 200 else self._read_first_page
+        # Pages that follow each other differ at the end. The rest is often the same.
+        others, found, after = query_string.rpartition(b"after=")
+        if found and after.isdigit() and len(after) < 16 and _names_no_after(others):
+            first, is_limited = read(others[:-1], ndjson)
+            return first._replace(after=int(after)), is_limited
+        return read(query_string, ndjson)
+
+
+def _names_no_after(others: bytes) -> bool:
+    """Whether these parts of a query string are complete, and none of them is named `after`."""
+    return others[-1:] in (b"", b"&") and b"after" not in others and b"%" not in others
+
+
+async def _claim(request: Request, body: bytes) -> None:
+    """Waits for room for the answer to a write, which is about as large as its body."""
+    if len(body) > budget.LARGE_BYTES and not preferences.wants_minimal(request):
+        await budget.claim(request.scope, len(body))

@@ -1,0 +1,295 @@
+"""The queries on a resource, without HTTP."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import BigInteger, Boolean, ColumnElement, bindparam, false, func, select, true
+
+from service import settings
+from service.database.dialect import dialect
+from service.database.operations import LARGE, Operation, PageBounds
+from service.database.statements import Run, fetch
+from service.resources.definition import MAX_PAGE, Definition
+from service.schemas.fields import MAX_ID
+from service.tables import Row
+
+# A text may have MAX_BODY_BYTES, and a page has to fit into memory. 1,001 rows that are not large
+# are no long page. The index of large texts has the same bound.
+BOUNDS = PageBounds(max_bytes=2_000_000, short=17, large=1998)
+# Pages of so many rows share a statement, so many at a time. They have to be small.
+SHARED_LENGTH = 100
+MAX_SHARED = 50
+_SHARED_BOUNDS = PageBounds(max_bytes=200_000, short=0, large=1998)
+# A page is read under these bounds first. Longer ones hold up no others, in a lane of their own.
+_SHORT_BOUNDS = PageBounds(max_bytes=200_000, short=1, large=1998)
+
+# Items of so many characters share an INSERT, so many at a time: 200,000 characters at most. Larger
+# ones go alone.
+SMALL, MAX_SMALL = 2_000, 100
+MAX_MEDIUM = 4
+
+# Any value of a filter.
+ANY = "any"
+
+
+class Selection(NamedTuple):
+    """The order and the filters of a listing: of each the value in turn, or None, and the text."""
+
+    descending: bool = False
+    values: tuple[Any, ...] = ()
+    q: str = ""
+
+
+def fold(text: str) -> str | None:
+    """The value of a column `folded`: None for ASCII, where lower() gives the same."""
+    return None if text.isascii() else text.casefold()
+
+
+class Queries:
+    """The queries on the rows of a definition's table. Statements are compiled at their first use.
+
+    Each raises DatabaseUnavailable.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        self._table = table = definition.table
+        self._filters = list(definition.filters.values())
+        self._all_boolean = all(isinstance(one.column.type, Boolean) for one in self._filters)
+        self._search = definition.search
+        self._large = definition.large
+        # The columns that clients get, and the names of the columns that clients give.
+        self._columns = [dialect.shown(table.c[name]) for name in definition.shape.dump_fields]
+        self._given = list(definition.new.load_fields)
+        self._this = table.c.id == bindparam("row_id", type_=BigInteger)
+        # The row still has the values :old_...
+        self._same = [
+            dialect.compared(table.c[name]).is_not_distinct_from(
+                bindparam(f"old_{name}", type_=table.c[name].type)
+            )
+            for name in self._given
+        ]
+        # The names of a text and its folded column; orjson refuses SQLAlchemy's own kind of names.
+        self._folds = (
+            {str(self._search.text.name): str(self._search.folded.name)} if self._search else {}
+        )
+        names = [*self._given, *self._folds.values()]
+        self._insert = dialect.insert_many(table, names, self._columns)
+        self._by_id = dialect.prepare(select(*self._columns).where(self._this))
+        self._by_ids = dialect.prepare(
+            select(*self._columns).where(dialect.is_one_of(table.c.id, "ids"))
+        )
+        self._delete = {
+            False: dialect.delete(table, self._this),
+            True: dialect.delete(table, self._this, *self._same),
+        }
+        self._page = cache(self._prepare_page)
+        self._pages = cache(self._prepare_pages)
+        self._count = cache(self._prepare_count)
+        self._update = cache(self._prepare_update)
+
+    def _selected(self, kinds: tuple[Any, ...], by_text: bool) -> list[ColumnElement[bool]]:
+        conditions: list[ColumnElement[bool]] = []
+        for number, (one, kind) in enumerate(zip(self._filters, kinds, strict=False)):
+            if kind is ANY:
+                value = bindparam(f"filter_{number}", type_=one.column.type)
+                conditions.append(one.column == value)
+            elif kind is not None:
+                conditions.append(one.column == (true() if kind else false()))
+        if by_text and self._search:
+            conditions.append(dialect.contains(self._search.text, self._search.folded, "q"))
+        return conditions
+
+    def _kinds(self, selection: Selection) -> tuple[Any, ...]:
+        """What the statement of a selection depends on: of each filter None, a boolean or ANY."""
+        # A boolean is not a parameter: how many rows have it makes the plan.
+        if self._all_boolean:
+            return selection.values
+        return tuple(
+            value if value is None or isinstance(one.column.type, Boolean) else ANY
+            for one, value in zip(self._filters, selection.values, strict=False)
+        )
+
+    def _kind(self, selection: Selection) -> tuple[bool, tuple[Any, ...], bool]:
+        return selection.descending, self._kinds(selection), bool(selection.q)
+
+    def _parameters(self, selection: Selection) -> dict[str, Any]:
+        found = {f"filter_{number}": value for number, value in enumerate(selection.values)}
+        return {**found, "q": selection.q.casefold()}
+
+    def _prepare_page(
+        self,
+        descending: bool,
+        kinds: tuple[Any, ...],
+        by_text: bool,
+        bounds: PageBounds,
+        ids_only: bool = False,
+    ) -> Operation:
+        key = self._table.c.id
+        query = select(*([key] if ids_only else self._columns))
+        query = query.where(*self._selected(kinds, by_text))
+        page = dialect.page(query, key, self._large, bounds, descending, searches=by_text)
+        return page if by_text or bounds is _SHORT_BOUNDS else page._replace(lane="large_read")
+
+    def _prepare_pages(self, descending: bool, kinds: tuple[Any, ...]) -> Operation | None:
+        if ANY in kinds:
+            return None
+        query = select(*self._columns).where(*self._selected(kinds, by_text=False))
+        return dialect.pages(query, self._table.c.id, self._large, _SHARED_BOUNDS, descending)
+
+    def is_shared(self, selection: Selection, limit: int) -> bool:
+        """Whether a page may be read in a statement with other pages of its selection."""
+        # The best plan of a search depends on all parameters.
+        if limit > SHARED_LENGTH or selection.q:
+            return False
+        return self._pages(selection.descending, self._kinds(selection)) is not None
+
+    def _prepare_count(self, kinds: tuple[Any, ...], by_text: bool) -> Operation:
+        # Listings have no other ids, which another program may have stored.
+        query = select(func.count().label("total")).where(self._table.c.id.between(1, MAX_ID))
+        # It reads every row, or an entry of an index for each, as a search does.
+        return dialect.prepare(query.where(*self._selected(kinds, by_text)), searches=True)
+
+    def _prepare_update(self, names: tuple[str, ...], conditional: bool) -> Operation:
+        """The update of some values, possibly none."""
+        columns = self._table.c
+        values: dict[str, ColumnElement[Any]] = {
+            name: bindparam(f"new_{name}", type_=columns[name].type) for name in names
+        }
+        conditions = self._same if conditional else []
+        return dialect.update(
+            self._table, values or {"id": columns.id}, self._this, self._columns, *conditions
+        )
+
+    def size(self, values: Mapping[str, Any]) -> int:
+        """The number of characters of the text that may be large."""
+        return len(values.get(self._large.name, "")) if self._large is not None else 0
+
+    def most_bytes(self, limit: int) -> int:
+        """The most bytes that the texts of a page have, if MAX_BODY_BYTES was never larger."""
+        return max(BOUNDS.max_bytes, min(limit, BOUNDS.short) * settings.MAX_BODY_BYTES)
+
+    def _folded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values, and the folded text if they have a text."""
+        found = {
+            folded: fold(values[text]) for text, folded in self._folds.items() if text in values
+        }
+        return {**values, **found}
+
+    async def list_page(
+        self,
+        selection: Selection = Selection(),  # noqa: B008 - it is immutable
+        after: int | None = None,
+        limit: int = MAX_PAGE,
+    ) -> tuple[Sequence[Row], bool]:
+        """The rows of a selection after an id, and whether more rows follow.
+
+        There are fewer than `limit` only at the end, or if their texts are very large.
+        """
+        statement = self._page(*self._kind(selection), BOUNDS)
+        values = self._parameters(selection)
+        rows = await fetch(statement, after=_place(selection, after), limit=limit + 1, **values)
+        if len(rows) > limit:
+            return rows[:limit], True
+        if len(rows) == BOUNDS.short and self._large is not None:
+            # Either this is the end, or more rows would be too large.
+            after = rows[-1]["id"]
+            return rows, bool(await fetch(statement, after=after, limit=1, **values))
+        return rows, False
+
+    async def list_short(
+        self, selection: Selection, after: int | None, limit: int
+    ) -> tuple[Sequence[Row], bool] | None:
+        """Like `list_page`; None if the texts may be large."""
+        kind = *self._kind(selection), _SHORT_BOUNDS
+        values = self._parameters(selection)
+        place = _place(selection, after)
+        rows = await fetch(self._page(*kind), after=place, limit=limit + 1, **values)
+        if len(rows) == 1 and self._large is not None:
+            follows = self._page(*kind, ids_only=True)
+            if await fetch(follows, after=rows[0]["id"], limit=1, **values):
+                # It is not the last one, so more would be too large.
+                return None
+        return rows[:limit], len(rows) > limit
+
+    async def list_pages(
+        self, selection: Selection, pages: Sequence[tuple[int | None, int]]
+    ) -> Sequence[tuple[Sequence[Row], bool] | None]:
+        """Like `list_page`, for several `after` and `limit` of shared pages, in one statement.
+
+        None for a page that is too long, and has to be read alone.
+        """
+        statement = self._pages(selection.descending, self._kinds(selection))
+        if len(pages) == 1 or statement is None:
+            return [await self.list_short(selection, *page) for page in pages]
+        afters = [_place(selection, after) for after, _ in pages]
+        limits = [limit + 1 for _, limit in pages]
+        found: list[list[Row] | None] = [[] for _ in pages]
+        for row in await fetch(statement, afters=afters, limits=limits):
+            place = row["page"] - 1
+            if row["id"] is not None:
+                found[place].append(row)
+            elif _is_behind(selection, row["last"], afters[place]):
+                found[place] = None
+        return [
+            None if rows is None else (rows[:limit], len(rows) > limit)
+            for rows, (_, limit) in zip(found, pages, strict=True)
+        ]
+
+    async def count(self, selection: Selection) -> int:
+        """The number of the selection's rows."""
+        statement = self._count(self._kinds(selection), bool(selection.q))
+        (row,) = await fetch(statement, **self._parameters(selection))
+        return int(row["total"])
+
+    async def get(self, ids: Iterable[int]) -> dict[int, Row]:
+        """The existing rows with these ids, by id."""
+        found = list(ids)
+        if len(found) == 1:
+            rows = await fetch(self._by_id, row_id=found[0])
+        else:
+            rows = await fetch(self._by_ids, ids=found)
+        return {row["id"]: row for row in rows}
+
+    async def insert(self, new: Sequence[Mapping[str, Any]], run: Run = fetch) -> Sequence[Row]:
+        """Stores all or none. Returns the rows with ids, which ascend in the given order."""
+        is_large = sum(map(self.size, new)) > LARGE * min(len(new), MAX_MEDIUM)
+        statement = _by_size(self._insert, is_large)
+        rows = await run(statement, rows=[self._folded(values) for values in new])
+        return sorted(rows, key=lambda row: row["id"])
+
+    async def update(
+        self, row_id: int, changes: Mapping[str, Any], old: Row | None = None
+    ) -> Row | None:
+        """Updates a row; None if there is no such row, or it differs from `old`."""
+        changes = self._folded(changes)
+        values = {f"new_{name}": value for name, value in changes.items()}
+        statement = self._update(tuple(changes), old is not None)
+        statement = _by_size(statement, self.size(changes) > LARGE)
+        rows = await fetch(statement, row_id=row_id, **values, **self._old(old))
+        return rows[0] if rows else None
+
+    async def delete(self, row_id: int, old: Row | None = None) -> bool:
+        """Deletes a row; False if there is no such row, or it differs from `old`."""
+        return bool(await fetch(self._delete[old is not None], row_id=row_id, **self._old(old)))
+
+    def _old(self, old: Row | None) -> dict[str, Any]:
+        return {} if old is None else {f"old_{name}": old[name] for name in self._given}
+
+
+def _by_size(write: Operation, is_large: bool) -> Operation:
+    return write._replace(lane="large_write") if is_large else write
+
+
+def _is_behind(selection: Selection, row_id: int | None, after: int) -> bool:
+    """Whether a row comes after an id in the order of a selection."""
+    if row_id is None:
+        return False
+    return row_id < after if selection.descending else row_id > after
+
+
+def _place(selection: Selection, after: int | None) -> int:
+    """The id after which a page begins."""
+    if after is None:
+        return MAX_ID + 1 if selection.descending else 0
+    return after

@@ -1,0 +1,23 @@
+"""The usual operations of each resource of the service, on each database."""
+
+from collections.abc import Callable
+
+import httpx2
+import pytest
+
+from service.app import document
+from tests.support.usual import LAWS, Usual, find
+
+
+def test_notes_have_all_usual_operations() -> None:
+    """The laws find the resources that they are about."""
+    assert [usual.path for usual in find(document)] == ["/notes/"]
+
+
+@pytest.mark.parametrize("usual", find(document), ids=lambda usual: usual.path)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_usual_operations(
+    law: Callable[[httpx2.Client, Usual], None], usual: Usual, service: httpx2.Client
+) -> None:
+    """What holds for each resource; the law says what."""
+    law(service, usual)

@@ -1,0 +1,285 @@
+"""What holds for the usual operations of every resource. Each law is a function of a client.
+
+The data is made from the schemas of the service's own OpenAPI document. Items are compared in what
+is known of them, so a resource may have more fields than clients sent.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
+from typing import Any, NamedTuple
+
+import httpx2
+
+from tests.support.notes import follow
+
+LINES = "application/x-ndjson"
+# Parameters of each listing, which are no filters.
+GENERAL = {"limit", "after", "order", "q"}
+# The values of each type of JSON, for an item with a number.
+VALUES: Mapping[str, Callable[[int], Any]] = {
+    "string": lambda number: f"Größe {number}",
+    "integer": lambda number: number,
+    "boolean": lambda number: number % 2 == 0,
+    "date": lambda number: str(date(2026, 2, 27) + timedelta(number)),
+}
+# A value that no field of the type takes.
+WRONG: Mapping[str, Any] = {"string": 7, "integer": "x", "boolean": "perhaps", "date": "2026-02-30"}
+
+
+class Usual(NamedTuple):
+    """A resource with all usual operations, and the types of the fields that clients send."""
+
+    path: str
+    fields: Mapping[str, str]
+    required: set[str]
+    filters: set[str]
+    is_searched: bool
+
+    def item(self, number: int) -> dict[str, Any]:
+        return {name: VALUES[kind](number) for name, kind in self.fields.items()}
+
+
+def find(document: dict[str, Any]) -> list[Usual]:
+    """The resources in a document that have all usual operations."""
+    schemas = document["components"]["schemas"]
+    found = []
+    for path, item in document["paths"].items():
+        if not {f"{path}batch"} <= document["paths"].keys():
+            continue
+        body = item["post"]["requestBody"]["content"]["application/json"]["schema"]
+        schema = schemas[body["$ref"].rpartition("/")[2]]
+        queries = {one["name"] for one in item["get"]["parameters"] if one["in"] == "query"}
+        fields = {name: _type(one) for name, one in schema["properties"].items()}
+        required = set(schema.get("required", ()))
+        found.append(Usual(path, fields, required, queries - GENERAL, "q" in queries))
+    return found
+
+
+def _type(schema: dict[str, Any]) -> str:
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return str(schema.get("format", kinds[0]))
+
+
+def empty(client: httpx2.Client, usual: Usual) -> None:
+    for page in list(follow(client, f"{usual.path}?limit=1000")):
+        for item in page.json():
+            assert client.delete(f"{usual.path}{item['id']}").status_code == 204
+
+
+def create(client: httpx2.Client, usual: Usual, count: int) -> list[dict[str, Any]]:
+    answer = client.post(f"{usual.path}batch", json=[usual.item(n) for n in range(count)])
+    assert answer.status_code == 200
+    return list(answer.json())
+
+
+def walk(client: httpx2.Client, url: str) -> Iterator[dict[str, Any]]:
+    for page in follow(client, url):
+        yield from page.json()
+
+
+def created_items_are_read_back(client: httpx2.Client, usual: Usual) -> None:
+    """Created items have rising ids, and all of their values, in the order of the schema."""
+    empty(client, usual)
+    created = [client.post(usual.path, json=usual.item(number)) for number in range(3)]
+    items = [answer.json() for answer in created]
+    assert [answer.status_code for answer in created] == [200] * 3
+    for number, item in enumerate(items):
+        assert list(item) == ["id", *usual.fields]
+        assert item == {**usual.item(number), "id": item["id"]}
+        assert client.get(f"{usual.path}{item['id']}").json() == item
+    assert sorted(item["id"] for item in items) == [item["id"] for item in items]
+    assert client.get(usual.path).json() == items
+
+
+def optional_fields_have_defaults(client: httpx2.Client, usual: Usual) -> None:
+    """An item without its optional fields is stored, with the same defaults each time."""
+    given = {name: usual.item(1)[name] for name in usual.required}
+    items = [client.post(usual.path, json=given).json() for _ in range(2)]
+    for item in items:
+        assert list(item) == ["id", *usual.fields]
+        assert {name: item[name] for name in given} == given
+    assert items[0] == {**items[1], "id": items[0]["id"]}
+
+
+def pages_are_walked(client: httpx2.Client, usual: Usual) -> None:
+    """The pages of either order have every item once."""
+    empty(client, usual)
+    items = create(client, usual, 7)
+    for limit in (1, 3, 7, 8):
+        assert list(walk(client, f"{usual.path}?limit={limit}")) == items
+        assert list(walk(client, f"{usual.path}?order=desc&limit={limit}")) == items[::-1]
+    assert client.get(f"{usual.path}?after={items[4]['id']}").json() == items[5:]
+
+
+def long_listings_are_whole(client: httpx2.Client, usual: Usual) -> None:
+    """A listing without a limit has more items than a page, as JSON and as lines."""
+    empty(client, usual)
+    items = create(client, usual, 1000) + create(client, usual, 2)
+    assert client.get(usual.path).json() == items
+    lines = client.get(usual.path, headers={"accept": LINES}).text.splitlines()
+    assert [json.loads(line) for line in lines] == items
+
+
+def filters_select(client: httpx2.Client, usual: Usual) -> None:
+    """Each filter selects the items with its value, and so do all filters together."""
+    empty(client, usual)
+    items = create(client, usual, 6) + create(client, usual, 6)
+    for name in usual.filters:
+        for item in items[:3]:
+            wanted = [one for one in items if one[name] == item[name]]
+            assert client.get(usual.path, params={name: item[name]}).json() == wanted
+    values = {name: items[1][name] for name in usual.filters}
+    wanted = [item for item in items if values.items() <= item.items()]
+    first_page = httpx2.URL(usual.path, params={**values, "limit": 1})
+    assert list(walk(client, str(first_page))) == wanted
+
+
+def searches_find(client: httpx2.Client, usual: Usual) -> None:
+    """A search finds items in upper or lower case, and counts them."""
+    if not usual.is_searched:
+        return
+    empty(client, usual)
+    items = create(client, usual, 12)
+    answer = client.get(usual.path, params={"q": "GRÖSSE 1"}, headers={"prefer": "count=exact"})
+    assert answer.json() == [items[1], items[10], items[11]]
+    assert answer.headers["x-total-count"] == "3"
+    assert client.get(usual.path, params={"q": "none of them"}).json() == []
+
+
+def batches_are_stored_whole_or_not(client: httpx2.Client, usual: Usual) -> None:
+    """One bad item of a batch keeps all of them out; the answer tells of each fault."""
+    empty(client, usual)
+    name, kind = next(iter(usual.fields.items()))
+    batch = [usual.item(0), {**usual.item(1), name: WRONG[kind]}]
+    answer = client.post(f"{usual.path}batch", json=batch)
+    assert answer.status_code == 422
+    assert [error["loc"] for error in answer.json()["detail"]] == [["body", 1, name]]
+    assert client.get(usual.path).json() == []
+    lines = "\n".join(json.dumps(usual.item(number)) for number in range(3))
+    answer = client.post(f"{usual.path}batch", content=lines, headers={"content-type": LINES})
+    assert answer.status_code == 200
+    assert client.get(usual.path).json() == answer.json()
+
+
+def changes_keep_the_rest(client: httpx2.Client, usual: Usual) -> None:
+    """PATCH changes the fields that it names, and PUT all of them."""
+    (item,) = create(client, usual, 1)
+    url = f"{usual.path}{item['id']}"
+    for name, value in usual.item(3).items():
+        item[name] = value
+        assert client.patch(url, json={name: value}).json() == item
+        assert client.get(url).json() == item
+    assert client.patch(url, json={}).json() == item
+    assert client.put(url, json=usual.item(4)).json() == {"id": item["id"], **usual.item(4)}
+
+
+def conditions_guard_writes(client: httpx2.Client, usual: Usual) -> None:
+    """A write under a condition happens only while the item is as its tag says."""
+    (item,) = create(client, usual, 1)
+    url = f"{usual.path}{item['id']}"
+    tag = client.get(url).headers["etag"]
+    assert client.get(url, headers={"if-none-match": tag}).status_code == 304
+    changed = client.put(url, json=usual.item(1), headers={"if-match": tag})
+    assert (changed.status_code, changed.headers["etag"] == tag) == (200, False)
+    assert client.put(url, json=usual.item(2), headers={"if-match": tag}).status_code == 412
+    assert client.patch(url, json={}, headers={"if-match": tag}).status_code == 412
+    assert client.delete(url, headers={"if-match": tag}).status_code == 412
+    assert client.get(url).json() == changed.json()
+    assert client.delete(url, headers={"if-match": changed.headers["etag"]}).status_code == 204
+    listing = client.get(usual.path)
+    again = client.get(usual.path, headers={"if-none-match": listing.headers["etag"]})
+    assert again.status_code == 304
+
+
+def deleted_items_are_gone(client: httpx2.Client, usual: Usual) -> None:
+    """A deleted item is a 404 for every method, and its id is never given again."""
+    (item,) = create(client, usual, 1)
+    url = f"{usual.path}{item['id']}"
+    assert client.delete(url).status_code == 204
+    assert client.get(url).status_code == client.delete(url).status_code == 404
+    assert client.put(url, json=usual.item(1)).status_code == 404
+    assert client.patch(url, json={}).status_code == 404
+    assert client.get(f"{usual.path}x").status_code == 404
+    assert client.post(usual.path, json=usual.item(1)).json()["id"] > item["id"]
+
+
+def retries_store_once(client: httpx2.Client, usual: Usual) -> None:
+    """A key stores once, gives the first answer again, and is refused for another body."""
+    empty(client, usual)
+    for url, body in (
+        (usual.path, usual.item(1)),
+        (f"{usual.path}batch", [usual.item(2), usual.item(3)]),
+    ):
+        key = {"idempotency-key": secrets.token_hex()}
+        first, second = (client.post(url, json=body, headers=key) for _ in range(2))
+        assert (first.status_code, second.content) == (200, first.content)
+        other = client.post(url, json=[], headers=key)
+        assert other.status_code == 422
+    assert len(client.get(usual.path).json()) == 3
+
+
+def bad_values_are_told(client: httpx2.Client, usual: Usual) -> None:
+    """Each field says what it can't be, each required one that it is missing."""
+    (item,) = create(client, usual, 1)
+    url = f"{usual.path}{item['id']}"
+    for name, kind in usual.fields.items():
+        values = {**usual.item(0), name: WRONG[kind]}
+        answers = [client.post(usual.path, json=values), client.put(url, json=values)]
+        for answer in [*answers, client.patch(url, json={name: WRONG[kind]})]:
+            assert answer.status_code == 422
+            assert [error["loc"] for error in answer.json()["detail"]] == [["body", name]]
+    missing = client.post(usual.path, json={}).json()["detail"]
+    assert {error["loc"][1] for error in missing} == usual.required
+    assert {error["type"] for error in missing} == {"missing"}
+    assert client.get(f"{usual.path}?limit=0&after=x").status_code == 422
+    assert client.get(url).json() == item
+
+
+def clients_may_want_no_answer(client: httpx2.Client, usual: Usual) -> None:
+    """Prefer: return=minimal makes 204 of each write; Location leads to what is new."""
+    minimal = {"prefer": "return=minimal"}
+    created = client.post(usual.path, json=usual.item(0), headers=minimal)
+    assert (created.status_code, created.content) == (204, b"")
+    url = created.headers["location"]
+    assert client.get(url).json().items() >= usual.item(0).items()
+    for method in ("PUT", "PATCH"):
+        answer = client.request(method, url, json=usual.item(1), headers=minimal)
+        assert (answer.status_code, answer.headers["preference-applied"]) == (
+            204,
+            minimal["prefer"],
+        )
+    assert client.get(url).json().items() >= usual.item(1).items()
+
+
+def writers_get_their_own_answers(client: httpx2.Client, usual: Usual) -> None:
+    """Clients that create at once get the item that each sent, and all are stored."""
+    empty(client, usual)
+    with ThreadPoolExecutor(20) as threads:
+        answers = list(
+            threads.map(lambda number: client.post(usual.path, json=usual.item(number)), range(40))
+        )
+    items = [answer.json() for answer in answers]
+    for number, item in enumerate(items):
+        assert item == {"id": item["id"], **usual.item(number)}
+    assert client.get(usual.path).json() == sorted(items, key=lambda item: item["id"])
+
+
+LAWS = (
+    created_items_are_read_back,
+    optional_fields_have_defaults,
+    pages_are_walked,
+    long_listings_are_whole,
+    filters_select,
+    searches_find,
+    batches_are_stored_whole_or_not,
+    changes_keep_the_rest,
+    conditions_guard_writes,
+    deleted_items_are_gone,
+    retries_store_once,
+    bad_values_are_told,
+    clients_may_want_no_answer,
+    writers_get_their_own_answers,
+)
