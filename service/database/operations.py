@@ -31,15 +31,15 @@ class Operation(NamedTuple):
 def slots_of_server(connections: int) -> dict[Lane, list[asyncio.Semaphore]]:
     """The slots of each lane, for a server with so many connections.
 
-    Searches get half of them, and so do large reads and large writes; the last one is for none of
-    these.
+    Searches get half of them, and so do large writes; the last one is for neither. Large reads
+    don't take as long, and get a quarter.
     """
     all_slots = asyncio.Semaphore(connections)
     slow = asyncio.Semaphore(max(1, connections - 1))
     searches = asyncio.Semaphore(max(1, connections // 2))
     return {
         "read": [all_slots],
-        "large_read": [asyncio.Semaphore(max(1, connections // 2)), slow, all_slots],
+        "large_read": [asyncio.Semaphore(max(1, connections // 4)), all_slots],
         "write": [all_slots],
         "large_write": [slow, all_slots],
         "search": [searches, slow, all_slots],

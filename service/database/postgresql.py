@@ -87,9 +87,15 @@ OUT_OF_DATE: tuple[type[Exception], ...] = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.SerializationError,
 )
-CONFLICT: tuple[type[Exception], ...] = (asyncpg.IntegrityConstraintViolationError,)
+CONFLICT: tuple[type[Exception], ...] = (
+    asyncpg.CheckViolationError,
+    asyncpg.ExclusionViolationError,
+    asyncpg.ForeignKeyViolationError,
+    asyncpg.RestrictViolationError,
+    asyncpg.UniqueViolationError,
+)
 REJECTED: tuple[type[Exception], ...] = (
-    *CONFLICT,
+    asyncpg.IntegrityConstraintViolationError,
     asyncpg.DataError,
     asyncpg.ProgramLimitExceededError,  # too long for an index
     asyncpg.RaiseError,  # a trigger's

@@ -36,6 +36,10 @@ LOG_CHECK_SECONDS = 0.1
 READERS_MS = 100
 
 
+# A trigger's own error, and a value that the service left out.
+OTHERS = (sqlite3.SQLITE_CONSTRAINT_TRIGGER, sqlite3.SQLITE_CONSTRAINT_NOTNULL)
+
+
 class ConstraintBroken(sqlite3.IntegrityError):
     """A statement breaks a constraint of a table."""
 
@@ -255,7 +259,7 @@ async def run_statement(raw: aiosqlite.Connection, sql: str, arguments: list[Any
         # The message of a trigger that a migration makes.
         if "no ids are left" in str(error):
             raise sqlite3.OperationalError(str(error)) from None
-        if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+        if error.sqlite_errorcode not in OTHERS:
             raise ConstraintBroken(str(error)) from None
         raise
     except (TimeoutError, CancelledError):

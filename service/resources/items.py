@@ -80,10 +80,10 @@ class Items:
             budget.take(request.scope, budget.PART_BYTES)
             stream = self.pages.stream(page_request, page)
             return Stream(stream, [*described(ndjson), *total])
-        if page.hold is not None:
-            budget.keep(request.scope, page.hold)
-        # Of a shared page, a client that doesn't read has a part of its own.
-        budget.take(request.scope, len(page.body) if page.hold is None else budget.PART_BYTES)
+        if page.hold is None:
+            budget.take(request.scope, len(page.body))
+        else:
+            budget.share(request.scope, page.hold)
         link = [] if page.after is None else [next_link(request, page.after)]
         return Prepared(page.body, [*page.headers, *total, *link])
 

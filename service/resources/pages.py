@@ -74,7 +74,7 @@ def _held(page: Page, hold: budget.Hold | None = None) -> Page | None:
     hold = hold or budget.try_hold(size)
     if hold is None:
         return None
-    hold.settle(size)
+    hold.settle(size + budget.PART_BYTES)
     return replace(page, hold=hold)
 
 

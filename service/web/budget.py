@@ -18,6 +18,8 @@ from service.web.errors import RETRY
 # previous one.
 LARGE_BYTES = 65_536
 PART_BYTES = 131_072
+# Answers over so many bytes leave an eighth of the budget to the others.
+HUGE_BYTES = 1_000_000
 
 _held = 0
 _waiting: deque[tuple[int, asyncio.Future["Hold"]]] = deque()
@@ -27,6 +29,8 @@ class Hold:
     """Bytes of the budget. They are given back when nothing refers to this any more."""
 
     def __init__(self, size: int) -> None:
+        # The client that takes an answer first has its part within these bytes.
+        self.has_part = True
         self._size = 0
         self._loop = asyncio.get_running_loop()
         self.settle(size)
@@ -55,7 +59,8 @@ def _change(size: int) -> None:
 
 def _fits(size: int) -> bool:
     # One that is larger than the budget goes alone.
-    return _held == 0 or _held + size <= MAX_ANSWER_BYTES
+    most = MAX_ANSWER_BYTES * 7 // 8 if size > HUGE_BYTES else MAX_ANSWER_BYTES
+    return _held == 0 or _held + size <= most
 
 
 def try_hold(size: int) -> Hold | None:
@@ -97,6 +102,15 @@ def take(scope: Scope, size: int) -> None:
         if held is None:
             raise HTTPException(503, headers=RETRY)
         keep(scope, held)
+
+
+def share(scope: Scope, held: Hold) -> None:
+    """Keeps what others may hold, too. Those who don't read have a part each, of their own."""
+    keep(scope, held)
+    if held.has_part:
+        held.has_part = False
+    else:
+        take(scope, PART_BYTES)
 
 
 def release(scope: Scope) -> None:

@@ -412,7 +412,10 @@ def test_every_path_names_its_methods(service: httpx2.Client, path: str) -> None
 
 @pytest.mark.parametrize("path", ["/", "/notes/", "/notes/{id}", "/docs", "/openapi.json"])
 def test_head_is_get_without_a_body(service: httpx2.Client, path: str) -> None:
-    """`HEAD` has the status and the headers of `GET`, and no body."""
+    """`HEAD` has the status and the headers of `GET`, and no body.
+
+    Nothing is compressed for it, so it has no length where `GET` is in gzip.
+    """
     path = path.format(id=create(service)[1]["id"])
     head, get = service.head(path), service.get(path)
     assert (head.status_code, head.content) == (get.status_code, b"")
@@ -420,4 +423,6 @@ def test_head_is_get_without_a_body(service: httpx2.Client, path: str) -> None:
     for headers in (head.headers, get.headers):
         headers.pop("date", None)
         headers.pop("x-request-id")
+    if get.headers.get("content-encoding") == "gzip":
+        del get.headers["content-length"]
     assert head.headers.multi_items() == get.headers.multi_items()

@@ -295,7 +295,7 @@ def test_late_requests_are_seen(new_database: databases.NewDatabase, tmp_path: P
 def test_an_error_is_logged_once(new_database: databases.NewDatabase, tmp_path: Path) -> None:
     """An error of the service is a 500 in JSON, with one traceback and the request's id."""
     database_url = new_database("postgresql")
-    databases.execute(database_url, "ALTER TABLE notes ADD CHECK (text <> 'a')")
+    databases.execute(database_url, "ALTER TABLE notes ADD COLUMN other integer NOT NULL")
     with seen(database_url, tmp_path) as service:
         answer = httpx2.post(f"{service.url}/notes/", json=NOTE)
         assert answer.status_code == 500
@@ -306,7 +306,7 @@ def test_an_error_is_logged_once(new_database: databases.NewDatabase, tmp_path: 
         assert (line["status"], line["request_id"]) == ("500", request_id)
         log = service.stderr.read_text()
         assert log.count("Traceback (most recent call last)") == 1
-        assert log.count("CheckViolationError: ") == 1
+        assert log.count("NotNullViolationError: ") == 1
         assert log.count(request_id) == 1
         assert "Exception in ASGI application" not in log
 
