@@ -51,6 +51,8 @@ url = make_url(settings.DATABASE_URL)
 url = url.set(drivername=DRIVERS[url.drivername])
 is_sqlite = url.drivername == "sqlite+aiosqlite"
 is_mysql = url.drivername == "mysql+asyncmy"
+if is_sqlite:
+    import migrating_sqlite  # noqa: F401 - Alembic finds its class
 if is_mysql:
     from asyncmy.errors import MySQLError
 

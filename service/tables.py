@@ -4,7 +4,10 @@ from typing import Any, Protocol
 
 import sqlalchemy
 
-metadata = sqlalchemy.MetaData()
+# A migration can drop a foreign key by its name, which is the one that PostgreSQL gives. The other
+# names are SQLAlchemy's own.
+NAMES = {"fk": "%(table_name)s_%(column_0_name)s_fkey", "ix": "ix_%(column_0_label)s"}
+metadata = sqlalchemy.MetaData(naming_convention=NAMES)
 
 
 class Row(Protocol):

@@ -288,7 +288,8 @@ class Session:
             self._check_transaction()
             return answer
         except BaseException as error:
-            self._is_failed = True
+            # Of a broken constraint the server has rolled back the statement alone.
+            self._is_failed = not isinstance(error, errors.IntegrityError)
             if isinstance(error, errors.MySQLError):
                 raise _known(error) from None
             raise

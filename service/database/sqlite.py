@@ -135,7 +135,8 @@ def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operatio
     trials = []
     for table in tables:
         (key,) = table.primary_key
-        trials.append(prepare(table.delete().where(key == select(func.max(key)).scalar_subquery())))
+        last = key == select(func.max(key)).scalar_subquery()
+        trials.append(prepare(table.update().values({key: key}).where(last)))
 
     async def run(raw: aiosqlite.Connection, values: Mapping[str, Any]) -> Sequence[Row]:
         await asyncio.to_thread(_take_space)

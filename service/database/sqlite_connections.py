@@ -104,6 +104,7 @@ class Connections:
             # A read runs again if its rows are not UTF-8. A write must not run twice.
             opened.text_factory = decode
             await opened.create_function("decode", 1, decode)
+            await opened.execute("PRAGMA foreign_keys = ON")
         if await _is_usable(opened):
             self._file.check_log()
         self._file.check()

@@ -14,11 +14,12 @@ from service.database.coalescing import coalesce
 from service.database.dialect import dialect
 from service.database.operations import LARGE
 from service.database.statements import Run, fetch
+from service.resources.constraints import Constraints
 from service.resources.definition import MAX_BATCH, MAX_PAGE, Definition
 from service.resources.pages import PageRequest, Pages, described
 from service.resources.queries import MAX_MEDIUM, MAX_SMALL, SMALL, Queries, Selection
 from service.schemas.compiled import compile_dump, compile_load
-from service.schemas.validation import load, load_all
+from service.schemas.validation import Conflict, InvalidInput, Loc, describe, load, load_all
 from service.tables import Row
 from service.web import budget, conditions, idempotency, preferences
 from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body, read_query
@@ -43,6 +44,7 @@ class Items:
         self.definition = definition
         self.queries = Queries(definition)
         self.pages = Pages(definition, self.queries)
+        self._constraints = Constraints(definition.table)
         self._id_name = f"{definition.name}_id"
         self._load = compile_load(definition.new)
         self._load_changes = definition.patch().load
@@ -95,12 +97,17 @@ class Items:
         async def store(run: Run) -> bytes:
             return self.encode((await self.queries.insert([new], run))[0])
 
-        if "idempotency-key" in request.headers:
-            stored = await idempotency.store_once(request, body, store)
-            item_id = orjson.loads(stored)["id"]
-        else:
-            row = await self._insert(new)
-            stored, item_id = self.encode(row), row["id"]
+        try:
+            if "idempotency-key" in request.headers:
+                stored = await idempotency.store_once(request, body, store)
+                item_id = orjson.loads(stored)["id"]
+            else:
+                row = await self._insert(new)
+                stored, item_id = self.encode(row), row["id"]
+        except dialect.CONFLICT:
+            stored = b""
+        if not stored:
+            raise await self._conflict([new], lambda place: ("body",))
         headers = self._described(request, item_id, stored)
         minimal = preferences.wants_minimal(request)
         if minimal:
@@ -121,10 +128,15 @@ class Items:
         async def store(run: Run = fetch) -> bytes:
             return orjson.dumps(self._dump(await self.queries.insert(new, run)))
 
-        if "idempotency-key" in request.headers:
-            stored = await idempotency.store_once(request, body, store)
-        else:
-            stored = await store()
+        try:
+            if "idempotency-key" in request.headers:
+                stored = await idempotency.store_once(request, body, store)
+            else:
+                stored = await store()
+        except dialect.CONFLICT:
+            stored = b""
+        if not stored:
+            raise await self._conflict(new, lambda place: ("body", place))
         minimal = preferences.wants_minimal(request)
         if preferences.wants_ndjson(request):
             return written(minimal, encode_ndjson(orjson.loads(stored)), media_type=NDJSON)
@@ -161,7 +173,10 @@ class Items:
         def delete(old: Row | None) -> Awaitable[bool]:
             return self.queries.delete(item_id, old)
 
-        await conditions.write(request, lambda: self._get(item_id), self._tag, delete)
+        try:
+            await conditions.write(request, lambda: self._get(item_id), self._tag, delete)
+        except dialect.CONFLICT:
+            raise HTTPException(409, f"Others refer to this {self.definition.name}") from None
         return Response(status_code=204)
 
     async def _write(self, request: Request, deserialize: Callable[[Any], Any]) -> Response:
@@ -173,7 +188,14 @@ class Items:
         def update(old: Row | None) -> Awaitable[Row | None]:
             return self.queries.update(item_id, changes, old)
 
-        row = await conditions.write(request, lambda: self._get(item_id), self._tag, update)
+        try:
+            row = await conditions.write(request, lambda: self._get(item_id), self._tag, update)
+        except dialect.CONFLICT:
+            row = None
+        if row is None:
+            old: Any = (await self.queries.get([item_id])).get(item_id, {})
+            new = {**dict(old), **changes}
+            raise await self._conflict([new], lambda place: ("body",), item_id)
         changed = self.encode(row)
         minimal = preferences.wants_minimal(request)
         headers = self._described(request, item_id, changed)
@@ -195,6 +217,24 @@ class Items:
     async def _get_all(self, ids: list[int]) -> Sequence[Row | None]:
         found = await self.queries.get(set(ids))
         return [found.get(item_id) for item_id in ids]
+
+    async def _conflict(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        loc: Callable[[int], Loc],
+        row_id: int | None = None,
+    ) -> Exception:
+        """The error to raise for values that break a constraint: 422 for what is not there."""
+        faults = await self._constraints.find(rows, row_id)
+        errors = [
+            describe(kind, (*loc(place), name), rows[place][name]) for place, name, kind in faults
+        ]
+        if any(kind == "not_found" for _, _, kind in faults):
+            return InvalidInput(*errors)
+        if errors:
+            return Conflict(*errors)
+        # It is a constraint of another kind, or nothing is in the way any more.
+        return HTTPException(409, "This breaks a constraint of the database")
 
     def _tag(self, row: Row) -> str:
         return conditions.etag(self.encode(row))

@@ -29,6 +29,8 @@ MESSAGES = {
     "list_type": "Input should be a valid list",
     "literal_error": "Input should be {expected}",
     "missing": "Field required",
+    "not_found": "There is nothing with this value",
+    "not_unique": "Another item has this value",
     "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
     "string_nul": "Input should be a valid string without NUL characters",
     "string_pattern_mismatch": "String should match pattern '{pattern}'",
@@ -52,6 +54,10 @@ class InvalidInput(Exception):
     def __init__(self, *errors: dict[str, Any]) -> None:
         super().__init__(errors)
         self.errors = errors
+
+
+class Conflict(InvalidInput):
+    """The errors for a 409, in the same shape: other items have what the input wants."""
 
 
 def describe(message: str | dict[str, Any], loc: Loc, value: Any) -> dict[str, Any]:

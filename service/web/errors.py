@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
-from service.schemas.validation import InvalidInput
+from service.schemas.validation import Conflict, InvalidInput
 from service.web.json_writer import encode
 
 logger = logging.getLogger("service")
@@ -48,6 +48,8 @@ def _log(error: DatabaseUnavailable) -> None:
 async def answer(error: Exception) -> Response | None:
     """The response for an exception; None for a defect of this service."""
     match error:
+        case Conflict():
+            return _response(await encode(error.errors), 409, None)
         case InvalidInput():
             return _response(await encode(error.errors), 422, None)
         case HTTPException():

@@ -176,6 +176,50 @@ def test_a_new_field_can_be_taken_back(tmp_path: Path, database_url: str) -> Non
     assert schema(database_url) == before
 
 
+PROJECTS = """
+
+projects = sqlalchemy.Table(
+    "projects",
+    metadata,
+    sqlalchemy.Column("id", ID, primary_key=True),
+    sqlalchemy.Column("name", sqlalchemy.String(100), nullable=False, unique=True),
+    sqlite_autoincrement=True,
+)
+"""
+REFERENCE = """\
+    sqlalchemy.Column("project_id", ID, sqlalchemy.ForeignKey("projects.id")),
+"""
+
+
+def test_a_reference_is_added_and_taken_back(tmp_path: Path, database_url: str) -> None:
+    """A column of notes that refers to a new table keeps notes, indexes, triggers and ids."""
+    copy = copy_project(tmp_path / "copy")
+    before, ids = schema(database_url), "SELECT sql FROM sqlite_master WHERE name = 'notes'"
+    databases.execute(database_url, "INSERT INTO notes (text, completed) VALUES ('old', false)")
+    edit(copy / "service/tables.py", TABLE_END, REFERENCE)
+    with (copy / "service/tables.py").open("a") as file:
+        file.write(PROJECTS)
+    alembic(copy, database_url, "revision", "--autogenerate", "-m", "projects")
+    alembic(copy, database_url, "upgrade", "head")
+    alembic(copy, database_url, "check")
+    assert schema(database_url) - before <= {"column project_id", "project_id", *FOREIGN_KEYS}
+    assert before < schema(database_url)
+    databases.execute(database_url, "INSERT INTO projects (name) VALUES ('p')")
+    databases.execute(database_url, "UPDATE notes SET project_id = 1")
+    wrong = ["UPDATE notes SET project_id = 2"]
+    if kind_of(database_url) == "sqlite":
+        assert "AUTOINCREMENT" in databases.execute(database_url, ids)
+        wrong.insert(0, "PRAGMA foreign_keys = ON")
+    with pytest.raises(Exception, match=r"(?i)foreign key"):
+        databases.execute(database_url, *wrong)
+    alembic(copy, database_url, "downgrade", "-1")
+    assert schema(database_url) == before
+    assert databases.execute(database_url, "SELECT text FROM notes") == "old"
+
+
+# The index that MySQL makes for a foreign key.
+FOREIGN_KEYS = {"notes_project_id_fkey"}
+
 SCHEMA = {
     "sqlite": (
         "SELECT group_concat(type || ' ' || name) FROM sqlite_master WHERE tbl_name = 'notes'",
