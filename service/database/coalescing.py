@@ -9,6 +9,7 @@ waits long for a query on a connection that hangs: a second one begins beside it
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextvars import Context
 from typing import TypeVar
 
 from service import settings
@@ -55,8 +56,9 @@ def coalesce(
 
     def begin(queue_key: Hashable, queue: deque[tuple[Argument, asyncio.Future[Result]]]) -> None:
         queues[queue_key] = queue
-        # A separate task, so that the cancellation of one caller does not end it.
-        task = asyncio.get_running_loop().create_task(work(queue_key, queue))
+        # A separate task, so that the cancellation of one caller does not end it. It has an empty
+        # context, because the context variables of one caller are none of the others'.
+        task = asyncio.get_running_loop().create_task(work(queue_key, queue), context=Context())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 

@@ -36,7 +36,9 @@ class _Key(NamedTuple):
 class Constraints:
     """The unique constraints and foreign keys of a table."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, owner: str | None) -> None:
+        # A fault is told of a column that clients give.
+        self._owner = owner
         uniques = [one for one in table.constraints if isinstance(one, UniqueConstraint)]
         indexes = [one for one in table.indexes if one.unique]
         groups = [list(one.columns) for one in uniques] + [list(one.columns) for one in indexes]
@@ -63,16 +65,19 @@ class Constraints:
             for place, values in given.items():
                 seen[values] += 1
                 if values in others or (counted[values] > 1 and seen[values] > 1):
-                    faults.append(Fault(place, key.names[-1], "not_unique"))
+                    faults.append(Fault(place, self._told(key), "not_unique"))
         for key in self._references:
             given = _given(key, rows)
             existing = await _existing(key, given, None)
             faults += [
-                Fault(place, key.names[-1], "not_found")
+                Fault(place, self._told(key), "not_found")
                 for place, values in given.items()
                 if values not in existing
             ]
         return sorted(faults)
+
+    def _told(self, key: _Key) -> str:
+        return next((name for name in key.names[::-1] if name != self._owner), key.names[-1])
 
 
 def _key(names: list[str], columns: list[Column[Any]]) -> _Key:

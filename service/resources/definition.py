@@ -55,6 +55,8 @@ class Definition:
     filters: Mapping[str, Filter] = field(default_factory=dict)
     search: Search | None = None
     large: Column[Any] | None = None
+    # The column with the id of the user whose the row is. Nobody else sees it: it is a 404.
+    owner: Column[Any] | None = None
 
     def __post_init__(self) -> None:
         for name, one in self.new.load_fields.items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -44,7 +45,9 @@ class Items:
         self.definition = definition
         self.queries = Queries(definition)
         self.pages = Pages(definition, self.queries)
-        self._constraints = Constraints(definition.table)
+        owner = definition.owner
+        self._owner = None if owner is None else str(owner.name)
+        self._constraints = Constraints(definition.table, self._owner)
         self._id_name = f"{definition.name}_id"
         self._load = compile_load(definition.new)
         self._load_changes = definition.patch().load
@@ -54,8 +57,11 @@ class Items:
         # frequent.
         self._first_page = lru_cache(1000)(self._read_first_page)
         # Each may have MAX_BODY_BYTES.
-        self._get = coalesce(
-            self._get_all, max_batch=100, observe=metrics.batch(f"get_{definition.plural}")
+        self._get: Callable[[tuple[int | None, int]], Awaitable[Row | None]] = coalesce(
+            self._get_all,
+            max_batch=100,
+            key=itemgetter(0),
+            observe=metrics.batch(f"get_{definition.plural}"),
         )
         self._observe_insert = metrics.batch(f"insert_{definition.plural}")
         insert = partial(
@@ -74,6 +80,9 @@ class Items:
     async def listing(self, request: Request) -> Response:
         ndjson = preferences.wants_ndjson(request)
         page_request, is_limited = self._page_request(request.scope["query_string"], ndjson)
+        if self._owner:
+            selection = page_request.selection._replace(owner=self._owner_of(request))
+            page_request = page_request._replace(selection=selection)
         page = await self.pages.read(page_request)
         total = []
         if preferences.wants_count(request):
@@ -92,6 +101,7 @@ class Items:
     async def create(self, request: Request) -> Response:
         body = await read_body(request)
         new = load(self._load, parse(body, request.headers.get("content-type", "")), "body")
+        new = self.queries.owned(new, self._owner_of(request))
         await _claim(request, body)
 
         async def store(run: Run) -> bytes:
@@ -123,6 +133,8 @@ class Items:
         else:
             values = parse(body, content_type)
         new = await load_all(self._load, values, MAX_BATCH, "body")
+        if self._owner:
+            new = [self.queries.owned(values, self._owner_of(request)) for values in new]
         await _claim(request, body)
 
         async def store(run: Run = fetch) -> bytes:
@@ -143,8 +155,8 @@ class Items:
         return written(minimal, stored)
 
     async def read(self, request: Request) -> Response:
-        item_id = path_id(request, self._id_name)
-        row = await self._get(item_id)
+        which = self._which(request)
+        row = await self._get(which)
         if row is None:
             raise HTTPException(404)
         body = self.encode(row)
@@ -155,7 +167,7 @@ class Items:
             size = len(body)
             del row, body
             await budget.claim(request.scope, size)
-            row = await self._get(item_id)
+            row = await self._get(which)
             if row is None:
                 raise HTTPException(404) from None
             body = self.encode(row)
@@ -168,33 +180,33 @@ class Items:
         return await self._write(request, self._load_changes)
 
     async def delete(self, request: Request) -> Response:
-        item_id = path_id(request, self._id_name)
+        which = owner, item_id = self._which(request)
 
         def delete(old: Row | None) -> Awaitable[bool]:
-            return self.queries.delete(item_id, old)
+            return self.queries.delete(item_id, old, owner)
 
         try:
-            await conditions.write(request, lambda: self._get(item_id), self._tag, delete)
+            await conditions.write(request, lambda: self._get(which), self._tag, delete)
         except dialect.CONFLICT:
             raise HTTPException(409, f"Others refer to this {self.definition.name}") from None
         return Response(status_code=204)
 
     async def _write(self, request: Request, deserialize: Callable[[Any], Any]) -> Response:
-        item_id = path_id(request, self._id_name)
+        which = owner, item_id = self._which(request)
         body = await read_body(request)
         changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
         await _claim(request, body)
 
         def update(old: Row | None) -> Awaitable[Row | None]:
-            return self.queries.update(item_id, changes, old)
+            return self.queries.update(item_id, changes, old, owner)
 
         try:
-            row = await conditions.write(request, lambda: self._get(item_id), self._tag, update)
+            row = await conditions.write(request, lambda: self._get(which), self._tag, update)
         except dialect.CONFLICT:
             row = None
         if row is None:
-            old: Any = (await self.queries.get([item_id])).get(item_id, {})
-            new = {**dict(old), **changes}
+            old: Any = (await self.queries.get([item_id], owner)).get(item_id, {})
+            new = self.queries.owned({**dict(old), **changes}, owner)
             raise await self._conflict([new], lambda place: ("body",), item_id)
         changed = self.encode(row)
         minimal = preferences.wants_minimal(request)
@@ -214,9 +226,22 @@ class Items:
         self._observe_insert(1)
         return (await self.queries.insert([new]))[0]
 
-    async def _get_all(self, ids: list[int]) -> Sequence[Row | None]:
-        found = await self.queries.get(set(ids))
-        return [found.get(item_id) for item_id in ids]
+    async def _get_all(self, which: list[tuple[int | None, int]]) -> Sequence[Row | None]:
+        owner = which[0][0]
+        found = await self.queries.get({item_id for _, item_id in which}, owner)
+        return [found.get(item_id) for _, item_id in which]
+
+    def _which(self, request: Request) -> tuple[int | None, int]:
+        """The owner and the id of the item that the path names. HTTPException 404."""
+        return self._owner_of(request), path_id(request, self._id_name)
+
+    def _owner_of(self, request: Request) -> int | None:
+        """The user's id, if items have owners. HTTPException 401 without a user."""
+        if self._owner is None:
+            return None
+        if "user" not in request.scope:
+            raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
+        return int(request.scope["user"]["id"])
 
     async def _conflict(
         self,

@@ -4,7 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Boolean, ColumnElement, bindparam, false, func, select, true
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    and_,
+    bindparam,
+    false,
+    func,
+    select,
+    true,
+)
 
 from service import settings
 from service.database.dialect import dialect
@@ -34,11 +44,12 @@ ANY = "any"
 
 
 class Selection(NamedTuple):
-    """The order and the filters of a listing: of each the value in turn, or None, and the text."""
+    """What a listing selects: the order, of each filter the value or None, the text, the owner."""
 
     descending: bool = False
     values: tuple[Any, ...] = ()
     q: str = ""
+    owner: int | None = None
 
 
 def fold(text: str) -> str | None:
@@ -61,7 +72,11 @@ class Queries:
         # The columns that clients get, and the names of the columns that clients give.
         self._columns = [dialect.shown(table.c[name]) for name in definition.shape.dump_fields]
         self._given = list(definition.new.load_fields)
-        self._this = table.c.id == bindparam("row_id", type_=BigInteger)
+        # What each statement on rows that are there requires of them.
+        owner = definition.owner
+        self._owned = [] if owner is None else [owner == bindparam("owner", type_=owner.type)]
+        self._owner_name = None if owner is None else str(owner.name)
+        self._this = and_(table.c.id == bindparam("row_id", type_=BigInteger), *self._owned)
         # The row still has the values :old_...
         self._same = [
             dialect.compared(table.c[name]).is_not_distinct_from(
@@ -74,10 +89,12 @@ class Queries:
             {str(self._search.text.name): str(self._search.folded.name)} if self._search else {}
         )
         names = [*self._given, *self._folds.values()]
+        if self._owner_name:
+            names.append(self._owner_name)
         self._insert = dialect.insert_many(table, names, self._columns)
         self._by_id = dialect.prepare(select(*self._columns).where(self._this))
         self._by_ids = dialect.prepare(
-            select(*self._columns).where(dialect.is_one_of(table.c.id, "ids"))
+            select(*self._columns).where(dialect.is_one_of(table.c.id, "ids"), *self._owned)
         )
         self._delete = {
             False: dialect.delete(table, self._this),
@@ -89,7 +106,7 @@ class Queries:
         self._update = cache(self._prepare_update)
 
     def _selected(self, kinds: tuple[Any, ...], by_text: bool) -> list[ColumnElement[bool]]:
-        conditions: list[ColumnElement[bool]] = []
+        conditions: list[ColumnElement[bool]] = [*self._owned]
         for number, (one, kind) in enumerate(zip(self._filters, kinds, strict=False)):
             if kind is ANY:
                 value = bindparam(f"filter_{number}", type_=one.column.type)
@@ -115,7 +132,7 @@ class Queries:
 
     def _parameters(self, selection: Selection) -> dict[str, Any]:
         found = {f"filter_{number}": value for number, value in enumerate(selection.values)}
-        return {**found, "q": selection.q.casefold()}
+        return {**found, "q": selection.q.casefold(), "owner": selection.owner}
 
     def _prepare_page(
         self,
@@ -132,7 +149,7 @@ class Queries:
         return page if by_text or bounds is _SHORT_BOUNDS else page._replace(lane="large_read")
 
     def _prepare_pages(self, descending: bool, kinds: tuple[Any, ...]) -> Operation | None:
-        if ANY in kinds:
+        if ANY in kinds or self._owned:
             return None
         query = select(*self._columns).where(*self._selected(kinds, by_text=False))
         return dialect.pages(query, self._table.c.id, self._large, _SHARED_BOUNDS, descending)
@@ -242,14 +259,18 @@ class Queries:
         (row,) = await fetch(statement, **self._parameters(selection))
         return int(row["total"])
 
-    async def get(self, ids: Iterable[int]) -> dict[int, Row]:
+    async def get(self, ids: Iterable[int], owner: int | None = None) -> dict[int, Row]:
         """The existing rows with these ids, by id."""
         found = list(ids)
         if len(found) == 1:
-            rows = await fetch(self._by_id, row_id=found[0])
+            rows = await fetch(self._by_id, row_id=found[0], owner=owner)
         else:
-            rows = await fetch(self._by_ids, ids=found)
+            rows = await fetch(self._by_ids, ids=found, owner=owner)
         return {row["id"]: row for row in rows}
+
+    def owned(self, values: Mapping[str, Any], owner: int | None) -> Mapping[str, Any]:
+        """The values of a new row, with its owner if there is one."""
+        return {**values, self._owner_name: owner} if self._owner_name else values
 
     async def insert(self, new: Sequence[Mapping[str, Any]], run: Run = fetch) -> Sequence[Row]:
         """Stores all or none. Returns the rows with ids, which ascend in the given order."""
@@ -259,19 +280,24 @@ class Queries:
         return sorted(rows, key=lambda row: row["id"])
 
     async def update(
-        self, row_id: int, changes: Mapping[str, Any], old: Row | None = None
+        self,
+        row_id: int,
+        changes: Mapping[str, Any],
+        old: Row | None = None,
+        owner: int | None = None,
     ) -> Row | None:
         """Updates a row; None if there is no such row, or it differs from `old`."""
         changes = self._folded(changes)
         values = {f"new_{name}": value for name, value in changes.items()}
         statement = self._update(tuple(changes), old is not None)
         statement = _by_size(statement, self.size(changes) > LARGE)
-        rows = await fetch(statement, row_id=row_id, **values, **self._old(old))
+        rows = await fetch(statement, row_id=row_id, owner=owner, **values, **self._old(old))
         return rows[0] if rows else None
 
-    async def delete(self, row_id: int, old: Row | None = None) -> bool:
+    async def delete(self, row_id: int, old: Row | None = None, owner: int | None = None) -> bool:
         """Deletes a row; False if there is no such row, or it differs from `old`."""
-        return bool(await fetch(self._delete[old is not None], row_id=row_id, **self._old(old)))
+        statement = self._delete[old is not None]
+        return bool(await fetch(statement, row_id=row_id, owner=owner, **self._old(old)))
 
     def _old(self, old: Row | None) -> dict[str, Any]:
         return {} if old is None else {f"old_{name}": old[name] for name in self._given}

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -395,6 +396,26 @@ def test_a_refused_argument_is_its_own_callers_alone() -> None:
         texts = ["first", "a", "lost", "b"]
         results = await asyncio.gather(*map(call, texts), return_exceptions=True)
         assert [type(result) for result in results] == [Lost] * 4
+
+    run(main())
+
+
+def test_context_variables_of_a_caller_reach_no_query() -> None:
+    """A query that serves several callers knows none of their context variables."""
+    user = ContextVar("user", default="nobody")
+
+    async def serve(arguments: list[None]) -> list[str]:
+        await asyncio.sleep(0)
+        return [user.get()] * len(arguments)
+
+    async def main() -> None:
+        call = coalesce(serve, max_batch=8)
+
+        async def ask(name: str) -> str:
+            user.set(name)
+            return await call(None)
+
+        assert await asyncio.gather(*map(ask, ["bob", "ann", "zoe"])) == ["nobody"] * 3
 
     run(main())
 

@@ -1,13 +1,18 @@
-"""A service of other resources, for tests: authors of a unique name, and books of an author."""
+"""A service of other resources, for tests: authors of a unique name, and books of an author.
+
+Each user has lists. Who the user is stands in a header.
+"""
 
 import sqlalchemy
+from starlette.middleware import Middleware
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.app import Service, lifespan
-from service.resources.definition import Definition, Filter, with_id
+from service.resources.definition import Definition, Filter, Search, with_id
 from service.resources.descriptions import Descriptions
 from service.resources.items import Items
-from service.schemas.fields import MAX_ID, Input, Integer, Text
+from service.schemas.fields import MAX_ID, Boolean, Input, Integer, Text
 from service.tables import ID
 from service.web.routing import Methods, Operation, Path, Resource
 
@@ -31,6 +36,19 @@ books = sqlalchemy.Table(
 )
 
 
+lists = sqlalchemy.Table(
+    "lists",
+    metadata,
+    sqlalchemy.Column("id", ID, primary_key=True),
+    sqlalchemy.Column("owner_id", ID, nullable=False),
+    sqlalchemy.Column("name", sqlalchemy.String(100), nullable=False),
+    sqlalchemy.Column("folded", sqlalchemy.String(100)),
+    sqlalchemy.Column("shared", sqlalchemy.Boolean, nullable=False),
+    sqlalchemy.UniqueConstraint("owner_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+
 class AuthorIn(Input):
     name = Text(100, required=True)
 
@@ -48,6 +66,22 @@ BOOKS = Definition(
     new=BookIn(),
     shape=with_id(BookIn, "Book"),
     filters={"author_id": Filter(books.c.author_id, "Only books of this author", 1)},
+)
+
+
+class ListIn(Input):
+    name = Text(100, required=True)
+    shared = Boolean(load_default=False)
+
+
+LISTS = Definition(
+    table=lists,
+    name="list",
+    new=ListIn(),
+    shape=with_id(ListIn, "List"),
+    filters={"shared": Filter(lists.c.shared, "Only lists that are or aren't", True)},
+    search=Search(lists.c.name, lists.c.folded, "a"),
+    owner=lists.c.owner_id,
 )
 
 
@@ -77,10 +111,22 @@ def resource(definition: Definition) -> Resource:
     )
 
 
-RESOURCES = [resource(AUTHORS), resource(BOOKS)]
+class Guard:
+    """Takes for the user who a header says it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["user"] = {"id": int(dict(scope["headers"]).get(b"user", b"1")), "username": "x"}
+        await self.app(scope, receive, send)
+
+
+RESOURCES = [resource(AUTHORS), resource(BOOKS), resource(LISTS)]
+guard = [Middleware(Guard)]
 app = Service(
     routes=[
-        Route(path.path, Methods(**path.handlers()), name=path.name)
+        Route(path.path, Methods(**path.handlers()), name=path.name, middleware=guard)
         for one in RESOURCES
         for path in one.paths
     ],

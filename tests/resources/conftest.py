@@ -1,0 +1,44 @@
+"""A service of the resources in `tests/support/library.py`."""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.schema import CreateTable
+
+from tests.support import databases
+from tests.support.databases import KINDS, ROOT, NewDatabase, kind_of
+from tests.support.library import metadata
+from tests.support.servers import serving
+
+DIALECTS: dict[str, Any] = {"sqlite": sqlite, "postgresql": postgresql, "mysql": mysql}
+
+
+def create_tables(url: str) -> None:
+    for table in metadata.sorted_tables:
+        ddl = str(CreateTable(table).compile(dialect=DIALECTS[kind_of(url)].dialect()))
+        databases.execute(url, ddl)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def database(request: pytest.FixtureRequest, new_database: NewDatabase) -> str:
+    """A database of each kind with tables for authors and books."""
+    url = new_database(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "alembic"))
+        patch.setenv("DATABASE_URL", url)
+        # It says how MySQL writes types.
+        importlib.import_module("migrating_mysql")
+        create_tables(url)
+    return url
+
+
+@pytest.fixture(scope="module")
+def library(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """A service of authors and books."""
+    log = tmp_path_factory.mktemp("library") / "log"
+    with serving(database, log, app="tests.support.library:app") as client:
+        yield client
