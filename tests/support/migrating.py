@@ -50,7 +50,8 @@ def backends(url: str, condition: str) -> int:
 
 # Only who migrates holds an advisory lock, or one with a name.
 MIGRATES = {
-    "postgresql": "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')",
+    "postgresql": "datname = current_database()"
+    " AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')",
     "mysql": "id = is_used_lock(concat('7236274165-', md5(database())))",
 }
 WAITS = {
