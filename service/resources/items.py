@@ -91,18 +91,20 @@ class Items:
             budget.take(request.scope, budget.PART_BYTES)
             stream = self.pages.stream(page_request, page)
             return Stream(stream, [*described(ndjson), *total])
-        if page.hold is None:
-            budget.take(request.scope, len(page.body))
-        else:
+        if page.hold is not None:
             budget.share(request.scope, page.hold)
+        elif len(page.body) > budget.LARGE_BYTES:
+            budget.take(request.scope, len(page.body))
         link = [] if page.after is None else [next_link(request, page.after)]
         return Prepared(page.body, [*page.headers, *total, *link])
 
     async def create(self, request: Request) -> Response:
         body = await read_body(request)
         new = load(self._load, parse(body, request.headers.get("content-type", "")), "body")
-        new = self.queries.owned(new, self._owner_of(request))
-        await _claim(request, body)
+        if self._owner:
+            new = self.queries.owned(new, self._owner_of(request))
+        if len(body) > budget.LARGE_BYTES:
+            await _claim(request, body)
 
         async def store(run: Run) -> bytes:
             return self.encode((await self.queries.insert([new], run))[0])
@@ -135,7 +137,8 @@ class Items:
         new = await load_all(self._load, values, MAX_BATCH, "body")
         if self._owner:
             new = [self.queries.owned(values, self._owner_of(request)) for values in new]
-        await _claim(request, body)
+        if len(body) > budget.LARGE_BYTES:
+            await _claim(request, body)
 
         async def store(run: Run = fetch) -> bytes:
             return orjson.dumps(self._dump(await self.queries.insert(new, run)))
@@ -160,17 +163,18 @@ class Items:
         if row is None:
             raise HTTPException(404)
         body = self.encode(row)
-        try:
-            budget.take(request.scope, len(body))
-        except HTTPException:
-            # It is forgotten while it waits for room.
-            size = len(body)
-            del row, body
-            await budget.claim(request.scope, size)
-            row = await self._get(which)
-            if row is None:
-                raise HTTPException(404) from None
-            body = self.encode(row)
+        if len(body) > budget.LARGE_BYTES:
+            try:
+                budget.take(request.scope, len(body))
+            except HTTPException:
+                # It is forgotten while it waits for room.
+                size = len(body)
+                del row, body
+                await budget.claim(request.scope, size)
+                row = await self._get(which)
+                if row is None:
+                    raise HTTPException(404) from None
+                body = self.encode(row)
         return conditions.tagged(body)
 
     async def replace(self, request: Request) -> Response:
@@ -195,7 +199,8 @@ class Items:
         which = owner, item_id = self._which(request)
         body = await read_body(request)
         changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
-        await _claim(request, body)
+        if len(body) > budget.LARGE_BYTES:
+            await _claim(request, body)
 
         def update(old: Row | None) -> Awaitable[Row | None]:
             return self.queries.update(item_id, changes, old, owner)
@@ -216,13 +221,14 @@ class Items:
             del headers["etag"]
         return written(minimal, changed, headers)
 
-    async def _insert(self, new: Mapping[str, Any]) -> Row:
+    def _insert(self, new: Mapping[str, Any]) -> Awaitable[Row]:
         """Stores an item together with others of its size, or a large one alone."""
         size = self.queries.size(new)
         if size <= SMALL:
-            return await self._insert_small(new)
-        if size <= LARGE:
-            return await self._insert_medium(new)
+            return self._insert_small(new)
+        return self._insert_medium(new) if size <= LARGE else self._insert_alone(new)
+
+    async def _insert_alone(self, new: Mapping[str, Any]) -> Row:
         self._observe_insert(1)
         return (await self.queries.insert([new]))[0]
 
@@ -295,5 +301,5 @@ def _names_no_after(others: bytes) -> bool:
 
 async def _claim(request: Request, body: bytes) -> None:
     """Waits for room for the answer to a write, which is about as large as its body."""
-    if len(body) > budget.LARGE_BYTES and not preferences.wants_minimal(request):
+    if not preferences.wants_minimal(request):
         await budget.claim(request.scope, len(body))

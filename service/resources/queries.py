@@ -69,6 +69,7 @@ class Queries:
         self._all_boolean = all(isinstance(one.column.type, Boolean) for one in self._filters)
         self._search = definition.search
         self._large = definition.large
+        self._large_name = "" if self._large is None else str(self._large.name)
         # The columns that clients get, and the names of the columns that clients give.
         self._columns = [dialect.shown(table.c[name]) for name in definition.shape.dump_fields]
         self._given = list(definition.new.load_fields)
@@ -180,7 +181,7 @@ class Queries:
 
     def size(self, values: Mapping[str, Any]) -> int:
         """The number of characters of the text that may be large."""
-        return len(values.get(self._large.name, "")) if self._large is not None else 0
+        return len(values.get(self._large_name, ""))
 
     def most_bytes(self, limit: int) -> int:
         """The most bytes that the texts of a page have, if MAX_BODY_BYTES was never larger."""

@@ -40,6 +40,7 @@ _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _ID_PREFIX = os.urandom(10).hex().encode()
 _ids = itertools.count()
 _CLOSE = {"Connection": "close"}
+_LARGE_BYTES = budget.LARGE_BYTES
 
 
 class ServiceMiddleware:
@@ -79,7 +80,7 @@ class ServiceMiddleware:
             elif message["type"] == "http.response.body":
                 length = len(message.get("body", b""))
                 size += length
-                if length > budget.LARGE_BYTES and scope["method"] != "HEAD":
+                if length > _LARGE_BYTES and scope["method"] != "HEAD":
                     return self._send_in_parts(message, send, task)
                 if "more_body" in message:
                     # A stream may take as long as the client reads it.
@@ -116,7 +117,8 @@ class ServiceMiddleware:
                 await self.wrap(_timeout_response(scope))(scope, receive, count)
         finally:
             slots.end(task)
-            budget.release(scope)
+            if "service.holds" in scope:
+                budget.release(scope)
             seconds = time.perf_counter() - began
             if METRICS:
                 route = scope.get("route")

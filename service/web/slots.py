@@ -93,7 +93,7 @@ def begin(task: Task) -> None:
 def end(task: Task) -> None:
     """Ends a request, at any time."""
     del deadlines[task]
-    if task in _sizes:
+    if _sizes and task in _sizes:
         if task in _all.waiting:
             _leave(task)
         _all.size -= _sizes.pop(task)
