@@ -1,11 +1,10 @@
 """Notes: what they are, and the operations on them."""
 
 from service.resources.definition import Definition, Filter, Search, with_id
-from service.resources.descriptions import Descriptions
-from service.resources.items import Items
+from service.resources.usual import Usual
 from service.schemas.fields import Boolean, Input, Text
 from service.tables import notes
-from service.web.routing import Operation, Path, Resource
+from service.web.routing import Path, Resource
 
 
 class NoteIn(Input):
@@ -29,26 +28,18 @@ NOTES = Definition(
     search=Search(notes.c.text, notes.c.folded, example="milk"),
     large=notes.c.text,
 )
-items = Items(NOTES)
-describe = Descriptions(NOTES, "Short texts, each of them done or not.")
+usual = Usual(NOTES, "Short texts, each of them done or not.")
 
 resource = Resource(
-    describe.schemas,
-    Path(
-        "/notes/",
-        GET=Operation("read_notes", items.listing, describe.listing()),
-        POST=Operation("create_note", items.create, describe.create()),
-    ),
-    Path(
-        "/notes/batch",
-        POST=Operation("create_notes", items.create_many, describe.create_many()),
-    ),
+    usual.schemas,
+    Path("/notes/", GET=usual.listing("read_notes"), POST=usual.create("create_note")),
+    Path("/notes/batch", POST=usual.create_many("create_notes")),
     Path(
         "/notes/{note_id}",
         "note",
-        GET=Operation("read_note", items.read, describe.read()),
-        PUT=Operation("replace_note", items.replace, describe.replace()),
-        PATCH=Operation("change_note", items.change, describe.change()),
-        DELETE=Operation("delete_note", items.delete, describe.delete()),
+        GET=usual.read("read_note"),
+        PUT=usual.replace("replace_note"),
+        PATCH=usual.change("change_note"),
+        DELETE=usual.delete("delete_note"),
     ),
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.notes.resource import items
+from service.notes.resource import usual
 from service.resources.pages import KEPT_PAGES, Page, PageRequest
 from service.resources.queries import SHARED_LENGTH, Selection
 from tests.support.databases import NewDatabase, fill
@@ -15,11 +15,11 @@ FIRST = PageRequest(Selection(), None, SHARED_LENGTH + 1, False)
 
 async def read_and_change() -> list[Page]:
     """A page, read twice each time: as it is, with a changed note, with more notes behind it."""
-    pages = [await items.pages.read(FIRST) for _ in range(2)]
-    await items.queries.update(3, {"completed": False})
-    pages += [await items.pages.read(FIRST) for _ in range(2)]
-    await items.queries.insert([{"text": "new", "completed": True}])
-    return pages + [await items.pages.read(FIRST) for _ in range(2)]
+    pages = [await usual.items.pages.read(FIRST) for _ in range(2)]
+    await usual.items.queries.update(3, {"completed": False})
+    pages += [await usual.items.pages.read(FIRST) for _ in range(2)]
+    await usual.items.queries.insert([{"text": "new", "completed": True}])
+    return pages + [await usual.items.pages.read(FIRST) for _ in range(2)]
 
 
 def test_a_page_is_kept_while_it_is_the_same(
@@ -38,10 +38,10 @@ def test_a_page_is_kept_while_it_is_the_same(
 
 async def read_others() -> list[Page]:
     """A page, read twice; others that are as many as are kept; the page again."""
-    pages = [await items.pages.read(FIRST) for _ in range(2)]
+    pages = [await usual.items.pages.read(FIRST) for _ in range(2)]
     for number in range(KEPT_PAGES):
-        await items.pages.read(FIRST._replace(limit=FIRST.limit + 1 + number))
-    pages.append(await items.pages.read(FIRST))
+        await usual.items.pages.read(FIRST._replace(limit=FIRST.limit + 1 + number))
+    pages.append(await usual.items.pages.read(FIRST))
     # What a page holds of the budget can't travel to another process.
     alone = {id(page): replace(page, hold=None) for page in pages}
     return [alone[id(page)] for page in pages]

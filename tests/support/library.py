@@ -10,11 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.app import Service, lifespan
 from service.resources.definition import Definition, Filter, Search, with_id
-from service.resources.descriptions import Descriptions
-from service.resources.items import Items
+from service.resources.usual import Usual
 from service.schemas.fields import MAX_ID, Boolean, Input, Integer, Text
 from service.tables import ID
-from service.web.routing import Methods, Operation, Path, Resource
+from service.web.routing import Methods, Path, Resource
 
 metadata = sqlalchemy.MetaData()
 authors = sqlalchemy.Table(
@@ -86,27 +85,19 @@ LISTS = Definition(
 
 
 def resource(definition: Definition) -> Resource:
-    items = Items(definition)
-    describe = Descriptions(definition, "For tests.")
+    usual = Usual(definition, "For tests.")
     name, path = definition.name, f"/{definition.plural}/"
     return Resource(
-        describe.schemas,
-        Path(
-            path,
-            GET=Operation(f"read_{name}s", items.listing, describe.listing()),
-            POST=Operation(f"create_{name}", items.create, describe.create()),
-        ),
-        Path(
-            f"{path}batch",
-            POST=Operation(f"create_{name}s", items.create_many, describe.create_many()),
-        ),
+        usual.schemas,
+        Path(path, GET=usual.listing(f"read_{name}s"), POST=usual.create(f"create_{name}")),
+        Path(f"{path}batch", POST=usual.create_many(f"create_{name}s")),
         Path(
             f"{path}{{{name}_id}}",
             name,
-            GET=Operation(f"read_{name}", items.read, describe.read()),
-            PUT=Operation(f"replace_{name}", items.replace, describe.replace()),
-            PATCH=Operation(f"change_{name}", items.change, describe.change()),
-            DELETE=Operation(f"delete_{name}", items.delete, describe.delete()),
+            GET=usual.read(f"read_{name}"),
+            PUT=usual.replace(f"replace_{name}"),
+            PATCH=usual.change(f"change_{name}"),
+            DELETE=usual.delete(f"delete_{name}"),
         ),
     )
 
