@@ -20,7 +20,7 @@ from service.openapi.parts import (
     tag,
 )
 from service.resources.definition import MAX_BATCH, MAX_PAGE, MAX_Q, Definition
-from service.schemas.fields import MAX_ID, NO_NUL, Integer, Text
+from service.schemas.fields import MAX_ID, NO_NUL, Choice, Integer, Text, Timestamp
 
 _A_TAG = '"5d3f0a0c7e2b4f6a8c9d0e1f"'
 _APPLIED = {"Preference-Applied": header("What was done of Prefer", "return=minimal")}
@@ -39,6 +39,10 @@ def _type_of(field: fields.Field[Any]) -> dict[str, Any]:
             return {"type": "integer", "minimum": field.ge, "maximum": field.le}
         case fields.Date():
             return {"type": "string", "format": "date"}
+        case Timestamp():
+            return {"type": "string", "format": "date-time"}
+        case Choice():
+            return {"type": "string", "enum": list(field.choices)}
         case Text():
             bound = {} if field.max_length is None else {"maxLength": field.max_length}
             return {"type": "string", **bound, "pattern": NO_NUL}

@@ -7,9 +7,22 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from marshmallow import EXCLUDE, Schema, fields
+import orjson
+from marshmallow import EXCLUDE, Schema, fields, missing
 
-from service.schemas.fields import Boolean, Integer, Text, is_unicode
+from service.schemas.fields import (
+    Boolean,
+    Choice,
+    Date,
+    Integer,
+    List,
+    Text,
+    Timestamp,
+    is_unicode,
+    read_date,
+    read_time,
+    write_time,
+)
 from service.tables import Row
 
 # For each type of field: a Python expression that makes a column's value a value of JSON. SQLite
@@ -17,9 +30,12 @@ from service.tables import Row
 EXPRESSIONS = {
     fields.Boolean: "bool({value})",
     fields.Date: "{value}.isoformat()",
+    Timestamp: "write_time({value})",
+    List: "loads({value})",
     fields.Integer: "{value}",
     fields.String: "{value}",
 }
+FUNCTIONS = {"write_time": write_time, "loads": orjson.loads}
 
 
 def compile_dump(schema: Schema) -> Callable[[Iterable[Row]], list[dict[str, Any]]]:
@@ -39,51 +55,111 @@ def compile_dump(schema: Schema) -> Callable[[Iterable[Row]], list[dict[str, Any
         items.append(f"{field.data_key or name!r}: {value}")
     # The source contains only names from the schema, and no input.
     dump: Callable[[Iterable[Row]], list[dict[str, Any]]] = eval(  # noqa: S307
-        f"lambda rows: [{{{', '.join(items)}}} for row in rows]"
+        f"lambda rows: [{{{', '.join(items)}}} for row in rows]", FUNCTIONS
     )
     return dump
 
 
-def _is_text(value: Any) -> bool:
-    return type(value) is str and "\0" not in value and (value.isascii() or is_unicode(value))
+# A value that marshmallow has to load, or refuse.
+OTHER: Any = object()
 
 
-def _is_text_of(max_length: int | None) -> Callable[[Any], bool]:
-    if max_length is None:
-        return _is_text
-    return lambda value: _is_text(value) and len(value) <= max_length
+def _read_text(value: Any) -> Any:
+    if type(value) is str and "\0" not in value and (value.isascii() or is_unicode(value)):
+        return value
+    return OTHER
 
 
-# For each type of field: makes a function that finds values which need no conversion.
-PLAIN: dict[type[fields.Field[Any]], Callable[[Any], Callable[[Any], bool]]] = {
-    Boolean: lambda field: lambda value: type(value) is bool,
-    Integer: lambda field: lambda value: type(value) is int and field.ge <= value <= field.le,
-    Text: lambda field: _is_text_of(field.max_length),
+def _text_reader(field: Text) -> Callable[[Any], Any]:
+    most = field.max_length
+    if most is None:
+        return _read_text
+    return lambda value: OTHER if type(value) is str and len(value) > most else _read_text(value)
+
+
+def _reader_with(read: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """A function for what `read` makes of a text. It raises ValueError or OverflowError."""
+
+    def read_or_leave(value: Any) -> Any:
+        try:
+            return read(value) if type(value) is str else OTHER
+        except (ValueError, OverflowError):
+            return OTHER
+
+    return read_or_leave
+
+
+def _list_reader(field: List) -> Callable[[Any], Any]:
+    read = PLAIN[type(field.inner)](field.inner)
+
+    def read_list(value: Any) -> Any:
+        if type(value) is not list or len(value) > field.most:
+            return OTHER
+        found = [read(one) for one in value]
+        return OTHER if OTHER in found else orjson.dumps(found).decode()
+
+    return read_list
+
+
+# For each type of field: makes a function that loads usual values, and gives OTHER for the rest.
+PLAIN: dict[type[fields.Field[Any]], Callable[[Any], Callable[[Any], Any]]] = {
+    Boolean: lambda field: lambda value: value if type(value) is bool else OTHER,
+    Choice: lambda field: (
+        lambda value: value if type(value) is str and value in field.choices else OTHER
+    ),
+    Date: lambda field: _reader_with(read_date),
+    Integer: lambda field: (
+        lambda value: value if type(value) is int and field.ge <= value <= field.le else OTHER
+    ),
+    List: _list_reader,
+    Text: _text_reader,
+    Timestamp: lambda field: _reader_with(read_time),
 }
 
 
 def _is_plain(field: fields.Field[Any]) -> bool:
-    return type(field) in PLAIN and not (field.validators or field.data_key or field.attribute)
+    if isinstance(field, List) and not _is_plain(field.inner):
+        return False
+    return type(field) in PLAIN and not (
+        field.validators or field.data_key or field.attribute or callable(field.load_default)
+    )
+
+
+def _reader(field: fields.Field[Any]) -> tuple[Callable[[Any], Any], Any]:
+    """A function that loads usual values, and the value of a field that isn't there."""
+    read = PLAIN[type(field)](field)
+    # A field that is required, or has no default, is left to marshmallow.
+    absent = OTHER if field.load_default is missing else field.load_default
+    if not field.allow_none:
+        return read, absent
+    return lambda value: None if value is None else read(value), absent
 
 
 def compile_load(schema: Schema) -> Callable[[Any], Any]:
     """A function like `schema.load`, for a schema without hooks.
 
-    It takes an object directly if all values are present and need no conversion. Otherwise
-    marshmallow loads it. For a schema with other fields than PLAIN, marshmallow loads everything.
+    It takes an object directly if all values are usual ones, or absent and have a default.
+    Otherwise marshmallow loads it. For a schema with other fields than PLAIN, marshmallow loads
+    everything.
     """
     if (
         schema.many
+        or schema.partial
         or schema.unknown != EXCLUDE
         or not all(map(_is_plain, schema.load_fields.values()))
     ):
         return schema.load
-    checks = [(name, PLAIN[type(field)](field)) for name, field in schema.load_fields.items()]
+    readers = [(name, *_reader(field)) for name, field in schema.load_fields.items()]
 
     def load(data: Any) -> Any:
         if isinstance(data, dict):
-            values = {name: data[name] for name, is_plain in checks if is_plain(data.get(name))}
-            if len(values) == len(checks):
+            values = {}
+            for name, read, absent in readers:
+                value = read(data[name]) if name in data else absent
+                if value is OTHER:
+                    break
+                values[name] = value
+            else:
                 return values
         return schema.load(data)
 

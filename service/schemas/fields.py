@@ -5,6 +5,7 @@ import re
 from datetime import UTC, date, datetime
 from typing import Any
 
+import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
 # The largest integer that all JSON parsers read exactly (RFC 8259, section 6).
@@ -20,6 +21,11 @@ BOOLEANS = {
 }
 # int() reads at most 4300 digits.
 INTEGER = re.compile(r"[+-]?[0-9]{1,4300}")
+# RFC 3339, section 5.6, without leap seconds.
+TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(\.[0-9]+)?"
+    r"([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 
 
 def is_unicode(value: str) -> bool:
@@ -136,30 +142,103 @@ class Date(fields.Date):
         if not isinstance(value, str):
             raise self.make_error("invalid")
         try:
-            return datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).date()
+            return read_date(value)
         except ValueError:
             raise ValidationError("date_parsing") from None
+
+
+def read_date(text: str) -> date:
+    """Raises ValueError for other forms than YYYY-MM-DD."""
+    # fromisoformat() knows weeks too, and dates without hyphens.
+    if len(text) != 10 or not text[4] == text[7] == "-":
+        raise ValueError(text)
+    return date.fromisoformat(text)
 
 
 class Choice(fields.String):
     """One of some fixed words."""
 
+    default_error_messages = {"required": "missing"}
+
     def __init__(self, *choices: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.choices = choices
+        *others, last = map(repr, choices)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        self._invalid = {"type": "literal_error", "expected": expected}
+        self.error_messages["null"] = [self._invalid]
+        # The document of a field that may be null names null, too.
+        null = [None] if self.allow_none else []
+        self.metadata = {**self.metadata, "enum": [*choices, *null]}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if value not in self.choices:
-            expected = " or ".join(map(repr, self.choices))
-            raise ValidationError([{"type": "literal_error", "expected": expected}])
+            raise ValidationError([self._invalid])
         return str(value)
 
 
 class Timestamp(fields.DateTime):
-    """Seconds since the epoch, written as a time in UTC (RFC 3339)."""
+    """Seconds since the epoch, read and written as a time (RFC 3339, date-time).
 
-    def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> str:
-        return datetime.fromtimestamp(value, UTC).isoformat().replace("+00:00", "Z")
+    It is written in UTC. Fractions of a second are dropped.
+    """
+
+    default_error_messages = {
+        "required": "missing",
+        "null": "datetime_type",
+        "invalid": "datetime_type",
+    }
+
+    def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> str | None:
+        return None if value is None else write_time(value)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, str):
+            raise self.make_error("invalid")
+        try:
+            return read_time(value)
+        except (ValueError, OverflowError):
+            raise ValidationError("datetime_parsing") from None
+
+
+def write_time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def read_time(text: str) -> int:
+    """Raises ValueError, or OverflowError for a time outside of the years 1 to 9999 in UTC."""
+    if TIME.fullmatch(text) is None:
+        raise ValueError(text)
+    read = datetime.fromisoformat(text.upper()).astimezone(UTC)
+    return int(read.replace(microsecond=0).timestamp())
+
+
+class List(fields.List[Any]):
+    """A list of at most `most` values of a field, stored as JSON in a text.
+
+    So it needs no type that databases lack, or compare in different ways. The column is a String
+    without a length, NOT NULL.
+    """
+
+    default_error_messages = {"required": "missing", "null": "list_type", "invalid": "list_type"}
+
+    def __init__(self, inner: Text | Integer, most: int, **kwargs: Any) -> None:
+        if isinstance(inner, Text) and inner.max_length is None:
+            raise ValueError("the texts of a list need a max_length")
+        super().__init__(inner, **kwargs)
+        self.most = most
+        self.metadata = {**self.metadata, "maxItems": most}
+
+    def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> Any:
+        return None if value is None else orjson.loads(value)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        if len(value) > self.most:
+            lengths = {"max_length": self.most, "actual_length": len(value)}
+            raise ValidationError([{"type": "too_long", "field_type": "List", **lengths}])
+        return orjson.dumps(super()._deserialize(value, attr, data, **kwargs)).decode()
 
 
 class Input(Schema):

@@ -18,6 +18,8 @@ MESSAGES = {
     "bool_type": "Input should be a valid boolean",
     "date_parsing": "Input should be a valid date in the format YYYY-MM-DD",
     "date_type": "Input should be a valid date",
+    "datetime_parsing": "Input should be a valid datetime in the format YYYY-MM-DDTHH:MM:SSZ",
+    "datetime_type": "Input should be a valid datetime",
     "finite_number": "Input should be a finite number",
     "greater_than_equal": "Input should be greater than or equal to {ge}",
     "idempotency_key_reused": "The key was used for another request before",

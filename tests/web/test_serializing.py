@@ -19,7 +19,7 @@ from marshmallow.validate import Length
 
 from service.notes.resource import NOTES
 from service.schemas.compiled import compile_dump, compile_load
-from service.schemas.fields import Text
+from service.schemas.fields import Choice, Date, Input, Integer, List, Text, Timestamp
 from service.schemas.validation import InvalidInput, load, load_all
 from tests.support import databases
 from tests.support.databases import KINDS
@@ -136,6 +136,137 @@ def test_the_compiled_load_equals_the_schemas(data: Any) -> None:
     assert outcome(compile_load(NOTES.new), data) == outcome(NOTES.new.load, data)
 
 
+class Task(Input):
+    """Each type of field that the service has, and null, and defaults."""
+
+    text = Text(5, required=True)
+    number = Integer(0, 9, load_default=3)
+    due = Date(load_default=None)
+    at = Timestamp(required=True)
+    level = Choice("low", "high", "it's", load_default="low")
+    kind = Choice("only", allow_none=True)
+    words = List(Text(5), 2, load_default="[]")
+    numbers = List(Integer(0, 9), 2, load_default=None)
+
+
+task = {
+    "text": "a",
+    "number": 1,
+    "due": "2026-02-28",
+    "at": "2026-02-28T12:00:00Z",
+    "level": "high",
+    "kind": None,
+    "words": ["a", "\u00e4"],
+    "numbers": None,
+}
+dates = st.sampled_from(["2026-02-28", "2026-02-30", "2026-2-28", "2026-W09-6", "0000-01-01"])
+odd_times = [
+    "2026-02-28t12:00:00.999999999+01:30",
+    "2026-02-28 12:00:00z",
+    "2026-02-28T12:00:00",
+    "2026-02-28T24:00:00Z",
+    "2026-02-30T12:00:00Z",
+    "0001-01-01T00:00:00+01:00",
+    "9999-12-31T23:59:59-01:00",
+]
+times = st.sampled_from(odd_times) | st.datetimes(timezones=st.timezones()).map(
+    lambda time: time.isoformat()
+)
+some = st.lists(values, max_size=3)
+drawn: dict[str, st.SearchStrategy[Any]] = {
+    "text": st.text(max_size=6),
+    "number": st.integers(-1, 10),
+    "due": dates | st.dates().map(str),
+    "at": times,
+    "level": st.sampled_from(["low", "high", "High"]),
+    "kind": st.sampled_from(["only", "other"]),
+    "words": st.lists(st.text(max_size=6), max_size=3) | some,
+    "numbers": st.lists(st.integers(-1, 10), max_size=3) | some,
+}
+# One value is not compiled, or refused, while all others are usual ones.
+tasks = st.sampled_from(list(drawn)).flatmap(
+    lambda name: (drawn[name] | values).map(lambda value: {**task, name: value})
+)
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(data=tasks)
+def test_every_type_is_loaded_as_by_the_schema(data: Any) -> None:
+    """Any values of any types of fields are loaded, or refused, as by `Schema.load`."""
+    assert outcome(compile_load(Task()), data) == outcome(Task().load, data)
+
+
+@pytest.mark.parametrize("given", [task, {name: task[name] for name in ("text", "at", "kind")}])
+def test_no_usual_value_needs_marshmallow(given: dict[str, Any]) -> None:
+    """Values of all types, nulls and defaults are loaded without the schema."""
+    schema = Task()
+    load = compile_load(schema)
+    expected = schema.load(given)
+    schema.load = None  # type: ignore[method-assign, assignment]
+    assert load(given) == expected
+
+
+seconds = st.integers(-62_135_596_800, 253_402_300_799)
+stored = st.fixed_dictionaries(
+    {
+        "text": texts,
+        "number": st.integers(),
+        "due": st.none() | st.dates(),
+        "at": seconds,
+        "level": st.sampled_from(["low", "high"]),
+        "kind": st.none() | st.just("only"),
+        "words": st.lists(texts).map(lambda words: orjson.dumps(words).decode()),
+        "numbers": st.none() | st.just("[1,2]"),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(row=stored)
+def test_every_type_is_dumped_as_by_the_schema(row: Any) -> None:
+    """Any row with columns of all types is dumped as `Schema.dump` would, by other code."""
+    schema = Task()
+    dump = compile_dump(schema)
+    expected = schema.dump(row)
+    schema.dump = None  # type: ignore[method-assign, assignment]
+    assert dump([row]) == [expected]
+
+
+@given(time=seconds)
+def test_times_are_read_as_they_are_written(time: int) -> None:
+    """A time that the service shows is read as the same second."""
+    assert Task().load({**task, "at": Task().dump({"at": time})["at"]})["at"] == time
+
+
+@pytest.mark.parametrize("time", odd_times)
+def test_times_are_read_as_rfc_3339_has_them(time: str) -> None:
+    """Other zones and fractions are read; what has no second in the years of UTC is refused."""
+    loaded, errors = outcome(Task().load, {**task, "at": time})
+    if time in odd_times[:2]:
+        assert loaded["at"] == (int, 1_772_274_600 if "+01:30" in time else 1_772_280_000)
+    else:
+        assert errors == {"at": ["datetime_parsing"]}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "loc", "message"),
+    [
+        ("due", "2026-2-28", [], "Input should be a valid date in the format YYYY-MM-DD"),
+        ("at", 7, [], "Input should be a valid datetime"),
+        ("level", None, [], "Input should be 'low', 'high' or \"it's\""),
+        ("kind", "other", [], "Input should be 'only'"),
+        ("words", "a", [], "Input should be a valid list"),
+        ("words", ["a", 7], [1], "Input should be a valid string"),
+        ("words", ["a"] * 3, [], "List should have at most 2 items after validation, not 3"),
+        ("numbers", [0, 10], [1], "Input should be less than or equal to 9"),
+    ],
+)
+def test_errors_have_their_place(field: str, value: object, loc: list[int], message: str) -> None:
+    """Each wrong value is told in FastAPI's words, also within a list."""
+    found = errors_of(lambda: load(Task().load, {**task, field: value}, "body"))
+    assert [(error["loc"], error["msg"]) for error in found] == [(("body", field, *loc), message)]
+
+
 def errors_of(load: Callable[[], Any]) -> Any:
     """The loaded values, or the errors of the 422."""
     try:
@@ -173,6 +304,8 @@ def test_what_needs_no_conversion_does_without_marshmallow(text: str) -> None:
         (Text(attribute="that"), {"it": "a"}),
         (Text(load_default="a"), {}),
         (Text(allow_none=True), {"it": None}),
+        (Text(load_default=lambda: "a"), {}),
+        (List(Text(3, validate=Length(max=2)), 3), {"it": ["long"]}),
         (fields.Integer(), {"it": "7"}),
     ],
 )
