@@ -1,7 +1,7 @@
 """Start reading here: the list of resources, the routes, the lifespan and the app."""
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,7 @@ from service.users import access
 from service.users.endpoints import resource as users
 from service.web.cors import CORS
 from service.web.middleware import ServiceMiddleware
-from service.web.routing import Methods
+from service.web.routing import Handler, Methods, Resource
 
 
 @asynccontextmanager
@@ -37,34 +37,10 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
 
 
-@lru_cache(8)
-def openapi(root_path: str) -> bytes:
-    """The OpenAPI document of the service below a path, such as that of a proxy."""
-    server = {"url": root_path or "/", "description": "This service"}
-    return orjson.dumps({**document, "servers": [server]})
-
-
-async def openapi_json(request: Request) -> Response:
-    root_path = request.scope.get("root_path", "").rstrip("/")
-    return docs.fixed(openapi(root_path), "application/json")
-
-
 RESOURCES = [notes, users]
 
 guard = [Middleware(access.Guard)] if settings.ACCESS == "token" else []
-routes = [
-    Route(path.path, Methods(**path.handlers()), name=path.name, middleware=guard)
-    for resource in RESOURCES
-    for path in resource.paths
-]
 document = make_document(RESOURCES, by_token=bool(guard))
-documentation = [
-    Route("/", Methods(GET=docs.home)),
-    Route("/openapi.json", Methods(GET=openapi_json)),
-    Route("/docs", Methods(GET=docs.swagger_ui), name="docs"),
-    Route("/docs/start.js", Methods(GET=docs.start)),
-    Route("/docs/assets/{name}", Methods(GET=docs.asset)),
-]
 health_checks = [
     Route("/health/live", Methods(GET=health.live)),
     Route("/health/ready", Methods(GET=health.ready)),
@@ -105,8 +81,41 @@ class Service(Starlette):
         return ServiceMiddleware(self.router, wrap)
 
 
-app = Service(
-    routes=[*routes, *documentation, *health_checks],
-    middleware=[Middleware(CORS)] if settings.CORS_ORIGINS else [],
-    lifespan=lifespan,
-)
+def serve(document: Mapping[str, Any]) -> Handler:
+    """Answers with the OpenAPI document."""
+
+    @lru_cache(8)
+    def encode(root_path: str) -> bytes:
+        """The document of the service below a path, such as that of a proxy."""
+        server = {"url": root_path or "/", "description": "This service"}
+        return orjson.dumps({**document, "servers": [server]})
+
+    async def openapi_json(request: Request) -> Response:
+        root_path = request.scope.get("root_path", "").rstrip("/")
+        return docs.fixed(encode(root_path), "application/json")
+
+    return openapi_json
+
+
+def make_app(resources: Sequence[Resource], document: Mapping[str, Any]) -> Service:
+    """The service of these resources, which the OpenAPI document describes."""
+    routes = [
+        Route(path.path, Methods(**path.handlers()), name=path.name, middleware=guard)
+        for resource in resources
+        for path in resource.paths
+    ]
+    documentation = [
+        Route("/", Methods(GET=docs.home)),
+        Route("/openapi.json", Methods(GET=serve(document))),
+        Route("/docs", Methods(GET=docs.swagger_ui), name="docs"),
+        Route("/docs/start.js", Methods(GET=docs.start)),
+        Route("/docs/assets/{name}", Methods(GET=docs.asset)),
+    ]
+    return Service(
+        routes=[*routes, *documentation, *health_checks],
+        middleware=[Middleware(CORS)] if settings.CORS_ORIGINS else [],
+        lifespan=lifespan,
+    )
+
+
+app = make_app(RESOURCES, document)

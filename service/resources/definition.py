@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from marshmallow import Schema, fields
 from sqlalchemy import Column, Table
 
-from service.schemas.fields import MAX_ID, Choice, Input, Integer, Text
+from service.schemas.fields import MAX_ID, Choice, Input, Integer, Text, Timestamp
 
 # The most items of a page, and of a batch.
 MAX_PAGE = 1000
@@ -16,6 +16,12 @@ MAX_BATCH = 1000
 # PostgreSQL can't interrupt the search in one text. Its duration grows with the text's length times
 # this: up to two seconds for 1 MB.
 MAX_Q = 200
+
+# The columns that the service sets, in seconds since the epoch.
+TIMES = {
+    "created_at": "When it was stored",
+    "updated_at": "When it was stored, or changed last",
+}
 
 
 class Filter(NamedTuple):
@@ -68,6 +74,12 @@ class Definition:
     def plural(self) -> str:
         return str(self.table.name)
 
+    @property
+    def times(self) -> list[str]:
+        """The columns of TIMES that clients see, and don't send."""
+        shown, given = self.shape.dump_fields, self.new.load_fields
+        return [name for name in TIMES if name in shown and name not in given]
+
     def patch(self) -> Schema:
         """The shape of changes: any of the fields that clients send."""
         return type(self.new)(partial=True)
@@ -92,10 +104,22 @@ class Definition:
         return Input.from_dict(read)()
 
 
-def with_id(new: type[Schema], name: str) -> Schema:
-    """The shape of items as clients get them: the id, and then the fields that clients send."""
+def with_id(new: type[Schema], name: str, *times: str) -> Schema:
+    """The shape of items as clients get them: the id, the fields that clients send, and the times.
+
+    The times are names of TIMES. Their columns are BigInteger and NOT NULL.
+    """
     about = {"description": "Given by the service, and never again", "examples": [1]}
-    meta = type("Meta", (), {"fields": ("id", *new._declared_fields)})
-    given = {"Meta": meta, "id": fields.Integer(required=True, metadata=about)}
+    meta = type("Meta", (), {"fields": ("id", *new._declared_fields, *times)})
+    given = {
+        "Meta": meta,
+        "id": fields.Integer(required=True, metadata=about),
+        **{time: _time(TIMES[time]) for time in times},
+    }
     shape: Schema = type(name, (new,), given)()
     return shape
+
+
+def _time(description: str) -> Timestamp:
+    about = {"description": f"{description}, in UTC", "examples": ["2026-02-28T12:00:00Z"]}
+    return Timestamp(required=True, metadata=about)

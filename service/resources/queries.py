@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from time import time
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -73,6 +74,10 @@ class Queries:
         # The columns that clients get, and the names of the columns that clients give.
         self._columns = [dialect.shown(table.c[name]) for name in definition.shape.dump_fields]
         self._given = list(definition.new.load_fields)
+        self._times = definition.times
+        self._is_updated = "updated_at" in self._times
+        # What tells of a change. An item that was changed back has another time.
+        self._changing = [*self._given, *(["updated_at"] if self._is_updated else [])]
         # What each statement on rows that are there requires of them.
         owner = definition.owner
         self._owned = [] if owner is None else [owner == bindparam("owner", type_=owner.type)]
@@ -83,13 +88,13 @@ class Queries:
             dialect.compared(table.c[name]).is_not_distinct_from(
                 bindparam(f"old_{name}", type_=table.c[name].type)
             )
-            for name in self._given
+            for name in self._changing
         ]
         # The names of a text and its folded column; orjson refuses SQLAlchemy's own kind of names.
         self._folds = (
             {str(self._search.text.name): str(self._search.folded.name)} if self._search else {}
         )
-        names = [*self._given, *self._folds.values()]
+        names = [*self._given, *self._folds.values(), *self._times]
         if self._owner_name:
             names.append(self._owner_name)
         self._insert = dialect.insert_many(table, names, self._columns)
@@ -277,7 +282,8 @@ class Queries:
         """Stores all or none. Returns the rows with ids, which ascend in the given order."""
         is_large = sum(map(self.size, new)) > LARGE * min(len(new), MAX_MEDIUM)
         statement = _by_size(self._insert, is_large)
-        rows = await run(statement, rows=[self._folded(values) for values in new])
+        times = dict.fromkeys(self._times, int(time())) if self._times else {}
+        rows = await run(statement, rows=[{**self._folded(values), **times} for values in new])
         return sorted(rows, key=lambda row: row["id"])
 
     async def update(
@@ -289,6 +295,8 @@ class Queries:
     ) -> Row | None:
         """Updates a row; None if there is no such row, or it differs from `old`."""
         changes = self._folded(changes)
+        if changes and self._is_updated:
+            changes["updated_at"] = int(time())
         values = {f"new_{name}": value for name, value in changes.items()}
         statement = self._update(tuple(changes), old is not None)
         statement = _by_size(statement, self.size(changes) > LARGE)
@@ -301,7 +309,7 @@ class Queries:
         return bool(await fetch(statement, row_id=row_id, owner=owner, **self._old(old)))
 
     def _old(self, old: Row | None) -> dict[str, Any]:
-        return {} if old is None else {f"old_{name}": old[name] for name in self._given}
+        return {} if old is None else {f"old_{name}": old[name] for name in self._changing}
 
 
 def _by_size(write: Operation, is_large: bool) -> Operation:

@@ -1,15 +1,15 @@
-"""A service of the resources in `tests/support/library.py`."""
+"""Services of resources that use what notes don't: a library and a shop."""
 
 import importlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.schema import CreateTable
 
-from tests.support import databases
+from tests.support import databases, shop
 from tests.support.databases import KINDS, ROOT, NewDatabase, kind_of
 from tests.support.library import metadata
 from tests.support.servers import serving
@@ -42,3 +42,29 @@ def library(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     log = tmp_path_factory.mktemp("library") / "log"
     with serving(database, log, app="tests.support.library:app") as client:
         yield client
+
+
+class Shop(NamedTuple):
+    database_url: str
+    client: httpx2.Client
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def open_shop(
+    request: pytest.FixtureRequest,
+    new_database: NewDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Shop]:
+    """The shop on a database of each kind in turn."""
+    url = new_database(request.param)
+    shop.create_tables(url)
+    log = tmp_path_factory.mktemp("shop") / "service.log"
+    with serving(url, log, app="tests.support.shop:app") as client:
+        yield Shop(url, client)
+
+
+@pytest.fixture
+def projects(open_shop: Shop) -> httpx2.Client:
+    """A client of the shop, which holds no project."""
+    databases.execute(open_shop.database_url, "DELETE FROM projects")
+    return open_shop.client

@@ -1,4 +1,4 @@
-"""The usual operations of each resource of the service, on each database."""
+"""The usual operations of each resource of the service, and of the shop, on each database."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,8 @@ import httpx2
 import pytest
 
 from service.app import document
+from tests.resources.conftest import Shop
+from tests.support import shop
 from tests.support.usual import LAWS, Usual, find
 
 
@@ -21,3 +23,12 @@ def test_usual_operations(
 ) -> None:
     """What holds for each resource; the law says what."""
     law(service, usual)
+
+
+@pytest.mark.parametrize("usual", find(shop.document), ids=lambda usual: usual.path)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_usual_operations_of_the_shop(
+    law: Callable[[httpx2.Client, Usual], None], usual: Usual, open_shop: Shop
+) -> None:
+    """What holds for each resource holds for those that use what notes don't."""
+    law(open_shop.client, usual)

@@ -1,0 +1,103 @@
+"""A service of a resource that uses what notes don't. Its tables are no part of the migrations."""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_mock_engine,
+)
+
+from service.app import make_app
+from service.openapi.document import document as make_document
+from service.resources.definition import Definition, with_id
+from service.resources.descriptions import Descriptions
+from service.resources.items import Items
+from service.schemas import fields
+from service.tables import ID
+from service.web.routing import Operation, Path, Resource
+from tests.support import databases
+
+metadata = MetaData()
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("archived", Boolean, nullable=False),
+    Column("due", Date, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+
+def create_tables(database_url: str) -> None:
+    """Adds the tables to a database of the service."""
+    statements: list[str] = []
+    if databases.kind_of(database_url) == "mysql":
+        # Migrations say it of each column.
+        statements.append("ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin")
+
+    def add(statement: Any, *_: Any) -> None:
+        statements.append(str(statement.compile(dialect=engine.dialect)))
+
+    engine = create_mock_engine(f"{databases.kind_of(database_url)}://", add)
+    metadata.create_all(engine, checkfirst=False)
+    databases.execute(database_url, *statements)
+
+
+class ProjectIn(fields.Input):
+    """A project as clients send it."""
+
+    name = fields.Text(100, required=True, metadata={"description": "A name", "examples": ["a"]})
+    archived = fields.Boolean(
+        load_default=False, metadata={"description": "Whether it is over", "examples": [False]}
+    )
+    due = fields.Date(
+        required=True, metadata={"description": "The last day", "examples": ["2026-02-28"]}
+    )
+    rank = fields.Integer(required=True, metadata={"description": "1 is first", "examples": [1]})
+
+
+PROJECTS = Definition(
+    table=projects,
+    name="project",
+    new=ProjectIn(),
+    shape=with_id(ProjectIn, "Project", "created_at", "updated_at"),
+)
+items = Items(PROJECTS)
+describe = Descriptions(PROJECTS, "What is to be done in time.")
+
+resource = Resource(
+    describe.schemas,
+    Path(
+        "/projects/",
+        GET=Operation("read_projects", items.listing, describe.listing()),
+        POST=Operation("create_project", items.create, describe.create()),
+    ),
+    Path(
+        "/projects/batch",
+        POST=Operation("create_projects", items.create_many, describe.create_many()),
+    ),
+    Path(
+        "/projects/{project_id}",
+        "project",
+        GET=Operation("read_project", items.read, describe.read()),
+        PUT=Operation("replace_project", items.replace, describe.replace()),
+        PATCH=Operation("change_project", items.change, describe.change()),
+        DELETE=Operation("delete_project", items.delete, describe.delete()),
+    ),
+)
+
+RESOURCES = [resource]
+document = make_document(RESOURCES, by_token=False)
+app = make_app(RESOURCES, document)
