@@ -8,13 +8,13 @@ import pytest
 
 from service import settings
 from service.database.connections import use
-from service.notes.resource import usual
+from service.notes.resource import NOTES, usual
 from service.resources.queries import BOUNDS, MAX_SHARED, Selection
 from tests.support.databases import NewDatabase
 from tests.support.processes import new_process
 
 queries = usual.items.queries
-NEW = {"text": "new", "completed": False}
+NEW = NOTES.new.load({"text": "new", "completed": False})
 # PostgreSQL makes so many plans for single calls before it looks for one for all.
 FIRST_CALLS = 5
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.notes.resource import usual
+from service.notes.resource import NOTES, usual
 from service.resources.pages import KEPT_PAGES, Page, PageRequest
 from service.resources.queries import SHARED_LENGTH, Selection
 from tests.support.databases import NewDatabase, fill
@@ -18,7 +18,7 @@ async def read_and_change() -> list[Page]:
     pages = [await usual.items.pages.read(FIRST) for _ in range(2)]
     await usual.items.queries.update(3, {"completed": False})
     pages += [await usual.items.pages.read(FIRST) for _ in range(2)]
-    await usual.items.queries.insert([{"text": "new", "completed": True}])
+    await usual.items.queries.insert([NOTES.new.load({"text": "new", "completed": True})])
     return pages + [await usual.items.pages.read(FIRST) for _ in range(2)]
 
 

@@ -4,6 +4,7 @@ import httpx2
 
 from tests.conftest import Server
 from tests.support import databases
+from tests.support.notes import known
 
 MAX_ID = 2**53 - 1
 
@@ -25,7 +26,7 @@ def test_ids_go_on_behind_32_bits(server: Server, service: httpx2.Client) -> Non
     new = [{"text": f"note {number}", "completed": number == 1} for number in range(4)]
     created = [service.post("/notes/", json=note).json() for note in new[:2]]
     created += service.post("/notes/batch", json=new[2:]).json()
-    assert created == [{"id": first + number, **note} for number, note in enumerate(new)]
+    assert known(created) == [{"id": first + number, **note} for number, note in enumerate(new)]
     assert service.get("/notes/").json() == created
     assert service.get("/notes/?order=desc").json() == created[::-1]
     assert service.get(f"/notes/?after={first + 1}&limit=1").json() == [created[2]]
@@ -36,7 +37,7 @@ def test_ids_go_on_behind_32_bits(server: Server, service: httpx2.Client) -> Non
     condition = {"if-match": answer.headers["etag"]}
     changed = service.patch(path, json={"text": "changed"}, headers=condition)
     assert changed.json() == {**created[2], "text": "changed"}
-    assert service.put(path, json=new[0]).json() == {"id": first + 2, **new[0]}
+    assert known(service.put(path, json=new[0]).json()) == {"id": first + 2, **new[0]}
     assert service.delete(path).status_code == 204
     assert service.get(path).status_code == 404
 
@@ -45,8 +46,8 @@ def test_ids_end_where_they_would_not_be_exact(server: Server, service: httpx2.C
     """The last id is 2^53 - 1. More notes are a 503, and are not stored."""
     go_on_with(server.database_url, MAX_ID)
     note = {"text": "last", "completed": False}
-    last = {"id": MAX_ID, **note}
-    assert service.post("/notes/", json=note).json() == last
+    last = service.post("/notes/", json=note).json()
+    assert known(last) == {"id": MAX_ID, **note}
     key = {"idempotency-key": "k"}
     for answer in (
         service.post("/notes/", json=note),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from tests.support.notes import plain_text, values
+from tests.support.notes import known, plain_text, values
 from tests.support.raw import connect, send
 from tests.support.servers import async_clients
 
@@ -79,11 +79,11 @@ def test_put_replaces_a_note(service: httpx2.Client) -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
     wanted = {"id": note["id"], "text": "é \u2028", "completed": True}
-    assert list(answer.json().items()) == list(wanted.items())
+    assert list(known(answer.json()).items()) == list(wanted.items())
     assert service.get(path).content == answer.content
     assert service.get(other_path).json() == other
     listed = service.get(f"/notes/?after={note['id'] - 1}").json()
-    assert listed == [wanted, other]
+    assert listed == [answer.json(), other]
 
 
 def test_patch_changes_what_is_given(service: httpx2.Client) -> None:
@@ -328,7 +328,7 @@ def test_minimal_answers(service: httpx2.Client, values: list[str]) -> None:
     path = created.headers["location"]
     note = service.get(path)
     assert path == service.base_url.join(f"/notes/{note.json()['id']}")
-    assert note.json() == NOTE | {"id": note.json()["id"]}
+    assert known(note.json()) == NOTE | {"id": note.json()["id"]}
     assert created.headers["etag"] == note.headers["etag"]
     for method, body in (("PATCH", {"text": "new"}), ("PUT", NOTE), ("PATCH", {})):
         changed = service.request(method, path, json=body, headers=headers)
@@ -336,7 +336,7 @@ def test_minimal_answers(service: httpx2.Client, values: list[str]) -> None:
         # A tag without a body would be taken for that of what was sent (RFC 9110, 9.3.4).
         tag = None if method == "PUT" else service.head(path).headers["etag"]
         assert changed.headers.get("etag") == tag
-        assert service.get(path).json() == NOTE | {"id": note.json()["id"]} | body
+        assert known(service.get(path).json()) == NOTE | {"id": note.json()["id"]} | body
     batch = service.post("/notes/batch", json=[NOTE, NOTE], headers=headers)
     check(batch)
     assert "etag" not in batch.headers

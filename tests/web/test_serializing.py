@@ -290,7 +290,7 @@ def test_what_needs_no_conversion_does_without_marshmallow(text: str) -> None:
     schema = type(NOTES.new)()
     load = compile_load(schema)
     schema.load = None  # type: ignore[method-assign, assignment]
-    note = {"text": text, "completed": True}
+    note = type(NOTES.new)().load({"text": text, "completed": True})
     assert load(note) == note
     assert asyncio.run(load_all(load, [note] * 3, 3)) == [note] * 3
 
