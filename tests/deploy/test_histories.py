@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from service.health import HEAD
 from tests.support.databases import ROOT, environment
 
 REVISION = '''
@@ -47,7 +48,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_branches_that_are_merged(tmp_path: Path) -> None:
     """The service needs the merge of two branches, which is Alembic's head."""
-    folder = copy_with(tmp_path, left="0007", right="0007", merge=("left", "right"), last="merge")
+    folder = copy_with(tmp_path, left=HEAD, right=HEAD, merge=("left", "right"), last="merge")
     assert run(folder, "-m", "alembic", "heads").stdout == "last (head)\n"
     result = run(folder, "-c", PRINT_HEAD)
     assert (result.stdout, result.stderr) == ("last\n", "")
@@ -55,7 +56,7 @@ def test_branches_that_are_merged(tmp_path: Path) -> None:
 
 def test_several_heads(tmp_path: Path) -> None:
     """Branches that nobody merged end the start with a line that names them."""
-    folder = copy_with(tmp_path, left="0007", right="0007")
+    folder = copy_with(tmp_path, left=HEAD, right=HEAD)
     result = run(folder, "-c", PRINT_HEAD)
     assert result.returncode == 3
     assert result.stderr.startswith("Migrations: ")
