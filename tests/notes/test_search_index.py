@@ -18,7 +18,7 @@ import pytest
 from tests.support import databases
 from tests.support.databases import KINDS
 from tests.support.debian import Cluster, find, running_cluster
-from tests.support.migrating import WAITS, backends, migrating
+from tests.support.migrating import NEWEST, WAITS, backends, migrate_to, migrating
 from tests.support.servers import serving
 from tests.support.waiting import poll
 
@@ -66,9 +66,9 @@ def indexes(database_url: str) -> dict[str, str]:
     return definitions
 
 
-def upgrade(database_url: str) -> str:
+def upgrade(database_url: str, version: str = "head") -> str:
     """Migrates, and gives Alembic's output. AssertionError if it fails."""
-    result = databases.alembic(database_url, "upgrade", "head")
+    result = databases.alembic(database_url, "upgrade", version)
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr
 
@@ -101,7 +101,7 @@ class Many(NamedTuple):
 def many(debian: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Many]:
     """The service on a database with many notes, which are older than the indexes."""
     url = create(debian)
-    upgrade(url)
+    upgrade(url, NEWEST)
     databases.execute(
         url,
         *(f"DROP INDEX {name}" for name in INDEXES),
@@ -365,7 +365,7 @@ def test_an_index_that_was_broken_off_is_made_anew(debian: Cluster, version: str
 def test_an_index_is_made_while_others_write(debian: Cluster, tmp_path: Path, name: str) -> None:
     """While the making of an index waits for a long write, others can write."""
     url = create(debian)
-    assert databases.alembic(url, "upgrade", "0002").returncode == 0
+    migrate_to(url, "0002")
     databases.execute(
         url,
         "CREATE EXTENSION pg_trgm",
