@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.daemons import PASSWORD
-from tests.support.databases import NewDatabase, alembic, execute, fetch, migrate, run
+from tests.support.databases import NewDatabase, alembic, create, execute, fetch, migrate, run
+from tests.support.mariadb import running_mariadb
 from tests.support.proxies import Proxy
 from tests.support.servers import serving
 
@@ -134,17 +135,25 @@ def test_a_transaction_that_ended_early(new_database: NewDatabase) -> None:
     assert fetch(url, "SELECT text FROM notes") == []
 
 
-def test_a_server_that_prepares_no_more(new_database: NewDatabase) -> None:
+@pytest.fixture(scope="module")
+def own() -> Iterator[str]:
+    """The URL of a server whose variables may be changed."""
+    with running_mariadb() as server:
+        yield server.roles_url
+
+
+def test_a_server_that_prepares_no_more(own: str) -> None:
     """Where other programs have prepared too much, statements are sent as texts."""
-    url = new_database("mysql")
+    url = create(own)
+    migrate(url)
     with globally(url, "max_prepared_stmt_count", "0", "16382"):
         assert transact(url, 1) == "stored\n"
     assert fetch(url, "SELECT text FROM notes") == [("n1",)]
 
 
-def test_what_init_connect_does(new_empty_database: NewDatabase, tmp_path: Path) -> None:
+def test_what_init_connect_does(own: str, tmp_path: Path) -> None:
     """Migrations, commands and requests set up their sessions: what they acknowledge is stored."""
-    url = new_empty_database("mysql")
+    url = create(own)
 
     def operate(*arguments: str) -> None:
         ended = run(sys.executable, "-m", "service", "users", *arguments, DATABASE_URL=url)
