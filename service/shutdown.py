@@ -68,7 +68,9 @@ async def main_loop(server: Server) -> None:
         state = server.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         last = [one for one in listeners if _is_last(one, server.config)]
-        await _accept_queued(last)
+        if last:
+            # Another process that waited here, too, would fail to accept after the shutdown below.
+            await _accept_queued(last)
         for one in last:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
