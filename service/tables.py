@@ -21,6 +21,13 @@ ID = sqlalchemy.BigInteger().with_variant(sqlalchemy.Integer, "sqlite")
 # MySQL indexes no text without a length.
 KEY = sqlalchemy.String().with_variant(sqlalchemy.String(300), "mysql")
 
+
+def sorted_text(length: int) -> sqlalchemy.String:
+    """A text that each database sorts by code points. PostgreSQL's locale sorts others."""
+    of_postgresql = sqlalchemy.String(length, collation="C")
+    return sqlalchemy.String(length).with_variant(of_postgresql, "postgresql")
+
+
 notes = sqlalchemy.Table(
     "notes",
     metadata,

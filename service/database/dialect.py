@@ -102,6 +102,19 @@ class Dialect(Protocol):
         None if no values are large.
         """
 
+    def sorted_page(
+        self,
+        query: Select[Any],
+        order: Sequence[tuple[Column[Any], bool]],
+        follows: bool,
+        searches: bool,
+    ) -> Operation:
+        """The :limit rows of a query in the order of columns, each with whether it descends.
+
+        No column is NULL, and all together are unique. With `follows` the rows are those behind the
+        row with the values :after_0, :after_1, ...
+        """
+
     def pages(
         self,
         query: Select[Any],

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.dialects.mysql.asyncmy import MySQLDialect_asyncmy
 from sqlalchemy.sql.visitors import iterate
 
-from service.database import mysql_sessions
+from service.database import keysets, mysql_sessions
 from service.database.compiling import compile_statement
 from service.database.mysql_sessions import PACKET_MARGIN, Answer, Refused, Session
 from service.database.operations import Operation, PageBounds
@@ -326,6 +327,8 @@ def page(
 
     return Operation(plain.lane, run)
 
+
+sorted_page = partial(keysets.page, prepare, bindparam)
 
 _LIMIT = bindparam("limit", type_=Integer)
 

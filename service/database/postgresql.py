@@ -37,7 +37,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeEngine
 
 from service import settings
-from service.database import returning
+from service.database import keysets, returning
 from service.database.compiling import compile_statement
 from service.database.connecting import (
     COMMITS_SAFELY,
@@ -370,6 +370,7 @@ def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
 
 # PostgreSQL knows the length of a large text without reading the text.
 page = partial(returning.page, prepare, _parameter, func.octet_length)
+sorted_page = partial(keysets.page, prepare, _parameter)
 
 
 def pages(

@@ -31,7 +31,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.types import TypeEngine
 
-from service.database import returning
+from service.database import keysets, returning
 from service.database.compiling import compile_statement
 from service.database.operations import Operation, PageBounds
 from service.database.sqlite_connections import (
@@ -197,6 +197,7 @@ def _bytes(text: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 page = partial(returning.page, prepare, _parameter, _bytes)
+sorted_page = partial(keysets.page, prepare, _parameter)
 
 
 def pages(

@@ -1,13 +1,16 @@
 """What a resource is: data alone. Its queries, operations and descriptions are made from it."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from marshmallow import Schema, fields
 from sqlalchemy import Column, Table
 
+from service.resources import orders
 from service.schemas.fields import MAX_ID, Choice, Input, Integer, Text, Timestamp
 
 # The most items of a page, and of a batch.
@@ -27,12 +30,18 @@ TIMES = {
 class Filter(NamedTuple):
     """A query parameter that selects the rows whose column has its value.
 
-    It has the name of a field that clients send, and is read like that. The other two describe it.
+    It is read like the field that shows the column. The other two describe it.
     """
 
     column: Column[Any]
     about: str
     example: Any
+    compare: Callable[[Any, Any], Any] = operator.eq
+
+
+# Filters that select the rows whose column has the value, or a greater or smaller one.
+AtLeast = partial(Filter, compare=operator.ge)
+AtMost = partial(Filter, compare=operator.le)
 
 
 class Search(NamedTuple):
@@ -50,7 +59,9 @@ class Definition:
 
     Its rows have an integer `id`, which the database gives, and are listed in the order of their
     ids. `new` is the shape that clients send, `shape` the one that they get. `large` is the column
-    whose texts may be as long as a body. Raises ValueError if there is another.
+    whose texts may be as long as a body. Clients may sort by the columns `sorts`, which are shown
+    and NOT NULL. Filters and orders that no index serves together run in the lane of searches.
+    Raises ValueError for another long text, and for a column that has no order.
     """
 
     table: Table
@@ -63,12 +74,23 @@ class Definition:
     large: Column[Any] | None = None
     # The column with the id of the user whose the row is. Nobody else sees it: it is a 404.
     owner: Column[Any] | None = None
+    sorts: Sequence[Column[Any]] = ()
 
     def __post_init__(self) -> None:
         for name, one in self.new.load_fields.items():
             # Pages of a thousand of them have to fit into memory.
             if self.large is None and isinstance(one, Text) and one.max_length is None:
                 raise ValueError(f"{self.plural}: {name} needs a max_length, or has to be large")
+        for column in self.sorts:
+            orders.refuse_unordered(column)
+            if column.nullable or column.name not in self.shape.dump_fields:
+                raise ValueError(f"{column} is not shown, or may be NULL: it can't be sorted by")
+        if self.sorts and self.large is not None:
+            # Pages of large texts are bounded by an index in the order of the ids.
+            raise ValueError(f"{self.plural}: large texts have no other order than that of the ids")
+        for column, _, _, compare in self.filters.values():
+            if compare is not operator.eq:
+                orders.refuse_unordered(column)
 
     @property
     def plural(self) -> str:
@@ -86,7 +108,7 @@ class Definition:
 
     def filter_field(self, name: str) -> fields.Field[Any]:
         """The field that reads a filter's parameter. Without one it gives None."""
-        found = copy(self.new.declared_fields[name])
+        found = copy(self.shape.declared_fields[str(self.filters[name].column.name)])
         found.required = False
         found.load_default = None
         return found
@@ -101,6 +123,10 @@ class Definition:
         }
         if self.search:
             read["q"] = Text(MAX_Q, load_default="")
+        if self.sorts:
+            names = [str(column.name) for column in self.sorts]
+            read["sort"] = orders.Sort(names, orders.unique_columns(self.table))
+            read["cursor"] = Text(load_default=None)
         return Input.from_dict(read)()
 
 

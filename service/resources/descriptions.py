@@ -20,6 +20,7 @@ from service.openapi.parts import (
     tag,
 )
 from service.resources.definition import MAX_BATCH, MAX_PAGE, MAX_Q, Definition
+from service.resources.orders import Sort
 from service.schemas.fields import MAX_ID, NO_NUL, Choice, Integer, Text, Timestamp
 
 _A_TAG = '"5d3f0a0c7e2b4f6a8c9d0e1f"'
@@ -90,11 +91,12 @@ class Descriptions:
 
     def listing(self) -> Description:
         plural = self._definition.plural
+        sorted_too = ", or of `sort`" if self._definition.sorts else ""
         heading = plural.replace("_", " ").title()
         return {
             **self._tag,
             "description": (
-                f"All {plural}, in the order of their ids.\n\n"
+                f"All {plural}, in the order of their ids{sorted_too}.\n\n"
                 "With `limit` it is a page; `Link` leads to the next one, if there is one.\n\n"
                 f"With {_PREFER_NDJSON} each {self._definition.name} is a line of its own, without"
                 " brackets and commas.\n\n"
@@ -146,9 +148,20 @@ class Descriptions:
             parameter("query", "after", about, 100, **after),
             parameter("query", "order", "Of the ids", "desc", **order),
         ]
-        for name, (_, about, example) in self._definition.filters.items():
+        for name, (_, about, example, _) in self._definition.filters.items():
             kind = _type_of(self._definition.filter_field(name))
             found.append(parameter("query", name, about, example, **kind))
+        sort = self._definition.listing_query().fields.get("sort")
+        if isinstance(sort, Sort):
+            name = self._definition.sorts[0].name
+            about = (
+                "Names in turn, each with a minus if it descends. What is the same in all of them"
+                " comes in the order of the ids. It takes the place of `order`."
+            )
+            kind = {"type": "string", "pattern": sort.pattern}
+            found.append(parameter("query", "sort", about, f"-{name},id", **kind))
+            about = "With `sort`, where to go on, as the Link header has it"
+            found.append(parameter("query", "cursor", about, "WzEsMl0", type="string"))
         if search := self._definition.search:
             about = f"Only {plural} that contain this, in upper or lower case"
             text = {"type": "string", "maxLength": MAX_Q, "pattern": NO_NUL}

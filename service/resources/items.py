@@ -17,8 +17,9 @@ from service.database.operations import LARGE
 from service.database.statements import Run, fetch
 from service.resources.constraints import Constraints
 from service.resources.definition import MAX_BATCH, MAX_PAGE, Definition
+from service.resources.orders import Order, read_cursor, write_cursor
 from service.resources.pages import PageRequest, Pages, described
-from service.resources.queries import MAX_MEDIUM, MAX_SMALL, SMALL, Queries, Selection
+from service.resources.queries import MAX_MEDIUM, MAX_SMALL, SMALL, Place, Queries, Selection
 from service.schemas.compiled import compile_dump, compile_load
 from service.schemas.validation import Conflict, InvalidInput, Loc, describe, load, load_all
 from service.tables import Row
@@ -95,7 +96,7 @@ class Items:
             budget.share(request.scope, page.hold)
         elif len(page.body) > budget.LARGE_BYTES:
             budget.take(request.scope, len(page.body))
-        link = [] if page.after is None else [next_link(request, page.after)]
+        link = [] if page.after is None else [_next_link(request, page.after)]
         return Prepared(page.body, [*page.headers, *total, *link])
 
     async def create(self, request: Request) -> Response:
@@ -277,11 +278,31 @@ class Items:
 
     def _read_first_page(self, query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
         """The page that a query string requests, and whether the query has a limit."""
-        query = load(self._listing_query.load, read_query(query_string), "query")
+        sent = read_query(query_string)
+        query = load(self._listing_query.load, sent, "query")
         values = tuple(query[name] for name in self.definition.filters)
-        selection = Selection(query["order"] == "desc", values, query.get("q", ""))
+        order, after = self._order(sent, query) if self.definition.sorts else ((), query["after"])
+        selection = Selection(query["order"] == "desc", values, query.get("q", ""), order=order)
         limit = query["limit"]
-        return PageRequest(selection, query["after"], limit or MAX_PAGE, ndjson), limit is not None
+        return PageRequest(selection, after, limit or MAX_PAGE, ndjson), limit is not None
+
+    def _order(
+        self, sent: Mapping[str, str], query: Mapping[str, Any]
+    ) -> tuple[Order, Place | None]:
+        """The order that a query names, and behind which place it goes on."""
+        order = query["sort"]
+        others = [name for name in (("after", "order") if order else ("cursor",)) if name in sent]
+        if others:
+            invalid = (describe("extra_forbidden", ("query", name), sent[name]) for name in others)
+            raise InvalidInput(*invalid)
+        if "cursor" not in sent:
+            return order, query["after"]
+        columns = [self.definition.table.c[name] for name, _ in order]
+        try:
+            return order, read_cursor(query["cursor"], columns)
+        except ValueError:
+            at = ("query", "cursor")
+            raise InvalidInput(describe("cursor_invalid", at, sent["cursor"])) from None
 
     def _page_request(self, query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
         # Long query strings would fill the cache's memory.
@@ -290,8 +311,15 @@ class Items:
         others, found, after = query_string.rpartition(b"after=")
         if found and after.isdigit() and len(after) < 16 and _names_no_after(others):
             first, is_limited = read(others[:-1], ndjson)
-            return first._replace(after=int(after)), is_limited
+            if not first.selection.order:
+                return first._replace(after=int(after)), is_limited
         return read(query_string, ndjson)
+
+
+def _next_link(request: Request, after: Place) -> tuple[bytes, bytes]:
+    if isinstance(after, int):
+        return next_link(request, "after", after)
+    return next_link(request, "cursor", write_cursor(after))
 
 
 def _names_no_after(others: bytes) -> bool:

@@ -15,7 +15,7 @@ import orjson
 from service import metrics
 from service.database.coalescing import coalesce
 from service.resources.definition import Definition
-from service.resources.queries import MAX_SHARED, Queries, Selection
+from service.resources.queries import MAX_SHARED, Place, Queries, Selection, place_of
 from service.schemas.compiled import compile_dump
 from service.tables import Row
 from service.web import budget, conditions
@@ -38,18 +38,18 @@ class PageRequest(NamedTuple):
     """All that identifies a page. `ndjson` means NDJSON instead of JSON."""
 
     selection: Selection
-    after: int | None
+    after: Place | None
     limit: int
     ndjson: bool
 
 
 @dataclass(frozen=True)
 class Page:
-    """Encoded items, and the last id if more follow."""
+    """Encoded items, and the place of the last one if more follow."""
 
     request: PageRequest
     body: bytes
-    after: int | None
+    after: Place | None
     # What a page that is too large to be kept takes of the budget.
     hold: budget.Hold | None = None
 
@@ -115,13 +115,13 @@ class Pages:
         self._count = coalesce(
             self._count_all,
             max_batch=10_000,
-            key=lambda selection: selection._replace(descending=False),
+            key=lambda selection: selection._replace(descending=False, order=()),
             observe=metrics.batch(f"count_{definition.plural}"),
         )
 
     async def read(self, request: PageRequest) -> Page:
         """Reads a page, together with callers who want the same one, or another short one."""
-        if request.selection.q:
+        if self._queries.searches(request.selection):
             return await self._search(request)
         page = None
         if self._queries.is_shared(request.selection, request.limit):
@@ -161,7 +161,7 @@ class Pages:
         request = requests[0]
         most = self._queries.most_bytes(request.limit)
         hold = budget.try_hold(most)
-        if hold is None and request.selection.q:
+        if hold is None and self._queries.searches(request.selection):
             # Most searches find little, so they don't wait.
             (short,) = await self._read_short([request])
             if short is not None:
@@ -209,4 +209,4 @@ class Pages:
     def _encode(self, request: PageRequest, rows: Sequence[Row], more: bool) -> Page:
         found = self._dump(rows)
         body = encode_ndjson(found) if request.ndjson else orjson.dumps(found)
-        return Page(request, body, rows[-1]["id"] if more else None)
+        return Page(request, body, place_of(rows[-1], request.selection) if more else None)

@@ -1,7 +1,9 @@
 """The queries on a resource, without HTTP."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from itertools import product
 from time import time
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from service.database.dialect import dialect
 from service.database.operations import LARGE, Operation, PageBounds
 from service.database.statements import Run, fetch
 from service.resources.definition import MAX_PAGE, Definition
+from service.resources.orders import Order, is_served
 from service.schemas.fields import MAX_ID
 from service.tables import Row
 
@@ -44,13 +47,21 @@ MAX_MEDIUM = 4
 ANY = "any"
 
 
+# Where a page goes on: behind an id, or behind the values of the columns that it is sorted by.
+Place = Any
+
+
 class Selection(NamedTuple):
-    """What a listing selects: the order, of each filter the value or None, the text, the owner."""
+    """What a listing selects: the order, of each filter the value or None, the text, the owner.
+
+    `order` is empty for the order of the ids, which `descending` is about.
+    """
 
     descending: bool = False
     values: tuple[Any, ...] = ()
     q: str = ""
     owner: int | None = None
+    order: Order = ()
 
 
 def fold(text: str) -> str | None:
@@ -82,6 +93,11 @@ class Queries:
         owner = definition.owner
         self._owned = [] if owner is None else [owner == bindparam("owner", type_=owner.type)]
         self._owner_name = None if owner is None else str(owner.name)
+        self._sorts = {str(column.name): column for column in [*definition.sorts, table.c.id]}
+        self._has_index = cache(self._find_index)
+        self._always_has_index = not definition.sorts and all(
+            self._has_index(used, ()) for used in product((False, True), repeat=len(self._filters))
+        )
         self._this = and_(table.c.id == bindparam("row_id", type_=BigInteger), *self._owned)
         # The row still has the values :old_...
         self._same = [
@@ -107,6 +123,8 @@ class Queries:
             True: dialect.delete(table, self._this, *self._same),
         }
         self._page = cache(self._prepare_page)
+        # Orders of several columns make many.
+        self._sorted_page = lru_cache(1000)(self._prepare_sorted_page)
         self._pages = cache(self._prepare_pages)
         self._count = cache(self._prepare_count)
         self._update = cache(self._prepare_update)
@@ -116,7 +134,7 @@ class Queries:
         for number, (one, kind) in enumerate(zip(self._filters, kinds, strict=False)):
             if kind is ANY:
                 value = bindparam(f"filter_{number}", type_=one.column.type)
-                conditions.append(one.column == value)
+                conditions.append(one.compare(one.column, value))
             elif kind is not None:
                 conditions.append(one.column == (true() if kind else false()))
         if by_text and self._search:
@@ -140,6 +158,24 @@ class Queries:
         found = {f"filter_{number}": value for number, value in enumerate(selection.values)}
         return {**found, "q": selection.q.casefold(), "owner": selection.owner}
 
+    def _find_index(self, used: tuple[bool, ...], order: Order) -> bool:
+        """Whether an index serves an order and those of the filters that are used."""
+        owner = {self._owner_name} if self._owner_name else set()
+        names: tuple[set[str], set[str]] = owner, set()
+        for one, is_used in zip(self._filters, used, strict=False):
+            if is_used:
+                names[one.compare is not operator.eq].add(str(one.column.name))
+        return is_served(self._table, *names, order or (("id", False),))
+
+    def _searches(self, values: tuple[Any, ...], by_text: bool, order: Order = ()) -> bool:
+        if by_text or self._always_has_index:
+            return by_text
+        return not self._has_index(tuple(value is not None for value in values), order)
+
+    def searches(self, selection: Selection) -> bool:
+        """Whether no index has the rows of a selection, in their order. It may read every row."""
+        return self._searches(selection.values, bool(selection.q), selection.order)
+
     def _prepare_page(
         self,
         descending: bool,
@@ -151,11 +187,19 @@ class Queries:
         key = self._table.c.id
         query = select(*([key] if ids_only else self._columns))
         query = query.where(*self._selected(kinds, by_text))
-        page = dialect.page(query, key, self._large, bounds, descending, searches=by_text)
-        return page if by_text or bounds is _SHORT_BOUNDS else page._replace(lane="large_read")
+        searches = self._searches(kinds, by_text)
+        page = dialect.page(query, key, self._large, bounds, descending, searches)
+        return page if searches or bounds is _SHORT_BOUNDS else page._replace(lane="large_read")
+
+    def _prepare_sorted_page(
+        self, order: Order, kinds: tuple[Any, ...], by_text: bool, follows: bool
+    ) -> Operation:
+        query = select(*self._columns).where(*self._selected(kinds, by_text))
+        columns = [(self._sorts[name], descends) for name, descends in order]
+        return dialect.sorted_page(query, columns, follows, self._searches(kinds, by_text, order))
 
     def _prepare_pages(self, descending: bool, kinds: tuple[Any, ...]) -> Operation | None:
-        if ANY in kinds or self._owned:
+        if ANY in kinds or self._owned or self._searches(kinds, by_text=False):
             return None
         query = select(*self._columns).where(*self._selected(kinds, by_text=False))
         return dialect.pages(query, self._table.c.id, self._large, _SHARED_BOUNDS, descending)
@@ -163,7 +207,7 @@ class Queries:
     def is_shared(self, selection: Selection, limit: int) -> bool:
         """Whether a page may be read in a statement with other pages of its selection."""
         # The best plan of a search depends on all parameters.
-        if limit > SHARED_LENGTH or selection.q:
+        if limit > SHARED_LENGTH or selection.q or selection.order:
             return False
         return self._pages(selection.descending, self._kinds(selection)) is not None
 
@@ -202,13 +246,15 @@ class Queries:
     async def list_page(
         self,
         selection: Selection = Selection(),  # noqa: B008 - it is immutable
-        after: int | None = None,
+        after: Place | None = None,
         limit: int = MAX_PAGE,
     ) -> tuple[Sequence[Row], bool]:
-        """The rows of a selection after an id, and whether more rows follow.
+        """The rows of a selection after a place, and whether more rows follow.
 
         There are fewer than `limit` only at the end, or if their texts are very large.
         """
+        if selection.order:
+            return await self._list_sorted(selection, after, limit)
         statement = self._page(*self._kind(selection), BOUNDS)
         values = self._parameters(selection)
         rows = await fetch(statement, after=_place(selection, after), limit=limit + 1, **values)
@@ -220,10 +266,22 @@ class Queries:
             return rows, bool(await fetch(statement, after=after, limit=1, **values))
         return rows, False
 
+    async def _list_sorted(
+        self, selection: Selection, after: Place | None, limit: int
+    ) -> tuple[Sequence[Row], bool]:
+        places = {} if after is None else {f"after_{n}": one for n, one in enumerate(after)}
+        by_text, follows = bool(selection.q), after is not None
+        statement = self._sorted_page(selection.order, self._kinds(selection), by_text, follows)
+        values = {**self._parameters(selection), **places}
+        rows = await fetch(statement, limit=limit + 1, **values)
+        return rows[:limit], len(rows) > limit
+
     async def list_short(
-        self, selection: Selection, after: int | None, limit: int
+        self, selection: Selection, after: Place | None, limit: int
     ) -> tuple[Sequence[Row], bool] | None:
         """Like `list_page`; None if the texts may be large."""
+        if selection.order:
+            return await self._list_sorted(selection, after, limit)
         kind = *self._kind(selection), _SHORT_BOUNDS
         values = self._parameters(selection)
         place = _place(selection, after)
@@ -310,6 +368,13 @@ class Queries:
 
     def _old(self, old: Row | None) -> dict[str, Any]:
         return {} if old is None else {f"old_{name}": old[name] for name in self._changing}
+
+
+def place_of(row: Row, selection: Selection) -> Place:
+    """Where a row stands in the order of a selection."""
+    if not selection.order:
+        return int(row["id"])
+    return tuple(row[name] for name, _ in selection.order)
 
 
 def _by_size(write: Operation, is_large: bool) -> Operation:

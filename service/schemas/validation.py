@@ -16,10 +16,12 @@ from service.schemas.slices import in_slices
 MESSAGES = {
     "bool_parsing": "Input should be a valid boolean, unable to interpret input",
     "bool_type": "Input should be a valid boolean",
+    "cursor_invalid": "Input should be the cursor of a Link header, with the sort of that request",
     "date_parsing": "Input should be a valid date in the format YYYY-MM-DD",
     "date_type": "Input should be a valid date",
     "datetime_parsing": "Input should be a valid datetime in the format YYYY-MM-DDTHH:MM:SSZ",
     "datetime_type": "Input should be a valid datetime",
+    "extra_forbidden": "Extra inputs are not permitted",
     "finite_number": "Input should be a finite number",
     "greater_than_equal": "Input should be greater than or equal to {ge}",
     "idempotency_key_reused": "The key was used for another request before",

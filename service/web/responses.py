@@ -114,11 +114,11 @@ _ESCAPES = {
 }
 
 
-def next_link(request: Request, after: int) -> tuple[bytes, bytes]:
-    """The Link header (RFC 8288) to the next page."""
+def next_link(request: Request, name: str, value: int | str) -> tuple[bytes, bytes]:
+    """The Link header (RFC 8288) to the next page, where the parameter has the value."""
     # Other parameters stay exactly as they were sent; parsing might change them.
     url, _, query = str(request.url).partition("?")
     items = query.split("&")
-    kept = [item for item in items if unquote_plus(item.partition("=")[0]) != "after"]
-    query = "&".join([*filter(None, kept), f"after={after}"]).translate(_ESCAPES)
+    kept = [item for item in items if unquote_plus(item.partition("=")[0]) != name]
+    query = "&".join([*filter(None, kept), f"{name}={value}"]).translate(_ESCAPES)
     return b"link", f'<{url}?{query}>; rel="next"'.encode("latin-1")

@@ -7,20 +7,20 @@ from sqlalchemy import (
     Boolean,
     Column,
     Date,
+    Index,
     Integer,
     MetaData,
-    String,
     Table,
     create_mock_engine,
 )
 
 from service.app import make_app
 from service.openapi.document import document as make_document
-from service.resources.definition import Definition, with_id
+from service.resources.definition import AtLeast, AtMost, Definition, Filter, with_id
 from service.resources.descriptions import Descriptions
 from service.resources.items import Items
 from service.schemas import fields
-from service.tables import ID
+from service.tables import ID, sorted_text
 from service.web.routing import Operation, Path, Resource
 from tests.support import databases
 
@@ -30,14 +30,18 @@ projects = Table(
     "projects",
     metadata,
     Column("id", ID, primary_key=True),
-    Column("name", String(100), nullable=False),
+    Column("name", sorted_text(100), nullable=False),
     Column("archived", Boolean, nullable=False),
     Column("due", Date, nullable=False),
     Column("rank", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    Index("projects_due", "due", "id"),
+    Index("projects_archived_due", "archived", "due", "id"),
+    Index("projects_name", "name", "id"),
     sqlite_autoincrement=True,
 )
+Index("projects_rank", projects.c.rank.desc(), projects.c.name, projects.c.id)
 
 
 def create_tables(database_url: str) -> None:
@@ -73,6 +77,16 @@ PROJECTS = Definition(
     name="project",
     new=ProjectIn(),
     shape=with_id(ProjectIn, "Project", "created_at", "updated_at"),
+    filters={
+        "archived": Filter(projects.c.archived, "Only projects that are over, or aren't", False),
+        "rank": Filter(projects.c.rank, "Only projects of this rank", 1),
+        "due_from": AtLeast(projects.c.due, "Only projects due then or later", "2026-01-01"),
+        "due_to": AtMost(projects.c.due, "Only projects due then or before", "2026-12-31"),
+        "created_from": AtLeast(
+            projects.c.created_at, "Only projects stored then or later", "2026-01-01T00:00:00Z"
+        ),
+    },
+    sorts=[projects.c.due, projects.c.name, projects.c.rank],
 )
 items = Items(PROJECTS)
 describe = Descriptions(PROJECTS, "What is to be done in time.")
