@@ -135,6 +135,8 @@ CLOSE_SECONDS = 1
 # PostgreSQL plans so many first uses of a prepared statement for their values. Later it may reuse
 # one plan for any values (its documentation of PREPARE).
 PLANNED_USES = 5
+# A connection keeps so many of them.
+MAX_PLANNED = 50
 
 
 class RightMissing(asyncpg.InsufficientPrivilegeError):
@@ -206,6 +208,9 @@ class _Connection(Session):
             return await self.fetch_planned(sql, *values)
         if uses + 1 < PLANNED_USES:
             self.planned[sql] = statement, uses + 1
+        if len(self.planned) > MAX_PLANNED:
+            # It was used least recently. Clients may combine many orders and filters.
+            del self.planned[next(iter(self.planned))]
         return rows
 
 

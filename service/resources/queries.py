@@ -94,7 +94,8 @@ class Queries:
         self._owned = [] if owner is None else [owner == bindparam("owner", type_=owner.type)]
         self._owner_name = None if owner is None else str(owner.name)
         self._sorts = {str(column.name): column for column in [*definition.sorts, table.c.id]}
-        self._has_index = cache(self._find_index)
+        # Orders of several columns make many.
+        self._has_index = lru_cache(1000)(self._find_index)
         self._always_has_index = not definition.sorts and all(
             self._has_index(used, ()) for used in product((False, True), repeat=len(self._filters))
         )
@@ -123,7 +124,6 @@ class Queries:
             True: dialect.delete(table, self._this, *self._same),
         }
         self._page = cache(self._prepare_page)
-        # Orders of several columns make many.
         self._sorted_page = lru_cache(1000)(self._prepare_sorted_page)
         self._pages = cache(self._prepare_pages)
         self._count = cache(self._prepare_count)

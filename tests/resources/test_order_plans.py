@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from itertools import permutations, product
 from typing import Any
 
 import pytest
 
 from service.database.connections import use
 from service.resources.orders import Order
+from service.resources.queries import Selection
 from tests.resources.conftest import Shop
 from tests.support import databases, shop
+from tests.support.databases import NewDatabase
 from tests.support.processes import new_process
 
 queries = shop.items.queries
@@ -118,3 +121,29 @@ def filled(open_shop: Shop) -> Shop:
             run(fill, 20_000)
     databases.execute(open_shop.database_url, ANALYZE[databases.kind_of(open_shop.database_url)])
     return open_shop
+
+
+async def search_in_many_orders() -> int:
+    """How many statements a server keeps after a client has combined orders and filters."""
+    names = ("due", "name", "rank")
+    for turned in product((False, True), repeat=4):
+        for first, second in permutations(names, 2):
+            order = tuple(zip((first, second, "id"), turned, strict=False))
+            for archived in (None, False):
+                values = (archived, None, DUE if turned[3] else None, None, None)
+                await queries.list_page(Selection(order=order, values=values), limit=1)
+    count = "SELECT count(*) FROM pg_prepared_statements"
+    return int(await use("read", lambda raw: raw.fetchval(count)))
+
+
+def test_many_orders_leave_few_statements(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection to PostgreSQL keeps so many statements for searches, and no more."""
+    url = new_database("postgresql")
+    shop.create_tables(url)
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("DATABASE_POOL_MAX", "1")
+    monkeypatch.setenv("DATABASE_STATEMENT_CACHE", "10")
+    with new_process() as run:
+        assert run(search_in_many_orders) <= 50 + 10
