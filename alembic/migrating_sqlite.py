@@ -34,11 +34,27 @@ class Implementation(SQLiteImpl):
             raise CommandError(f"SQLite: {name}.{column} has values, so it gets no foreign key")
         rules = (("DELETE", const.ondelete), ("UPDATE", const.onupdate))
         actions = "".join(f" ON {event} {action}" for event, action in rules if action)
-        self.connection.exec_driver_sql(f'ALTER TABLE "{name}" DROP COLUMN "{column}"')
-        self.connection.exec_driver_sql(
+        indexes = [
+            (index, sql)
+            for index, sql in self.connection.exec_driver_sql(
+                "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ?", (name,)
+            ).all()
+            if column in self._columns(index)
+        ]
+        statements = [
+            *(f'DROP INDEX "{index}"' for index, _ in indexes),
+            f'ALTER TABLE "{name}" DROP COLUMN "{column}"',
             f'ALTER TABLE "{name}" ADD COLUMN "{column}" {kind}'
-            f' REFERENCES "{referred.table.name}" ("{referred.name}"){actions}'
-        )
+            f' REFERENCES "{referred.table.name}" ("{referred.name}"){actions}',
+            *(sql for _, sql in indexes),
+        ]
+        for statement in statements:
+            self.connection.exec_driver_sql(statement)
+
+    def _columns(self, index: str) -> list[str]:
+        assert self.connection is not None
+        found = self.connection.exec_driver_sql(f'PRAGMA index_info("{index}")').mappings()
+        return [one["name"] for one in found]
 
     def drop_constraint(self, const: Constraint, **options: Any) -> None:
         # A foreign key goes with its column.

@@ -3,7 +3,7 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from tests.support import databases
 from tests.support.databases import KINDS, ROOT, kind_of, run_in
-from tests.support.notes import known
+from tests.support.notes import follow, known
 from tests.support.servers import free_port, process, uvicorn
-from tests.support.usual import LAWS, Usual, find
+from tests.support.usual import LAWS, Law, Usual, empty, find, hold
 
 TABLE_END = '    sqlalchemy.Index("notes_completed"'
 COLUMNS = """\
@@ -64,13 +64,13 @@ def alembic(copy: Path, database_url: str, *arguments: str) -> None:
 
 
 @contextmanager
-def serving(copy: Path, database_url: str, log: Path) -> Iterator[httpx2.Client]:
+def serving(copy: Path, database_url: str, log: Path, **variables: str) -> Iterator[httpx2.Client]:
     """A client of the copy, on the database after `check` has found nothing to migrate."""
     alembic(copy, database_url, "upgrade", "head")
     alembic(copy, database_url, "check")
     port = free_port()
     with (
-        process(uvicorn(port), port, log, {"DATABASE_URL": database_url}, cwd=copy),
+        process(uvicorn(port), port, log, {"DATABASE_URL": database_url, **variables}, cwd=copy),
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
         yield client
@@ -249,76 +249,126 @@ def schema(database_url: str) -> set[str]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def tags(
+def projects(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     new_database: databases.NewDatabase,
 ) -> Iterator[httpx2.Client]:
-    """The service with the resource that docs/adding-a-resource.md adds, to the letter."""
+    """The service with what docs/adding-a-resource.md adds, to the letter, for a user."""
     tmp_path = tmp_path_factory.mktemp("resource")
     copy = copy_project(tmp_path / "copy")
     url = new_database(request.param)
-    table, resource, app = (code for _, code in steps())
+    table, column, resource, field, filters, operation, app = (code for _, code in steps())
+    edit(copy / "service/tables.py", TABLE_END, column)
     with (copy / "service/tables.py").open("a") as file:
-        file.write("\n" + table)
-    (copy / "service/tags").mkdir()
-    (copy / "service/tags/__init__.py").touch()
-    (copy / "service/tags/resource.py").write_text(resource)
-    main = copy / "service/app.py"
+        file.write("\n\n" + table)
+    (copy / "service/projects").mkdir()
+    (copy / "service/projects/__init__.py").touch()
+    (copy / "service/projects/resource.py").write_text(resource)
+    (copy / "service/projects/complete.py").write_text(operation)
+    notes = copy / "service/notes/resource.py"
+    edit(notes, "\n\nNOTES = Definition", field)
+    replace(notes, r"    filters=\{.*\n", filters)
+    replace(notes, "import Boolean,", "import MAX_ID, Boolean, Integer,")
     imported, _, listed = app.strip().partition("\n\n")
-    text, count = re.subn(
-        r"^RESOURCES = .*$", f"{imported}\n{listed}", main.read_text(), flags=re.M
-    )
-    assert count == 1
-    main.write_text(text)
-    alembic(copy, url, "revision", "--autogenerate", "-m", "tags")
-    with serving(copy, url, tmp_path / "log") as client:
+    replace(copy / "service/app.py", r"^RESOURCES = .*$", f"{imported}\n{listed}")
+    alembic(copy, url, "revision", "--autogenerate", "-m", "projects")
+    with serving(copy, url, tmp_path / "log", ACCESS="token") as client:
+        for name in ("ann", "bob"):
+            client.headers["authorization"] = f"Bearer {token_of(copy, url, name)}"
         yield client
+
+
+def replace(file: Path, before: str, after: str) -> None:
+    """Replaces what matches a regular expression, at one place."""
+    text, count = re.subn(before, lambda _: after, file.read_text(), flags=re.M)
+    assert count == 1
+    file.write_text(text)
+
+
+def token_of(copy: Path, database_url: str, name: str) -> str:
+    """Adds a user and gives the token."""
+    command = (sys.executable, "-m", "service", "users", "add", name)
+    added = run_in(copy, *command, DATABASE_URL=database_url)
+    assert added.returncode == 0, added.stderr
+    return added.stdout.strip()
 
 
 def steps() -> list[tuple[str, str]]:
     """The files that the recipe names, with the code for each, in turn."""
     recipe = (ROOT / "docs/adding-a-resource.md").read_text()
-    blocks = r"(`service/[^\n]*)\n(?:[^`\n]+\n)*\n```python\n(.*?)```"
+    blocks = r"(`service/[^\n]*)\n(?:[^`\n]+\n)*\n```(?:python)?\n(.*?)```"
     found = [
         (re.findall(r"service/\S+\.py", text)[-1], code)
         for text, code in re.findall(blocks, recipe, re.DOTALL)
     ]
-    files = ["service/tables.py", "service/tags/resource.py", "service/app.py"]
-    assert [file for file, _ in found] == files
+    assert [file.removeprefix("service/") for file, _ in found] == [
+        *("tables.py", "tables.py", "projects/resource.py"),
+        *("notes/resource.py", "notes/resource.py", "projects/complete.py", "app.py"),
+    ]
     return found
 
 
 def test_a_resource_takes_few_lines() -> None:
     """A resource that can do what notes can has at most 40 lines, except imports and docstrings."""
-    lines = [line for _, code in steps() for line in code.splitlines() if line]
+    codes = [code for _, code in steps()]
+    lines = [line for code in (codes[0], codes[2], codes[-1]) for line in code.splitlines() if line]
     kept = [line for line in lines if not line.strip().startswith(("from ", '"""'))]
     assert len(kept) <= 40
 
 
+def usual_of(client: httpx2.Client, path: str) -> Usual:
+    (usual,) = (one for one in find(client.get("/openapi.json").json()) if one.path == path)
+    return usual
+
+
+@pytest.mark.parametrize("path", ["/projects/", "/notes/"])
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_a_new_resource_does_what_notes_do(
-    law: Callable[[httpx2.Client, Usual], None], tags: httpx2.Client
-) -> None:
-    """After the recipe, what holds for each resource holds for the new one."""
-    (usual,) = (one for one in find(tags.get("/openapi.json").json()) if one.path == "/tags/")
-    law(tags, usual)
+def test_a_new_resource_does_what_notes_do(law: Law, projects: httpx2.Client, path: str) -> None:
+    """After the recipe, what holds for each resource holds for the new one, and for notes."""
+    hold(law, projects, usual_of(projects, path))
+
+
+def test_projects_are_unique_sorted_and_referred_to(projects: httpx2.Client) -> None:
+    """A name is taken once, projects come in the order of names, and notes keep their project."""
+    empty(projects, usual_of(projects, "/notes/"))
+    empty(projects, usual_of(projects, "/projects/"))
+    ids = [projects.post("/projects/", json={"name": name}).json()["id"] for name in "bac"]
+    taken = projects.post("/projects/", json={"name": "a"})
+    assert (taken.status_code, taken.json()["detail"][0]["loc"]) == (409, ["body", "name"])
+    pages = [page.json() for page in follow(projects, "/projects/?sort=-name&limit=2")]
+    assert [[one["name"] for one in page] for page in pages] == [["c", "b"], ["a"]]
+    note = {"text": "n", "completed": False}
+    wrong = projects.post("/notes/", json={**note, "project_id": ids[2] + 1})
+    assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["body", "project_id"])
+    batch = [{**note, "project_id": ids[number % 2]} for number in range(4)]
+    stored = projects.post("/notes/batch", json=batch).json()
+    assert projects.get(f"/notes/?project_id={ids[1]}").json() == stored[1::2]
+    assert projects.delete(f"/projects/{ids[1]}").status_code == 409
+    assert projects.post(f"/projects/{ids[1]}/complete").status_code == 204
+    assert [one["completed"] for one in projects.get("/notes/").json()] == [False, True] * 2
+    assert projects.post(f"/projects/{ids[2] + 1}/complete").status_code == 404
+    assert (
+        projects.post(f"/projects/{ids[1]}/complete", headers={"authorization": ""}).status_code
+        == 401
+    )
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_notes_with_more_fields_do_what_notes_do(
-    law: Callable[[httpx2.Client, Usual], None], client: httpx2.Client
-) -> None:
+def test_notes_with_more_fields_do_what_notes_do(law: Law, client: httpx2.Client) -> None:
     """After README's steps, what holds for each resource holds for notes with more fields."""
     (usual,) = find(client.get("/openapi.json").json())
-    law(client, usual)
+    hold(law, client, usual)
 
 
-def test_a_new_resource_is_described(tags: httpx2.Client) -> None:
+def test_a_new_resource_is_described(projects: httpx2.Client) -> None:
     """The OpenAPI document is valid, and has the resource with all its operations."""
-    document = tags.get("/openapi.json").json()
+    document = projects.get("/openapi.json").json()
     validate(document, cls=OpenAPIV31SpecValidator)
-    operations = document["paths"]["/tags/"] | document["paths"]["/tags/{tag_id}"]
-    assert set(operations) == {"get", "post", "put", "patch", "delete"}
-    assert all(operation["tags"] == ["Tags"] for operation in operations.values())
-    assert "Tags" in [tag["name"] for tag in document["tags"]]
+    paths = document["paths"]
+    operations = [
+        one for path in paths if path.startswith("/projects/") for one in paths[path].values()
+    ]
+    assert len(operations) == 8
+    assert all(operation["tags"] == ["Projects"] for operation in operations)
+    assert "Projects" in [tag["name"] for tag in document["tags"]]

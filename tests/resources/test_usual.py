@@ -1,14 +1,12 @@
 """The usual operations of each resource of the service, and of the shop, on each database."""
 
-from collections.abc import Callable
-
 import httpx2
 import pytest
 
 from service.app import document
 from tests.resources.conftest import Shop
 from tests.support import shop
-from tests.support.usual import LAWS, Usual, find
+from tests.support.usual import LAWS, Law, Usual, find, hold
 
 
 def test_notes_have_all_usual_operations() -> None:
@@ -18,17 +16,13 @@ def test_notes_have_all_usual_operations() -> None:
 
 @pytest.mark.parametrize("usual", find(document), ids=lambda usual: usual.path)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_usual_operations(
-    law: Callable[[httpx2.Client, Usual], None], usual: Usual, service: httpx2.Client
-) -> None:
+def test_usual_operations(law: Law, usual: Usual, service: httpx2.Client) -> None:
     """What holds for each resource; the law says what."""
-    law(service, usual)
+    hold(law, service, usual)
 
 
 @pytest.mark.parametrize("usual", find(shop.document), ids=lambda usual: usual.path)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_usual_operations_of_the_shop(
-    law: Callable[[httpx2.Client, Usual], None], usual: Usual, open_shop: Shop
-) -> None:
+def test_usual_operations_of_the_shop(law: Law, usual: Usual, open_shop: Shop) -> None:
     """What holds for each resource holds for those that use what notes don't."""
-    law(open_shop.client, usual)
+    hold(law, open_shop.client, usual)
