@@ -204,7 +204,7 @@ QUERIES = [
 @pytest.mark.parametrize("query", QUERIES)
 def test_links_keep_the_query(service: httpx2.Client, query: str) -> None:
     """A link is the listing's URL with another `after`."""
-    notes = [{"text": "note", "completed": False}] * 3
+    notes = [{"text": "now", "completed": False}] * 3
     first, second, third = ids(service.post("/notes/batch", json=notes).json())
     wanted = [first, second, third] if "desc" not in query else [third, second, first]
 

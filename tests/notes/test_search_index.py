@@ -211,7 +211,7 @@ def test_a_page_reads_its_notes_only(many: Many, query: str, ids: range) -> None
         assert_cheap(plan)
 
 
-@pytest.mark.parametrize("query", ["q=note&limit=100", "q=ote%20&limit=100&after=100000"])
+@pytest.mark.parametrize("query", ["q=note&limit=100", "q=note%20&limit=100&after=100000"])
 def test_a_page_of_a_common_text_is_short(many: Many, query: str) -> None:
     """A page of a search that most notes match doesn't read them all."""
     answer, plans = many.plans(f"/notes/?{query}", times=8)
