@@ -1,12 +1,16 @@
 """The contract row by row, on the service and on the FastAPI example at once."""
 
 import json
+from typing import Any
 
 import httpx2
 import pytest
 
+from benchmarks.fastapi_twin import app as twin_app
+from service.app import document
 from tests.conftest import Pair
 from tests.support.raw import Answer, send
+from tests.web.test_long_json import LISTS, REFUSED
 
 JSON = {"content-type": "application/json"}
 
@@ -361,3 +365,53 @@ def test_options_names_the_methods(service: httpx2.Client, path: str, allow: str
     """`OPTIONS` answers 204 with every method of the path in `Allow`."""
     answer = service.options(path)
     assert (answer.status_code, answer.content, answer.headers["allow"]) == (204, b"", allow)
+
+
+def holds(value: Any, other: Any) -> bool:
+    """Whether the value has all names and values of the other."""
+    if isinstance(other, dict):
+        return isinstance(value, dict) and all(
+            key in value and holds(value[key], other[key]) for key in other
+        )
+    if isinstance(other, list):
+        return isinstance(value, list) and sorted(map(str, value)) == sorted(map(str, other))
+    return bool(value == other)
+
+
+def test_the_document_holds_the_examples() -> None:
+    """The document has everything that client generators find in the example's."""
+    # FastAPI keeps the document, so it is not changed here.
+    example = {name: part for name, part in twin_app.openapi().items() if name != "info"}
+    assert holds(document, example)
+    for name, schema in example["components"]["schemas"].items():
+        mine = document["components"]["schemas"][name]
+        assert list(mine["properties"]) == list(schema["properties"])
+        assert set(mine.get("required", [])) == set(schema.get("required", []))
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "Identity"])
+def test_bodies_that_are_not_encoded_are_read(pair: Pair, coding: str) -> None:
+    """A Content-Encoding that stands for none is taken, as by the example."""
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    body = b'{"text":"a","completed":true}'
+    assert [send(one, "POST", "/notes/", body, headers).status for one in pair] == [200, 200]
+
+
+ANSWERED = {
+    name: body for name, (body, _) in REFUSED.items() if name not in ("NaN", "surrogates")
+} | {
+    "deep and stored": b'{"text":"a","completed":true,"x":%b}' % LISTS,
+    "broken at the end": b'{"text":"a","completed":true,"x":%b' % LISTS,
+    "too deep": b'{"x":%b}' % (b"[" * 25_000),
+    "a text, not JSON": b"[1],{}" * 100_000,
+}
+
+
+@pytest.mark.parametrize(("name", "body"), ANSWERED.items(), ids=ANSWERED)
+def test_fewer_are_answered_as_by_the_example(pair: Pair, name: str, body: bytes) -> None:
+    """A body with many values in it is stored or refused as by the example."""
+    headers = {"content-type": "text/plain"} if "not JSON" in name else JSON
+    service, twin = (send(one, "POST", "/notes/", body, headers) for one in pair)
+    assert service.status == twin.status
+    if twin.status != 200:
+        assert service.body == twin.body

@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,9 +12,7 @@ from starlette.exceptions import HTTPException
 
 from service.schemas import slices
 from service.web import json_writer, requests
-from tests.conftest import Pair
-from tests.contract.test_differential import documents
-from tests.support.raw import send
+from tests.support.documents import documents
 from tests.support.turning import turns_while_refused
 
 JSON = {"content-type": "application/json"}
@@ -36,14 +35,16 @@ TOO_MANY = {
 
 
 @pytest.mark.parametrize(("headers", "body"), TOO_MANY.values(), ids=TOO_MANY)
-def test_very_many_values_are_refused(pair: Pair, headers: dict[str, str], body: bytes) -> None:
+def test_very_many_values_are_refused(
+    service: httpx2.Client, headers: dict[str, str], body: bytes
+) -> None:
     """They are a 413 before they are parsed."""
     paths = [("POST", "/notes/batch")]
     if headers is JSON:
         paths += [("POST", "/notes/"), ("PUT", "/notes/1"), ("PATCH", "/notes/1")]
     for method, path in paths:
-        answer = send(pair.service, method, path, body, headers)
-        assert answer.status == 413
+        answer = service.request(method, path, content=body, headers=headers)
+        assert answer.status_code == 413
         assert answer.json() == {"detail": "The body has more than 30,000 JSON values"}
 
 
@@ -71,29 +72,27 @@ def test_values_are_counted(body: bytes, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_a_text_may_have_any_characters(pair: Pair, encoding: str) -> None:
+def test_a_text_may_have_any_characters(service: httpx2.Client, encoding: str) -> None:
     """Commas, brackets and escapes in a long text are no values."""
     text = ',[{"\\\u2c5b' * 40_000
     body = json.dumps({"text": text, "completed": True}, ensure_ascii=False).encode(encoding)
-    answer = send(pair.service, "POST", "/notes/", body, JSON)
-    assert answer.status == 200
+    answer = service.post("/notes/", content=body, headers=JSON)
+    assert answer.status_code == 200
     assert answer.json()["text"] == text
 
 
 @pytest.mark.parametrize(("headers", "mark"), [(JSON, b","), (LINES, b"\n")], ids=["JSON", "lines"])
-def test_the_largest_batch_is_stored(pair: Pair, headers: dict[str, str], mark: bytes) -> None:
+def test_the_largest_batch_is_stored(
+    service: httpx2.Client, headers: dict[str, str], mark: bytes
+) -> None:
     """1,000 notes with long texts, and with 20 further values in each, are few enough."""
     further = b",".join(b'"%d":"b"' % number for number in range(20))
     note = b'{"text":"%b","completed":true,%b}' % (b",[{" * 250, further)
     batch = mark.join([note] * 1000)
-    answer = send(
-        pair.service,
-        "POST",
-        "/notes/batch",
-        b"[%b]" % batch if headers is JSON else batch,
-        headers | {"prefer": "return=minimal"},
-    )
-    assert answer.status == 204
+    content = b"[%b]" % batch if headers is JSON else batch
+    headers = headers | {"prefer": "return=minimal"}
+    answer = service.post("/notes/batch", content=content, headers=headers)
+    assert answer.status_code == 204
 
 
 # Each with the number of values in it.
@@ -126,30 +125,10 @@ def test_two_surrogates_stay_together(before: str) -> None:
     assert asyncio.run(json_writer.encode(text)).decode() == f'"{expected}"'
 
 
-ANSWERED = {
-    name: body for name, (body, _) in REFUSED.items() if name not in ("NaN", "surrogates")
-} | {
-    "deep and stored": b'{"text":"a","completed":true,"x":%b}' % LISTS,
-    "broken at the end": b'{"text":"a","completed":true,"x":%b' % LISTS,
-    "too deep": b'{"x":%b}' % (b"[" * 25_000),
-    "a text, not JSON": b"[1],{}" * 100_000,
-}
-
-
-@pytest.mark.parametrize(("name", "body"), ANSWERED.items(), ids=ANSWERED)
-def test_fewer_are_answered_as_by_the_example(pair: Pair, name: str, body: bytes) -> None:
-    """A body with many values in it is stored or refused as by the example."""
-    headers = {"content-type": "text/plain"} if "not JSON" in name else JSON
-    service, twin = (send(one, "POST", "/notes/", body, headers) for one in pair)
-    assert service.status == twin.status
-    if twin.status != 200:
-        assert service.body == twin.body
-
-
-def test_many_parameters_are_refused(pair: Pair) -> None:
+def test_many_parameters_are_refused(service: httpx2.Client) -> None:
     """More than 1,000 parameters are a 414; before, the example's or the option's answer."""
     few = "&".join(["a=1"] * 998 + ["limit=1", "after=9007199254740991"])
-    assert send(pair.service, "GET", f"/notes/?{few}").json() == []
-    answer = send(pair.service, "GET", f"/notes/?{few}&a")
-    assert answer.status == 414
+    assert service.get(f"/notes/?{few}").json() == []
+    answer = service.get(f"/notes/?{few}&a")
+    assert answer.status_code == 414
     assert answer.json() == {"detail": "The query has more than 1,000 parameters"}

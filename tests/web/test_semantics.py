@@ -1,10 +1,7 @@
-"""What headers mean by RFC 9110, beside the example."""
+"""What headers mean by RFC 9110."""
 
 import httpx2
 import pytest
-
-from tests.conftest import Pair
-from tests.support.raw import send
 
 NOTE = {"text": "a", "completed": False}
 
@@ -35,14 +32,6 @@ def test_encoded_bodies_are_refused(service: httpx2.Client, coding: str) -> None
         assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
         assert answer.json() == {"detail": "Unsupported Media Type"}
     assert service.get("/notes/").json() == []
-
-
-@pytest.mark.parametrize("coding", ["", "identity", "Identity"])
-def test_bodies_that_are_not_encoded_are_read(pair: Pair, coding: str) -> None:
-    """A Content-Encoding that stands for none is taken, as by the example."""
-    headers = {"content-type": "application/json", "content-encoding": coding}
-    body = b'{"text":"a","completed":true}'
-    assert [send(one, "POST", "/notes/", body, headers).status for one in pair] == [200, 200]
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
