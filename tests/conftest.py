@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,6 @@ from xdist.workermanage import WorkerController
 
 from tests.support import databases, shared_servers
 from tests.support.databases import KINDS, SERVED, NewDatabase
-from tests.support.raw import connect
 from tests.support.servers import running, serving
 from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, running_server
 
@@ -207,31 +205,3 @@ def processes(
         running(shared_database_url, logs / "2.log") as two,
     ):
         yield [one, two]
-
-
-class Pair(NamedTuple):
-    """Connections to the service and to the FastAPI example, on databases of the same kind."""
-
-    service: HTTPConnection
-    twin: HTTPConnection
-
-
-@pytest.fixture(scope="session", params=KINDS)
-def pair(
-    request: pytest.FixtureRequest,
-    new_database: NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Pair]:
-    """The service beside its oracle, for tests that work with any stored notes."""
-    logs = tmp_path_factory.mktemp("pair")
-    with ExitStack() as stack:
-        connections = []
-        for app in ("service.app:app", "benchmarks.fastapi_twin:app"):
-            server = running(
-                new_database(request.param),
-                logs / f"{app}.log",
-                "--timeout-keep-alive=600",
-                app=app,
-            )
-            connections.append(stack.enter_context(connect(stack.enter_context(server))))
-        yield Pair(*connections)

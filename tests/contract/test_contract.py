@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.fastapi_twin import app as twin_app
 from service.app import document
-from tests.conftest import Pair
+from tests.contract.conftest import Pair
 from tests.support.raw import Answer, send
 from tests.web.test_long_json import LISTS, REFUSED
 

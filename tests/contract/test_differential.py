@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.testclient import TestClient
 
-from tests.conftest import Pair
+from tests.contract.conftest import Pair
 from tests.support.documents import documents, valid
 from tests.support.raw import Answer, send
 

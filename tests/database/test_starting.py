@@ -1,4 +1,4 @@
-"""The service and the commands with a SQLite file that can't be used at the start."""
+"""The service with a SQLite file that can't be used at the start."""
 
 import itertools
 import sqlite3
@@ -32,9 +32,6 @@ SERVE = """
 import uvicorn, service.app
 uvicorn.run("service.app:app", port={port}, http="service.protocol:Protocol")
 """
-OPERATE = """
-service.__main__.main(["users", "list"], prog_name="python -m service")
-"""
 
 
 def errors(stderr: str) -> list[str]:
@@ -57,20 +54,6 @@ def test_a_service_that_can_not_open_its_file(new_database: NewDatabase) -> None
             "ERROR:    Application startup failed. Exiting.",
         ]
     # Two connections, with a write-ahead log each.
-    assert spare >= 4
-
-
-def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None:
-    """A command ends with one line if any of its connections can't be opened."""
-    url = new_database("sqlite")
-    for spare in itertools.count():
-        module = "service.__main__"
-        limited = f"import {module}\n" + LIMITED.format(module=module, spare=spare)
-        result = run(sys.executable, "-c", limited + OPERATE, DATABASE_URL=url)
-        if result.returncode == 0:
-            break
-        assert result.returncode == 1
-        assert result.stderr == "Error: The database can't be used: unable to open database file\n"
     assert spare >= 4
 
 

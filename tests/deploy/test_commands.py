@@ -1,5 +1,6 @@
 """The operator's commands."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.databases import ROOT, NewDatabase, clear, environment, execute
+from tests.database.test_starting import LIMITED
+from tests.support.databases import ROOT, NewDatabase, clear, environment, execute, run
 from tests.support.operating import Operate, operate, operating
 from tests.support.servers import nowhere
 
@@ -165,3 +167,22 @@ def test_commands_need_no_web_framework() -> None:
         "import sys, service.__main__;sys.exit(bool({'starlette', 'uvicorn'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+OPERATE = """
+service.__main__.main(["users", "list"], prog_name="python -m service")
+"""
+
+
+def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None:
+    """A command ends with one line if any of its connections can't be opened."""
+    url = new_database("sqlite")
+    for spare in itertools.count():
+        module = "service.__main__"
+        limited = f"import {module}\n" + LIMITED.format(module=module, spare=spare)
+        result = run(sys.executable, "-c", limited + OPERATE, DATABASE_URL=url)
+        if result.returncode == 0:
+            break
+        assert result.returncode == 1
+        assert result.stderr == "Error: The database can't be used: unable to open database file\n"
+    assert spare >= 4

@@ -9,7 +9,6 @@ import pytest
 
 from tests.support.databases import NewDatabase, execute
 from tests.support.notes import known
-from tests.support.operating import operate
 from tests.support.servers import serving
 
 # A text as SQL has it, and as clients see it.
@@ -94,22 +93,6 @@ def test_a_condition_sees_other_programs(foreign: tuple[httpx2.Client, str]) -> 
         execute(url, f"UPDATE notes SET text = CAST(x'ffff' AS TEXT) WHERE id = {note_id}")
         assert client.put(path, json=EXPECTED[0], headers={"if-match": tag}).status_code == 412
         assert client.get(path).json()["text"] == "\ufffd\ufffd"
-
-
-def test_users(new_database: NewDatabase, tmp_path: Path) -> None:
-    """A username that is no UTF-8 doesn't spoil the list of users, nor their access."""
-    url = new_database("sqlite")
-    assert operate(url, "users", "add", "bob").returncode == 0
-    values = "CAST(x'ff' AS TEXT), 1, 0, CAST(x'fe' AS TEXT)"
-    columns = "username, is_active, created_at, token_sha256"
-    execute(url, f"INSERT INTO users ({columns}) VALUES ({values})")
-    listed = operate(url, "users", "list")
-    assert [line.split("\t")[0] for line in listed.stdout.splitlines()] == ["bob", "\ufffd"]
-    token = operate(url, "users", "rotate", "bob").stdout.strip()
-    headers = {"authorization": f"Bearer {token}"}
-    with serving(url, tmp_path / "log", ACCESS="token") as client:
-        answer = client.get("/notes/", headers=headers)
-    assert answer.json() == []
 
 
 def test_keys(foreign: tuple[httpx2.Client, str]) -> None:

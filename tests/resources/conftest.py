@@ -30,8 +30,9 @@ def database(request: pytest.FixtureRequest, new_database: NewDatabase) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "alembic"))
         patch.setenv("DATABASE_URL", url)
-        # It says how MySQL writes types.
-        importlib.import_module("migrating_mysql")
+        if request.param == "mysql":
+            # It says how MySQL writes types.
+            importlib.import_module("migrating_mysql")
         create_tables(url)
     return url
 

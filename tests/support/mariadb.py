@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.support.daemons import PASSWORD, ROLE, Daemon, as_user, give, needs, unprivileged
-from tests.support.databases import UNREACHABLE, execute
+from tests.support.databases import KINDS, UNREACHABLE, execute
 
 USER = "nobody"
 # Neither Debian's settings nor the administrator's. The file that a transaction is written to at
@@ -54,6 +56,8 @@ class Mariadb(Daemon):
 @contextmanager
 def running_mariadb(*options: str) -> Iterator[Mariadb]:
     """Starts a server without databases, and removes it at the end."""
+    if "mysql" not in KINDS:
+        pytest.skip("MySQL is not among the databases")
     needs("mariadbd", "mariadb-install-db", "my_print_defaults")
     user = unprivileged(USER)
     # pytest's own folders are closed to other users.

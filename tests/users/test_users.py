@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,9 +16,10 @@ from service.users.access import TokenMemory
 from service.users.queries import normalize
 from service.users.schemas import user_out
 from tests.conftest import Server
-from tests.support.databases import clear
+from tests.support.databases import NewDatabase, clear, execute
 from tests.support.operating import operate
 from tests.support.processes import Run, new_process
+from tests.support.servers import serving
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +188,19 @@ def test_a_user_is_served(server: Server, service: httpx2.Client) -> None:
         missing = service.get(f"/users/{name}")
         assert (missing.status_code, missing.json()) == (404, {"detail": "Not Found"})
     assert service.post("/users/bob").headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+def test_foreign_names(new_database: NewDatabase, tmp_path: Path) -> None:
+    """A username that is no UTF-8 doesn't spoil the list of users, nor their access."""
+    url = new_database("sqlite")
+    assert operate(url, "users", "add", "bob").returncode == 0
+    values = "CAST(x'ff' AS TEXT), 1, 0, CAST(x'fe' AS TEXT)"
+    columns = "username, is_active, created_at, token_sha256"
+    execute(url, f"INSERT INTO users ({columns}) VALUES ({values})")
+    listed = operate(url, "users", "list")
+    assert [line.split("\t")[0] for line in listed.stdout.splitlines()] == ["bob", "\ufffd"]
+    token = operate(url, "users", "rotate", "bob").stdout.strip()
+    headers = {"authorization": f"Bearer {token}"}
+    with serving(url, tmp_path / "log", ACCESS="token") as client:
+        answer = client.get("/notes/", headers=headers)
+    assert answer.json() == []
