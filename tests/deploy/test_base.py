@@ -1,22 +1,37 @@
 """What docs/base.md says of this project as the base of another, in copies of it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.deploy.test_adding import alembic
 from tests.deploy.test_scripts import copy_repository
-from tests.support.databases import run_in
+from tests.support.databases import ROOT, environment, run_in
 
 # Tests of a part of everything, which take seconds.
 QUICK = ("tests/resources", "tests/test_architecture.py", "tests/web/test_semantics.py")
+# It fails where there is nothing to commit.
+COMMIT = "git add . && git -c user.name=a -c user.email=a@b commit -qm ."
+
+
+def shell(copy: Path, *commands: str) -> None:
+    """Runs commands in the copy, until one fails."""
+    url = f"sqlite:///{copy}/old.db"
+    result = subprocess.run(
+        ["sh", "-ec", "\n".join(commands)],
+        cwd=copy,
+        env=environment(DATABASE_URL=url),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def clone(folder: Path) -> Path:
     """A copy of the project, in a repository of its own."""
     copy = copy_repository(folder / "copy")
-    subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
-    subprocess.run(["git", "add", "."], cwd=copy, check=True)
+    shell(copy, "git init -q", COMMIT)
     return copy
 
 
@@ -35,10 +50,31 @@ def test_notes_are_renamed(tmp_path: Path) -> None:
     copy = clone(tmp_path)
     other = f"foot{'note'}"
     (copy / "other.txt").write_text(f"A note, a {other}")
-    subprocess.run([copy / "scripts/rename", "errand", "errands"], check=True)
+    shell(copy, "scripts/rename errand errands")
     assert (copy / "other.txt").read_text() == f"An errand, a {other}"
     (copy / "other.txt").unlink()
     for path in copy.rglob("*"):
         if path.is_file() and path.suffix != ".png" and ".git" not in path.parts:
             assert "note" not in f"{path.relative_to(copy)} {path.read_text()}".lower()
     check(copy, *QUICK, "tests/errands/test_errands.py")
+
+
+def commands(heading: str) -> list[str]:
+    """The commands under a heading of the page."""
+    page = (ROOT / "docs/base.md").read_text()
+    found = re.search(rf"^### {heading}\n.*?^```sh\n(.*?)^```", page, re.M | re.S)
+    assert found is not None
+    return found[1].splitlines()
+
+
+PARTS = ("Users", "MySQL and MariaDB", "The benchmark and the example")
+
+
+def test_parts_are_removed(tmp_path: Path) -> None:
+    """Each of the page's commands changes something; then the service migrates, and tests pass."""
+    copy = clone(tmp_path)
+    for part in PARTS:
+        steps = [f"{command}\n{COMMIT}" for command in commands(part)]
+        shell(copy, "alembic upgrade head", *steps, "ruff check --quiet --fix .")
+    shell(copy, "alembic upgrade head", "alembic check", "pytest -n 0 -q --collect-only")
+    check(copy, *QUICK)
