@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.app import Service, app
 from service.database.errors import DatabaseUnavailable, NotConnected
-from service.notes.resource import items
+from service.notes.resource import usual
 from service.web import access_log, slots
 from service.web.errors import answer
 from service.web.middleware import ServiceMiddleware
@@ -130,7 +130,7 @@ def test_without_the_lifespan_a_line_says_what_is_missing(
     assert "run the application's lifespan" in line.getMessage()
     assert line.exc_info is None
     with pytest.raises(NotConnected, match="lifespan"):
-        asyncio.run(items.queries.get([1]))
+        asyncio.run(usual.items.queries.get([1]))
 
 
 def test_the_log_names_a_file_that_cannot_be_read(
