@@ -28,7 +28,11 @@ class Implementation(SQLiteImpl):
         column, referred = element.parent.name, element.column
         assert self.connection is not None
         found = self.connection.exec_driver_sql(f'PRAGMA table_info("{name}")').mappings()
-        kind = next(str(one["type"]) for one in found if one["name"] == column)
+        (old,) = (one for one in found if one["name"] == column)
+        if old["notnull"] or old["dflt_value"] is not None:
+            raise CommandError(
+                f"SQLite: {name}.{column} is NOT NULL or has a default, so it gets no foreign key"
+            )
         values = f'SELECT EXISTS (SELECT 1 FROM "{name}" WHERE "{column}" IS NOT NULL)'  # noqa: S608
         if self.connection.exec_driver_sql(values).scalar():
             raise CommandError(f"SQLite: {name}.{column} has values, so it gets no foreign key")
@@ -44,7 +48,7 @@ class Implementation(SQLiteImpl):
         statements = [
             *(f'DROP INDEX "{index}"' for index, _ in indexes),
             f'ALTER TABLE "{name}" DROP COLUMN "{column}"',
-            f'ALTER TABLE "{name}" ADD COLUMN "{column}" {kind}'
+            f'ALTER TABLE "{name}" ADD COLUMN "{column}" {old["type"]}'
             f' REFERENCES "{referred.table.name}" ("{referred.name}"){actions}',
             *(sql for _, sql in indexes),
         ]
@@ -57,6 +61,6 @@ class Implementation(SQLiteImpl):
         return [one["name"] for one in found]
 
     def drop_constraint(self, const: Constraint, **options: Any) -> None:
-        # A foreign key goes with its column.
+        """Leaves a foreign key, which goes with its column."""
         if not isinstance(const, ForeignKeyConstraint):
             super().drop_constraint(const, **options)

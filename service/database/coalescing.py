@@ -141,8 +141,13 @@ def coalesce(
             for (_, future), result in pairs:
                 if not future.done():
                     future.set_result(result)
-        for half in halves:
-            await settle(half)
+        for place, half in enumerate(halves):
+            try:
+                await settle(half)
+            except BaseException as error:
+                for other in halves[place + 1 :]:
+                    fail(other, error)
+                raise
 
     def fail(batch: list[tuple[Argument, asyncio.Future[Result]]], error: BaseException) -> None:
         for _, future in batch:

@@ -45,9 +45,9 @@ CONNECTION_LOST: tuple[type[Exception], ...] = (ConnectionError, mysql_sessions.
 SERVER_LOST = (*CONNECTION_LOST, mysql_sessions.ReadOnly)
 # The transaction did not happen. There may be another server that is not read-only.
 OUT_OF_DATE: tuple[type[Exception], ...] = (mysql_sessions.Deadlock, mysql_sessions.ReadOnly)
-CONFLICT: tuple[type[Exception], ...] = (errors.IntegrityError,)
+CONFLICT: tuple[type[Exception], ...] = (mysql_sessions.ConstraintBroken,)
 # Those that end a transaction, or may have stored something, are Refused.
-REJECTED: tuple[type[Exception], ...] = (errors.MySQLError,)
+REJECTED: tuple[type[Exception], ...] = (*CONFLICT, errors.MySQLError)
 BEGIN = mysql_sessions.BEGIN
 
 _DIALECT = MySQLDialect_asyncmy()

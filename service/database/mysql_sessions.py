@@ -24,6 +24,10 @@ class Refused(Exception):
     """The server is away, full, refuses or gives up. The arguments are asyncmy's."""
 
 
+class ConstraintBroken(Exception):
+    """A statement breaks a constraint of a table. The server has rolled back this one alone."""
+
+
 class NotMigrated(Refused):
     """A table or a column is missing."""
 
@@ -54,11 +58,12 @@ class CannotStoreUTF8(Refused):
 
 # https://mariadb.com/kb/en/mariadb-error-code-reference/
 # https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
-KINDS: dict[int, type[Refused]] = {
+KINDS: dict[int, type[Exception]] = {
     0: ConnectionLost,  # asyncmy: not connected
     1021: Full,  # the disk
     1053: ConnectionLost,  # the server shuts down
     1054: NotMigrated,  # unknown column
+    1062: ConstraintBroken,  # unique
     1114: Full,  # the table
     1142: RightMissing,  # on a table
     1143: RightMissing,  # on a column
@@ -67,12 +72,16 @@ KINDS: dict[int, type[Refused]] = {
     1213: Deadlock,
     1290: ReadOnly,  # the server's option read_only
     1366: CannotStoreUTF8,
+    1451: ConstraintBroken,  # a row that is referred to
+    1452: ConstraintBroken,  # a reference to nothing
     1792: ReadOnly,  # the transaction
     1836: ReadOnly,  # the server's mode
     1927: ConnectionLost,  # killed, on MariaDB
     2006: ConnectionLost,
     2013: ConnectionLost,
     3169: ConnectionLost,  # killed, on MySQL
+    3819: ConstraintBroken,  # CHECK, on MySQL
+    4025: ConstraintBroken,  # CHECK, on MariaDB
     4031: ConnectionLost,  # idle for too long, on MySQL
 }
 # The classes of SQLSTATE for bad data, broken constraints, and what triggers raise.
@@ -288,10 +297,10 @@ class Session:
             self._check_transaction()
             return answer
         except BaseException as error:
-            # Of a broken constraint the server has rolled back the statement alone.
-            self._is_failed = not isinstance(error, errors.IntegrityError)
-            if isinstance(error, errors.MySQLError):
-                raise _known(error) from None
+            known = _known(error) if isinstance(error, errors.MySQLError) else error
+            self._is_failed = not isinstance(known, ConstraintBroken)
+            if known is not error:
+                raise known from None
             raise
 
     async def _prepare(self, sql: str, parameters: int) -> bool:

@@ -5,7 +5,7 @@ after an error, and then only, the values are looked up.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Table, UniqueConstraint, select
@@ -26,7 +26,7 @@ class Fault(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """Columns by which rows are looked up, and the query for rows with values of the first one."""
+    """Columns by which rows are looked up, and the query, with a list of values for each."""
 
     names: list[str]
     columns: list[str]
@@ -36,9 +36,7 @@ class _Key(NamedTuple):
 class Constraints:
     """The unique constraints and foreign keys of a table."""
 
-    def __init__(self, table: Table, owner: str | None) -> None:
-        # A fault is told of a column that clients give.
-        self._owner = owner
+    def __init__(self, table: Table) -> None:
         uniques = [one for one in table.constraints if isinstance(one, UniqueConstraint)]
         indexes = [one for one in table.indexes if one.unique]
         groups = [list(one.columns) for one in uniques] + [list(one.columns) for one in indexes]
@@ -51,10 +49,12 @@ class Constraints:
             for constraint in table.foreign_key_constraints
         ]
 
-    async def find(self, rows: Sequence[Values], row_id: int | None = None) -> list[Fault]:
+    async def find(
+        self, rows: Sequence[Values], sent: Collection[str], row_id: int | None = None
+    ) -> list[Fault]:
         """The faults of rows to be stored, or of changes to the row with an id, in order.
 
-        Raises DatabaseUnavailable.
+        They are told of the columns that clients have sent. Raises DatabaseUnavailable.
         """
         faults = []
         for key in self._uniques:
@@ -65,26 +65,27 @@ class Constraints:
             for place, values in given.items():
                 seen[values] += 1
                 if values in others or (counted[values] > 1 and seen[values] > 1):
-                    faults.append(Fault(place, self._told(key), "not_unique"))
+                    faults.append(Fault(place, _told(key, sent), "not_unique"))
         for key in self._references:
             given = _given(key, rows)
             existing = await _existing(key, given, None)
             faults += [
-                Fault(place, self._told(key), "not_found")
+                Fault(place, _told(key, sent), "not_found")
                 for place, values in given.items()
                 if values not in existing
             ]
         return sorted(faults)
 
-    def _told(self, key: _Key) -> str:
-        return next((name for name in key.names[::-1] if name != self._owner), key.names[-1])
+
+def _told(key: _Key, sent: Collection[str]) -> str:
+    return next((name for name in key.names[::-1] if name in sent), key.names[-1])
 
 
 def _key(names: list[str], columns: list[Column[Any]]) -> _Key:
     (row_id,) = columns[0].table.primary_key
     found = select(row_id.label("row_id"), *(column for column in columns if column is not row_id))
-    # The last one is likely to have the fewest rows for a value.
-    query = dialect.prepare(found.where(dialect.is_one_of(columns[-1], "values")))
+    lists = [dialect.is_one_of(column, f"values_{number}") for number, column in enumerate(columns)]
+    query = dialect.prepare(found.where(*lists))
     shown = ["row_id" if column is row_id else str(column.name) for column in columns]
     return _Key(names, shown, query)
 
@@ -99,10 +100,12 @@ def _given(key: _Key, rows: Sequence[Values]) -> dict[int, tuple[Any, ...]]:
 
 
 async def _existing(
-    key: _Key, given: Mapping[int, tuple[Any, ...]], but: int | None
+    key: _Key, given: Mapping[int, tuple[Any, ...]], except_id: int | None
 ) -> set[tuple[Any, ...]]:
     """The values that rows have, except the row with an id."""
     if not given:
         return set()
-    rows = await fetch(key.query, values=list({values[-1] for values in given.values()}))
-    return {tuple(row[name] for name in key.columns) for row in rows if row["row_id"] != but}
+    columns = zip(*given.values(), strict=True)
+    lists = {f"values_{number}": list(set(values)) for number, values in enumerate(columns)}
+    rows = await fetch(key.query, **lists)
+    return {tuple(row[name] for name in key.columns) for row in rows if row["row_id"] != except_id}

@@ -27,6 +27,10 @@ TIMES = {
 }
 
 
+# The parameters of listings that are no filters.
+RESERVED = {"limit", "after", "order", "q", "sort", "cursor"}
+
+
 class Filter(NamedTuple):
     """A query parameter that selects the rows whose column has its value.
 
@@ -61,7 +65,8 @@ class Definition:
     ids. `new` is the shape that clients send, `shape` the one that they get. `large` is the column
     whose texts may be as long as a body. Clients may sort by the columns `sorts`, which are shown
     and NOT NULL. Filters and orders that no index serves together run in the lane of searches.
-    Raises ValueError for another long text, and for a column that has no order.
+    Raises ValueError for what doesn't fit together: another long text, a field that its column
+    can't hold, a column that has no order, a filter with the name of another parameter.
     """
 
     table: Table
@@ -78,9 +83,19 @@ class Definition:
 
     def __post_init__(self) -> None:
         for name, one in self.new.load_fields.items():
-            # Pages of a thousand of them have to fit into memory.
-            if self.large is None and isinstance(one, Text) and one.max_length is None:
-                raise ValueError(f"{self.plural}: {name} needs a max_length, or has to be large")
+            column = self.table.c.get(name)
+            if column is None:
+                continue
+            if isinstance(one, Text) and column is not self.large:
+                # Pages of a thousand of them have to fit into memory.
+                if one.max_length is None:
+                    raise ValueError(f"{column} needs a max_length, or has to be large")
+                if one.max_length > (getattr(column.type, "length", None) or one.max_length):
+                    raise ValueError(f"{column} is shorter than its field")
+            if one.allow_none and not column.nullable:
+                raise ValueError(f"{column} can't be NULL, and its field may be null")
+        if taken := RESERVED & self.filters.keys():
+            raise ValueError(f"{self.plural}: {taken} are parameters of every listing")
         for column in self.sorts:
             orders.refuse_unordered(column)
             if column.nullable or column.name not in self.shape.dump_fields:
@@ -125,7 +140,8 @@ class Definition:
             read["q"] = Text(MAX_Q, load_default="")
         if self.sorts:
             names = [str(column.name) for column in self.sorts]
-            read["sort"] = orders.Sort(names, orders.unique_columns(self.table))
+            unique = orders.unique_columns(self.table, self.owner)
+            read["sort"] = orders.Sort(names, unique)
             read["cursor"] = Text(load_default=None)
         return Input.from_dict(read)()
 

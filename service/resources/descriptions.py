@@ -3,6 +3,7 @@
 from typing import Any
 
 from marshmallow import Schema, fields
+from sqlalchemy import UniqueConstraint
 
 from service.openapi.parts import (
     BODY_ERRORS,
@@ -77,6 +78,13 @@ class Descriptions:
         # The tag of what is stored is no tag of what was sent (RFC 9110, section 9.3.4).
         self._minimal_put = {"204": {**_MINIMAL["204"], "headers": {**_APPLIED, **path}}}
         self._minimal_patch = {"204": {**_MINIMAL["204"], "headers": {**_APPLIED, **etag, **path}}}
+        table = definition.table
+        unique = [one for one in table.constraints if isinstance(one, UniqueConstraint)]
+        self._conflict = (
+            {"409": response("Another has a value that is unique", "HTTPValidationError")}
+            if unique or any(index.unique for index in table.indexes)
+            else {}
+        )
         self._not_found = {"404": response(f"There is no such {name}", "Error")}
         self._changed = {
             "412": response(f"The {name} is not what If-Match or If-None-Match want", "Error")
@@ -188,7 +196,7 @@ class Descriptions:
             ),
             "parameters": [KEY, PREFER],
             "requestBody": {"required": True, **json_content(self._new)},
-            "responses": {**self._written, **INVALID},
+            "responses": {**self._written, **self._conflict, **INVALID},
         }
 
     def create_many(self) -> Description:
@@ -211,6 +219,7 @@ class Descriptions:
             "responses": {
                 "200": response(f"The stored {plural} in the order sent", self._items),
                 **_MINIMAL,
+                **self._conflict,
                 **BODY_ERRORS,
             },
         }
@@ -245,13 +254,18 @@ class Descriptions:
                 **self._written,
                 **minimal,
                 **self._not_found,
+                **self._conflict,
                 **self._changed,
                 **BODY_ERRORS,
             },
         }
 
     def delete(self) -> Description:
-        name = self._definition.name
+        name, table = self._definition.name, self._definition.table
+        keys = [key for other in table.metadata.tables.values() for key in other.foreign_keys]
+        is_referred_to = any(key.column.table is table for key in keys)
+        about = f"Others refer to this {name}"
+        referred = {"409": response(about, "Error")} if is_referred_to else {}
         return {
             **self._tag,
             "description": f"Removes {self._a_name} for good. {self._conditions}",
@@ -259,6 +273,7 @@ class Descriptions:
             "responses": {
                 "204": {"description": f"The {name} is gone"},
                 **self._not_found,
+                **referred,
                 **self._changed,
                 **UNAVAILABLE,
             },

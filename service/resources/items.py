@@ -1,6 +1,6 @@
 """The usual operations on a resource. Each parses its request, calls a query, and responds."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any
@@ -48,9 +48,10 @@ class Items:
         self.pages = Pages(definition, self.queries)
         owner = definition.owner
         self._owner = None if owner is None else str(owner.name)
-        self._constraints = Constraints(definition.table, self._owner)
+        self._constraints = Constraints(definition.table)
         self._id_name = f"{definition.name}_id"
         self._load = compile_load(definition.new)
+        self._sent = definition.new.load_fields.keys()
         self._load_changes = definition.patch().load
         self._dump = compile_dump(definition.shape)
         self._listing_query = definition.listing_query()
@@ -65,6 +66,7 @@ class Items:
             observe=metrics.batch(f"get_{definition.plural}"),
         )
         self._observe_insert = metrics.batch(f"insert_{definition.plural}")
+        # Each row has its owner, so those of several may share a statement.
         insert = partial(
             coalesce,
             self.queries.insert,
@@ -82,7 +84,7 @@ class Items:
         ndjson = preferences.wants_ndjson(request)
         page_request, is_limited = self._page_request(request.scope["query_string"], ndjson)
         if self._owner:
-            selection = page_request.selection._replace(owner=self._owner_of(request))
+            selection = page_request.selection._replace(owner=self.owner_of(request))
             page_request = page_request._replace(selection=selection)
         page = await self.pages.read(page_request)
         total = []
@@ -103,7 +105,7 @@ class Items:
         body = await read_body(request)
         new = load(self._load, parse(body, request.headers.get("content-type", "")), "body")
         if self._owner:
-            new = self.queries.owned(new, self._owner_of(request))
+            new = self.queries.owned(new, self.owner_of(request))
         if len(body) > budget.LARGE_BYTES:
             await _claim(request, body)
 
@@ -120,7 +122,7 @@ class Items:
         except dialect.CONFLICT:
             stored = b""
         if not stored:
-            raise await self._conflict([new], lambda place: ("body",))
+            raise await self._conflict([new], self._sent, lambda place: ("body",))
         headers = self._described(request, item_id, stored)
         minimal = preferences.wants_minimal(request)
         if minimal:
@@ -137,7 +139,7 @@ class Items:
             values = parse(body, content_type)
         new = await load_all(self._load, values, MAX_BATCH, "body")
         if self._owner:
-            new = [self.queries.owned(values, self._owner_of(request)) for values in new]
+            new = [self.queries.owned(values, self.owner_of(request)) for values in new]
         if len(body) > budget.LARGE_BYTES:
             await _claim(request, body)
 
@@ -152,7 +154,7 @@ class Items:
         except dialect.CONFLICT:
             stored = b""
         if not stored:
-            raise await self._conflict(new, lambda place: ("body", place))
+            raise await self._conflict(new, self._sent, lambda place: ("body", place))
         minimal = preferences.wants_minimal(request)
         if preferences.wants_ndjson(request):
             return written(minimal, encode_ndjson(orjson.loads(stored)), media_type=NDJSON)
@@ -212,8 +214,10 @@ class Items:
             row = None
         if row is None:
             old: Any = (await self.queries.get([item_id], owner)).get(item_id, {})
+            if not old:
+                raise HTTPException(404)
             new = self.queries.owned({**dict(old), **changes}, owner)
-            raise await self._conflict([new], lambda place: ("body",), item_id)
+            raise await self._conflict([new], changes, lambda place: ("body",), item_id)
         changed = self.encode(row)
         minimal = preferences.wants_minimal(request)
         headers = self._described(request, item_id, changed)
@@ -240,9 +244,9 @@ class Items:
 
     def _which(self, request: Request) -> tuple[int | None, int]:
         """The owner and the id of the item that the path names. HTTPException 404."""
-        return self._owner_of(request), path_id(request, self._id_name)
+        return self.owner_of(request), path_id(request, self._id_name)
 
-    def _owner_of(self, request: Request) -> int | None:
+    def owner_of(self, request: Request) -> int | None:
         """The user's id, if items have owners. HTTPException 401 without a user."""
         if self._owner is None:
             return None
@@ -253,11 +257,12 @@ class Items:
     async def _conflict(
         self,
         rows: Sequence[Mapping[str, Any]],
+        sent: Collection[str],
         loc: Callable[[int], Loc],
         row_id: int | None = None,
     ) -> Exception:
         """The error to raise for values that break a constraint: 422 for what is not there."""
-        faults = await self._constraints.find(rows, row_id)
+        faults = await self._constraints.find(rows, sent, row_id)
         errors = [
             describe(kind, (*loc(place), name), rows[place][name]) for place, name, kind in faults
         ]

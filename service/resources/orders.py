@@ -53,9 +53,14 @@ def refuse_unordered(column: Column[Any]) -> None:
             raise ValueError(f"{column}: its order depends on the server; make it a sorted_text")
 
 
-def unique_columns(table: Table) -> set[str]:
-    """The names of the columns of which each is unique alone."""
-    return {names[0][0] for names, is_unique in _indexes(table) if is_unique and len(names) == 1}
+def unique_columns(table: Table, owner: Column[Any] | None = None) -> set[str]:
+    """The names of the columns of which each is unique alone, or for each owner."""
+    others = [
+        {name for name, _ in columns if owner is None or name != owner.name}
+        for columns, is_unique in _indexes(table)
+        if is_unique
+    ]
+    return {name for names in others if len(names) == 1 for name in names}
 
 
 class Sort(fields.String):
@@ -115,7 +120,8 @@ def _indexes(table: Table) -> Iterator[_Index]:
             yield _Index([(column.name, False) for column in constraint], True)
     for index in table.indexes:
         found = list(map(_indexed, index.expressions))
-        is_whole = not any(name.endswith("_where") for name in index.kwargs)
+        # Others have a condition, prefixes of texts or no order.
+        is_whole = not (index.kwargs.keys() - {"postgresql_include"})
         if is_whole and None not in found:
             yield _Index([one for one in found if one], bool(index.unique))
 

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import product
 from time import time
 from typing import Any, NamedTuple
@@ -123,11 +123,11 @@ class Queries:
             False: dialect.delete(table, self._this),
             True: dialect.delete(table, self._this, *self._same),
         }
-        self._page = cache(self._prepare_page)
+        self._page = lru_cache(1000)(self._prepare_page)
         self._sorted_page = lru_cache(1000)(self._prepare_sorted_page)
-        self._pages = cache(self._prepare_pages)
-        self._count = cache(self._prepare_count)
-        self._update = cache(self._prepare_update)
+        self._pages = lru_cache(1000)(self._prepare_pages)
+        self._count = lru_cache(1000)(self._prepare_count)
+        self._update = lru_cache(1000)(self._prepare_update)
 
     def _selected(self, kinds: tuple[Any, ...], by_text: bool) -> list[ColumnElement[bool]]:
         conditions: list[ColumnElement[bool]] = [*self._owned]

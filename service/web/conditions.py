@@ -24,7 +24,7 @@ _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|$))*")
 
 # Those who write an item under conditions take turns. Each entry lasts as long as they do.
-_turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+_turns: WeakValueDictionary[tuple[str, object], asyncio.Lock] = WeakValueDictionary()
 
 
 def etag(body: bytes, *about: object) -> str:
@@ -114,7 +114,9 @@ async def write(
         if not done:
             raise HTTPException(404)
         return done
-    async with _turns.setdefault(request.scope["path"], asyncio.Lock()):
+    # A user holds up no other one, as the item may have an owner.
+    user = request.scope["user"]["id"] if "user" in request.scope else None
+    async with _turns.setdefault((request.scope["path"], user), asyncio.Lock()):
         while True:
             item = await find()
             if item is None:

@@ -10,7 +10,11 @@ from tests.deploy.test_scripts import copy_repository
 from tests.support.databases import ROOT, environment, run_in
 
 # Tests of a part of everything, which take seconds.
-QUICK = ("tests/resources/test_usual.py", "tests/test_architecture.py", "tests/web/test_semantics.py")
+QUICK = (
+    "tests/resources/test_usual.py",
+    "tests/test_architecture.py",
+    "tests/web/test_semantics.py",
+)
 # It fails where there is nothing to commit.
 COMMIT = "git add . && git -c user.name=a -c user.email=a@b commit -qm ."
 
