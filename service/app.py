@@ -97,8 +97,12 @@ def serve(document: Mapping[str, Any]) -> Handler:
     return openapi_json
 
 
-def make_app(resources: Sequence[Resource], document: Mapping[str, Any]) -> Service:
-    """The service of these resources, which the OpenAPI document describes."""
+def make_app(
+    resources: Sequence[Resource],
+    document: Mapping[str, Any],
+    guard: Sequence[Middleware] = guard,
+) -> Service:
+    """The service of these resources, behind a guard. The OpenAPI document describes them."""
     routes = [
         Route(path.path, Methods(**path.handlers()), name=path.name, middleware=guard)
         for resource in resources

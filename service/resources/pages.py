@@ -21,8 +21,8 @@ from service.tables import Row
 from service.web import budget, conditions
 from service.web.responses import NDJSON, encode_ndjson
 
-# So many encoded pages are kept, each of so many bytes at most. Their rows may take four times as
-# much: a character outside the Basic Multilingual Plane makes all of its text so wide.
+# The number of encoded pages that are kept, and the most bytes of each. Their rows may take four
+# times as much: a character outside the Basic Multilingual Plane makes all of its text so wide.
 KEPT_PAGES = 8
 MAX_KEPT_BYTES = 250_000
 

@@ -31,15 +31,15 @@ from service.tables import Row
 # A text may have MAX_BODY_BYTES, and a page has to fit into memory. 1,001 rows that are not large
 # are no long page. The index of large texts has the same bound.
 BOUNDS = PageBounds(max_bytes=2_000_000, short=17, large=1998)
-# Pages of so many rows share a statement, so many at a time. They have to be small.
+# Pages of at most 100 rows share a statement, at most 50 of them. They have to be small.
 SHARED_LENGTH = 100
 MAX_SHARED = 50
 _SHARED_BOUNDS = PageBounds(max_bytes=200_000, short=0, large=1998)
 # A page is read under these bounds first. Longer ones hold up no others, in a lane of their own.
 _SHORT_BOUNDS = PageBounds(max_bytes=200_000, short=1, large=1998)
 
-# Items of so many characters share an INSERT, so many at a time: 200,000 characters at most. Larger
-# ones go alone.
+# Items of up to 2,000 characters share an INSERT, at most 100 of them; of larger ones, up to LARGE
+# characters, at most four. Larger ones go alone.
 SMALL, MAX_SMALL = 2_000, 100
 MAX_MEDIUM = 4
 

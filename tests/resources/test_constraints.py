@@ -1,10 +1,17 @@
 """Unique columns and foreign keys of a resource."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx2
 import pytest
+import sqlalchemy
+from marshmallow.fields import Field
+from sqlalchemy import Column, MetaData, String, Table
 
+from service.resources.definition import Definition, Filter, with_id
+from service.schemas.fields import Input, Integer, Text
+from service.tables import ID
 from tests.support import databases
 from tests.support.databases import kind_of
 
@@ -96,6 +103,15 @@ def test_one_caller_of_many_is_at_fault(library: httpx2.Client, author: int) -> 
     assert [answer.status_code for answer in answers] == [200] * 29 + [409]
 
 
+def test_a_constraint_of_another_kind(library: httpx2.Client, author: int) -> None:
+    """A CHECK that a value breaks is a 409, too, and an item that is gone a 404."""
+    book = {"author_id": author, "title": "a", "shelf": 13}
+    answer = library.post("/books/", json=book)
+    told = "This breaks a constraint of the database"
+    assert (answer.status_code, answer.json()) == (409, {"detail": told})
+    assert library.put("/books/999999", json=book).status_code == 404
+
+
 SESSIONS = {
     "postgresql": "SELECT string_agg(pid::text, ',' ORDER BY pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND pid <> pg_backend_pid()",
@@ -112,5 +128,32 @@ def test_a_broken_constraint_costs_no_connection(
         before = databases.execute(database, SESSIONS[kind_of(database)])
         for _ in range(5):
             assert library.post("/authors/", json={"name": "Ada"}).status_code == 409
+            unlucky = {"author_id": author, "title": "a", "shelf": 13}
+            assert library.post("/books/", json=unlucky).status_code == 409
             assert library.get("/authors/").status_code == 200
         assert databases.execute(database, SESSIONS[kind_of(database)]) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "column", "why"),
+    [
+        (Text(), Column("it", String(5)), "max_length"),
+        (Text(6), Column("it", String(5)), "shorter"),
+        (Text(5, load_default=None), Column("it", String(5), nullable=False), "NULL"),
+        (Integer(), Column("limit", sqlalchemy.Integer), "parameters"),
+    ],
+)
+def test_a_definition_that_does_not_fit_is_refused(
+    field: Field[Any], column: Column[Any], why: str
+) -> None:
+    """A field that its column can't hold, and a filter named like another parameter."""
+    things = Table("things", MetaData(), Column("id", ID, primary_key=True), column)
+    new = Input.from_dict({column.name: field})
+    with pytest.raises(ValueError, match=why):
+        Definition(
+            table=things,
+            name="thing",
+            new=new(),
+            shape=with_id(new, "Thing"),
+            filters={column.name: Filter(column, "", "")},
+        )

@@ -15,7 +15,7 @@ from tests.support import databases, shop
 from tests.support.databases import NewDatabase
 from tests.support.processes import new_process
 
-queries = shop.items.queries
+queries = shop.usual.items.queries
 ANALYZE = {"sqlite": "ANALYZE", "postgresql": "ANALYZE projects", "mysql": "ANALYZE TABLE projects"}
 # What plans say of rows that are sorted after they were read.
 SORTS = ("Sort", "TEMP B-TREE", "filesort")

@@ -329,7 +329,7 @@ def test_an_index_serves_what_it_has_in_a_row(
 
 def test_the_shop_has_orders_with_an_index_and_without() -> None:
     """What an index serves is in the lane of reads, and other orders are in that of searches."""
-    queries = shop.items.queries
+    queries = shop.usual.items.queries
     nothing = (None,) * len(shop.PROJECTS.filters)
     lanes = {
         order: queries._sorted_page(order, nothing, False, follows).lane

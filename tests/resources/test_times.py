@@ -92,7 +92,7 @@ def test_times_are_described(projects: httpx2.Client) -> None:
 
 async def change_twice() -> list[bool]:
     """Whether changes happen that another change, of the time alone, was faster than."""
-    queries = shop.items.queries
+    queries = shop.usual.items.queries
     (row,) = await queries.insert([{**NEW, "due": date(2026, 2, 28)}])
     old = {name: row[name] for name in NEW} | {"updated_at": BEFORE}
     updated = await queries.update(row["id"], {"rank": 2}, old)

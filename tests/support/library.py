@@ -5,15 +5,15 @@ Each user has lists. Who the user is stands in a header.
 
 import sqlalchemy
 from starlette.middleware import Middleware
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.app import Service, lifespan
+from service.app import make_app
+from service.openapi.document import document as make_document
 from service.resources.definition import Definition, Filter, Search, with_id
 from service.resources.usual import Usual
 from service.schemas.fields import MAX_ID, Boolean, Input, Integer, Text
 from service.tables import ID
-from service.web.routing import Methods, Path, Resource
+from service.web.routing import Path, Resource
 
 metadata = sqlalchemy.MetaData()
 authors = sqlalchemy.Table(
@@ -31,6 +31,7 @@ books = sqlalchemy.Table(
     sqlalchemy.Column("title", sqlalchemy.String(100), nullable=False),
     sqlalchemy.Column("shelf", sqlalchemy.Integer),
     sqlalchemy.UniqueConstraint("author_id", "title"),
+    sqlalchemy.CheckConstraint("shelf <> 13"),
     sqlite_autoincrement=True,
 )
 
@@ -114,12 +115,4 @@ class Guard:
 
 
 RESOURCES = [resource(AUTHORS), resource(BOOKS), resource(LISTS)]
-guard = [Middleware(Guard)]
-app = Service(
-    routes=[
-        Route(path.path, Methods(**path.handlers()), name=path.name, middleware=guard)
-        for one in RESOURCES
-        for path in one.paths
-    ],
-    lifespan=lifespan,
-)
+app = make_app(RESOURCES, make_document(RESOURCES, by_token=False), [Middleware(Guard)])

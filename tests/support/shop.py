@@ -17,11 +17,10 @@ from sqlalchemy import (
 from service.app import make_app
 from service.openapi.document import document as make_document
 from service.resources.definition import AtLeast, AtMost, Definition, Filter, with_id
-from service.resources.descriptions import Descriptions
-from service.resources.items import Items
+from service.resources.usual import Usual
 from service.schemas import fields
 from service.tables import ID, sorted_text
-from service.web.routing import Operation, Path, Resource
+from service.web.routing import Path, Resource
 from tests.support import databases
 
 metadata = MetaData()
@@ -88,27 +87,19 @@ PROJECTS = Definition(
     },
     sorts=[projects.c.due, projects.c.name, projects.c.rank],
 )
-items = Items(PROJECTS)
-describe = Descriptions(PROJECTS, "What is to be done in time.")
+usual = Usual(PROJECTS, "What is to be done in time.")
 
 resource = Resource(
-    describe.schemas,
-    Path(
-        "/projects/",
-        GET=Operation("read_projects", items.listing, describe.listing()),
-        POST=Operation("create_project", items.create, describe.create()),
-    ),
-    Path(
-        "/projects/batch",
-        POST=Operation("create_projects", items.create_many, describe.create_many()),
-    ),
+    usual.schemas,
+    Path("/projects/", GET=usual.listing("read_projects"), POST=usual.create("create_project")),
+    Path("/projects/batch", POST=usual.create_many("create_projects")),
     Path(
         "/projects/{project_id}",
         "project",
-        GET=Operation("read_project", items.read, describe.read()),
-        PUT=Operation("replace_project", items.replace, describe.replace()),
-        PATCH=Operation("change_project", items.change, describe.change()),
-        DELETE=Operation("delete_project", items.delete, describe.delete()),
+        GET=usual.read("read_project"),
+        PUT=usual.replace("replace_project"),
+        PATCH=usual.change("change_project"),
+        DELETE=usual.delete("delete_project"),
     ),
 )
 
