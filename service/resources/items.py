@@ -97,17 +97,18 @@ class Items:
         if page.hold is not None:
             budget.share(request.scope, page.hold)
         elif len(page.body) > budget.LARGE_BYTES:
-            budget.take(request.scope, len(page.body))
+            # Others may hold this page, too.
+            budget.take(request.scope, min(len(page.body), budget.PART_BYTES))
         link = [] if page.after is None else [_next_link(request, page.after)]
         return Prepared(page.body, [*page.headers, *total, *link])
 
     async def create(self, request: Request) -> Response:
         body = await read_body(request)
+        if len(body) > budget.LARGE_BYTES:
+            await budget.claim_write(request.scope, body)
         new = load(self._load, parse(body, request.headers.get("content-type", "")), "body")
         if self._owner:
             new = self.queries.owned(new, self.owner_of(request))
-        if len(body) > budget.LARGE_BYTES:
-            await _claim(request, body)
 
         async def store(run: Run) -> bytes:
             return self.encode((await self.queries.insert([new], run))[0])
@@ -123,6 +124,8 @@ class Items:
             stored = b""
         if not stored:
             raise await self._conflict([new], self._sent, lambda place: ("body",))
+        if len(stored) > budget.LARGE_BYTES:
+            budget.settle(request.scope, len(stored))
         headers = self._described(request, item_id, stored)
         minimal = preferences.wants_minimal(request)
         if minimal:
@@ -132,6 +135,8 @@ class Items:
 
     async def create_many(self, request: Request) -> Response:
         body = await read_body(request)
+        if len(body) > budget.LARGE_BYTES:
+            await budget.claim_write(request.scope, body)
         content_type = request.headers.get("content-type", "")
         if body and media_type(content_type) == NDJSON:
             values = await parse_ndjson(body, MAX_BATCH)
@@ -140,8 +145,6 @@ class Items:
         new = await load_all(self._load, values, MAX_BATCH, "body")
         if self._owner:
             new = [self.queries.owned(values, self.owner_of(request)) for values in new]
-        if len(body) > budget.LARGE_BYTES:
-            await _claim(request, body)
 
         async def store(run: Run = fetch) -> bytes:
             return orjson.dumps(self._dump(await self.queries.insert(new, run)))
@@ -155,6 +158,8 @@ class Items:
             stored = b""
         if not stored:
             raise await self._conflict(new, self._sent, lambda place: ("body", place))
+        if len(stored) > budget.LARGE_BYTES:
+            budget.settle(request.scope, len(stored))
         minimal = preferences.wants_minimal(request)
         if preferences.wants_ndjson(request):
             return written(minimal, encode_ndjson(orjson.loads(stored)), media_type=NDJSON)
@@ -201,9 +206,9 @@ class Items:
     async def _write(self, request: Request, deserialize: Callable[[Any], Any]) -> Response:
         which = owner, item_id = self._which(request)
         body = await read_body(request)
-        changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
         if len(body) > budget.LARGE_BYTES:
-            await _claim(request, body)
+            await budget.claim_write(request.scope, body)
+        changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
 
         def update(old: Row | None) -> Awaitable[Row | None]:
             return self.queries.update(item_id, changes, old, owner)
@@ -219,6 +224,8 @@ class Items:
             new = self.queries.owned({**dict(old), **changes}, owner)
             raise await self._conflict([new], changes, lambda place: ("body",), item_id)
         changed = self.encode(row)
+        if len(changed) > budget.LARGE_BYTES:
+            budget.settle(request.scope, len(changed))
         minimal = preferences.wants_minimal(request)
         headers = self._described(request, item_id, changed)
         if minimal and request.method == "PUT":
@@ -330,9 +337,3 @@ def _next_link(request: Request, after: Place) -> tuple[bytes, bytes]:
 def _names_no_after(others: bytes) -> bool:
     """Whether these parts of a query string are complete, and none of them is named `after`."""
     return others[-1:] in (b"", b"&") and b"after" not in others and b"%" not in others
-
-
-async def _claim(request: Request, body: bytes) -> None:
-    """Waits for room for the answer to a write, which is about as large as its body."""
-    if not preferences.wants_minimal(request):
-        await budget.claim(request.scope, len(body))

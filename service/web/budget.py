@@ -22,7 +22,8 @@ PART_BYTES = 131_072
 HUGE_BYTES = 1_000_000
 
 _held = 0
-_waiting: deque[tuple[int, asyncio.Future["Hold"]]] = deque()
+# Those who wait for bytes. The huge ones hold up no others.
+_waiting: dict[bool, deque[tuple[int, asyncio.Future["Hold"]]]] = {False: deque(), True: deque()}
 
 
 class Hold:
@@ -51,10 +52,16 @@ class Hold:
 def _change(size: int) -> None:
     global _held
     _held += size
-    while size < 0 and _waiting and (_waiting[0][1].done() or _fits(_waiting[0][0])):
-        wanted, future = _waiting.popleft()
-        if not future.done():
-            future.set_result(Hold(wanted))
+    if size < 0:
+        _wake()
+
+
+def _wake() -> None:
+    for queue in _waiting.values():
+        while queue and (queue[0][1].done() or _fits(queue[0][0])):
+            wanted, future = queue.popleft()
+            if not future.done():
+                future.set_result(Hold(wanted))
 
 
 def _fits(size: int) -> bool:
@@ -70,15 +77,20 @@ def try_hold(size: int) -> Hold | None:
 
 async def hold(size: int) -> Hold:
     """Holds bytes as soon as they are there. Raises HTTPException 503 after REQUEST_TIMEOUT."""
-    if not _waiting and _fits(size):
+    queue = _waiting[size > HUGE_BYTES]
+    if not queue and _fits(size):
         return Hold(size)
     future: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
-    _waiting.append((size, future))
+    queue.append((size, future))
     try:
         async with asyncio.timeout(REQUEST_TIMEOUT):
             return await future
     except TimeoutError:
         raise HTTPException(503, headers=RETRY) from None
+    finally:
+        # Those after one that gave up may fit.
+        if future.cancelled():
+            _wake()
 
 
 def keep(scope: Scope, held: Hold) -> None:
@@ -93,6 +105,22 @@ async def claim(scope: Scope, size: int) -> None:
     """
     if size > LARGE_BYTES and scope["method"] != "HEAD":
         keep(scope, await hold(size))
+
+
+async def claim_write(scope: Scope, body: bytes) -> None:
+    """Lets a write hold what its values take in memory, and then its answer. HTTPException 503.
+
+    These are the body, the text and a copy that is folded. A text with a character outside the
+    Basic Multilingual Plane has four bytes for each.
+    """
+    is_narrow = body.isascii() and b"\\u" not in body
+    await claim(scope, len(body) * (3 if is_narrow else 10))
+
+
+def settle(scope: Scope, size: int) -> None:
+    """Holds so many bytes for an answer to a write, instead of those for its values."""
+    release(scope)
+    keep(scope, Hold(size))
 
 
 def take(scope: Scope, size: int) -> None:

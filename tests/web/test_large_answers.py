@@ -6,6 +6,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -114,6 +115,62 @@ def test_unread_answers_have_a_budget(
                 assert unread.recv(1) == b"H"
         grown = service.peak() - before
         assert grown < 140_000_000
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_large_writes_take_little_memory(
+    new_database: NewDatabase, tmp_path: Path, kind: str
+) -> None:
+    """Sixty texts that Python stores with four bytes for each character are not held at once."""
+    wide = {"text": "x" * 999_990 + "\U0001f600", "completed": True}
+    body = json.dumps(wide, ensure_ascii=False).encode()
+
+    with watching(new_database(kind), tmp_path / "log") as service:
+        url, headers = f"{service.url}/notes/", {"content-type": "application/json"}
+
+        def create(_: int) -> int:
+            return httpx2.post(url, content=body, headers=headers, timeout=90).status_code
+
+        assert create(0) == 200
+        before = service.memory()
+        service.peak()
+        with ThreadPoolExecutor(60) as threads:
+            statuses = set(threads.map(create, range(60)))
+        grown = service.peak() - before
+    assert statuses <= {200, 503}
+    assert grown < 180_000_000
+
+
+def test_who_waits_for_room_holds_up_no_smaller_answer(
+    new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """A large page that waits behind slow clients, or has given up, delays no answer that fits."""
+    note = {"text": "x" * 100_000, "completed": False}
+    variables = {
+        "REQUEST_TIMEOUT": "12",
+        "DATABASE_CONNECT_TIMEOUT": "2",
+        "DATABASE_POOL_TIMEOUT": "4",
+        "DATABASE_STATEMENT_TIMEOUT": "4",
+    }
+    with (
+        watching(new_database("sqlite"), tmp_path / "log", **variables) as service,
+        ExitStack() as stack,
+    ):
+        post(service)
+        slow = [
+            stack.enter_context(ask(service, head("GET", f"/notes/?limit={n}"))) for n in (16, 17)
+        ]
+        waiting = stack.enter_context(service.connect())
+        waiting.settimeout(0.5)
+        waiting.sendall(head("GET", "/notes/?limit=15"))
+        with pytest.raises(TimeoutError):
+            waiting.recv(1)
+        answer = httpx2.post(f"{service.url}/notes/", json=note, timeout=30)
+        assert answer.status_code == 200
+        # It came while the page still waited.
+        with pytest.raises(TimeoutError):
+            waiting.recv(1)
+        assert len(slow) == 2
 
 
 def echo() -> bytes:
