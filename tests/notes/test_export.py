@@ -219,7 +219,11 @@ def test_one_note_is_json(service: httpx2.Client) -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(accept=st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=30))
+@given(
+    accept=st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=30).filter(
+        lambda accept: "ndjson" not in accept.lower()
+    )
+)
 def test_garbage_gets_json(service: httpx2.Client, accept: str) -> None:
     """A malformed `Accept` is answered with JSON."""
     # The client refuses to send a value with space around it.
