@@ -10,8 +10,8 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.schema import CreateTable
 
 from tests.support import databases, shop
+from tests.support.books import metadata
 from tests.support.databases import KINDS, ROOT, NewDatabase, kind_of
-from tests.support.library import metadata
 from tests.support.servers import serving
 
 DIALECTS: dict[str, Any] = {"sqlite": sqlite, "postgresql": postgresql, "mysql": mysql}
@@ -41,7 +41,7 @@ def database(request: pytest.FixtureRequest, new_database: NewDatabase) -> str:
 def library(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     """A service of authors and books."""
     log = tmp_path_factory.mktemp("library") / "log"
-    with serving(database, log, app="tests.support.library:app") as client:
+    with serving(database, log, app="tests.support.books:app") as client:
         yield client
 
 
