@@ -27,7 +27,8 @@ from service.protocol import Protocol
 from tests.conftest import Server
 from tests.support import databases
 from tests.support.databases import fill, locked
-from tests.support.sockets import connect, head, is_closed, json_request
+from tests.support.servers import running
+from tests.support.sockets import connect, head, is_closed, json_request, read_answer
 from tests.support.watched import watching
 
 NOTE = json.dumps({"text": "a", "completed": True}).encode()
@@ -256,6 +257,23 @@ class Wire(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self.paused = False
+
+
+def test_an_early_answer_leaves_its_connection_idle(
+    new_database: databases.NewDatabase, tmp_path: Path
+) -> None:
+    """After the body that was answered before it came, a connection ends as any idle one does."""
+    # Another head would have an hour.
+    options = ("--timeout-keep-alive=1",)
+    with (
+        running(new_database("sqlite"), tmp_path / "log", *options, REQUEST_TIMEOUT="3600") as url,
+        connect(url) as client,
+    ):
+        client.settimeout(60)
+        client.sendall(head("POST", "/nowhere", "Content-Length: 2") + b"a")
+        assert read_answer(client)[0].status == 404
+        client.sendall(b"b")
+        assert is_closed(client)
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
