@@ -12,6 +12,7 @@ from typing import NamedTuple
 import httpx2
 import pytest
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
+from httpx2._transports import default as transports
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
@@ -24,6 +25,8 @@ from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, 
 # A busy machine may take longer than the five seconds that httpx2 waits.
 for _part in ("connect", "read", "write", "pool"):
     setattr(DEFAULT_TIMEOUT_CONFIG, _part, 60)
+# Each client would read all certificates of the system. No test uses one of them.
+transports.create_ssl_context = cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
 # Hypothesis would import trio, which no test uses.
 os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"

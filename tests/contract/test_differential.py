@@ -198,7 +198,7 @@ def test_random_requests_are_answered_alike(
 ) -> None:
     """Any request has the example's answer, or a better one where the example fails."""
     # Most of what is sent never reaches a database.
-    examples = 2500 if request.node.callspec.params["pair"] == "sqlite" else 250
+    examples = 2500 if request.node.callspec.params["pair"] == "sqlite" else 100
 
     @settings(
         max_examples=examples,

@@ -37,7 +37,7 @@ def service(
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Chrome]:
     if CHROMIUM is None or CHROMEDRIVER is None:
         assert "CI" not in os.environ, "nothing is skipped in CI"

@@ -39,7 +39,7 @@ def fuzz(service: httpx2.Client, folder: Path, examples: int, *options: str) -> 
 def test_any_requests(server: Server, service: httpx2.Client, tmp_path: Path) -> None:
     """Requests that fit the document or don't are answered as the document says."""
     # Most of what is sent never reaches a database.
-    examples = 27 if kind_of(server.database_url) == "sqlite" else 9
+    examples = 27 if kind_of(server.database_url) == "sqlite" else 3
     fuzz(service, tmp_path, examples, "--mode=all", "--checks=all")
 
     assert service.get("/notes/").json()

@@ -210,7 +210,7 @@ async def play(coalesce: Coalesce, script: list[tuple[str, int]], at_once: int =
     ("settle", "turns", "patience"),
     [(0, 0, None), (8, 0, None), (0, 0, 0.5), (8, 3, 0.5)],
 )
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(script=steps)
 def test_every_interleaving_keeps_the_law(
     settle: int, turns: int, patience: float | None, script: list[tuple[str, int]]

@@ -83,7 +83,8 @@ class Clients:
         self.answers[method, answer.status_code] += 1
         if answer.status_code != 200:
             assert answer.json() == {"detail": "Service Unavailable"}
-            time.sleep(0.05)
+        # People pause, too, and a failover takes many seconds.
+        time.sleep(0.02 if answer.status_code == 200 else 0.05)
         return answer
 
     def _write(self, writer: int) -> None:

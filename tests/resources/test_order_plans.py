@@ -1,6 +1,6 @@
 """Which plans databases make for pages in an order that an index has."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from itertools import permutations, product
 from typing import Any
@@ -13,7 +13,7 @@ from service.resources.queries import Selection
 from tests.resources.conftest import Shop
 from tests.support import databases, shop
 from tests.support.databases import NewDatabase
-from tests.support.processes import new_process
+from tests.support.processes import Run, new_process
 
 queries = shop.usual.items.queries
 ANALYZE = {"sqlite": "ANALYZE", "postgresql": "ANALYZE projects", "mysql": "ANALYZE TABLE projects"}
@@ -100,27 +100,26 @@ def test_pages_in_the_order_of_an_index_are_read_from_it(
     after: tuple[Any, ...],
     archived: bool | None,
     index: str,
-    filled: Shop,
-    monkeypatch: pytest.MonkeyPatch,
+    filled: tuple[Run, str],
 ) -> None:
     """No database sorts rows for such a page, or reads those before it."""
-    monkeypatch.setenv("DATABASE_URL", filled.database_url)
-    with new_process() as run:
-        plan = run(explain, order, after, archived)
+    run, kind = filled
+    plan = run(explain, order, after, archived)
     assert index in plan
-    assert LOOKS_UP[databases.kind_of(filled.database_url)] in plan
+    assert LOOKS_UP[kind] in plan
     assert not any(word in plan for word in SORTS), plan
 
 
 @pytest.fixture(scope="module")
-def filled(open_shop: Shop) -> Shop:
-    """The shop with more projects than it pays to read."""
+def filled(open_shop: Shop) -> Iterator[tuple[Run, str]]:
+    """A process on the shop with more projects than it pays to read, and the kind of database."""
+    kind = databases.kind_of(open_shop.database_url)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", open_shop.database_url)
         with new_process() as run:
-            run(fill, 20_000)
-    databases.execute(open_shop.database_url, ANALYZE[databases.kind_of(open_shop.database_url)])
-    return open_shop
+            run(fill, 10_000)
+            databases.execute(open_shop.database_url, ANALYZE[kind])
+            yield run, kind
 
 
 async def search_in_many_orders() -> int:

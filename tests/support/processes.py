@@ -2,12 +2,13 @@
 
 import asyncio
 import multiprocessing
-from collections.abc import Awaitable, Callable, Iterator
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from service.database import connected
+from tests.support.template import LIBRARIES
 
 Run = Callable[..., Any]
 
@@ -18,12 +19,21 @@ def new_process() -> Iterator[Run]:
 
     The process reads the environment as it is now, so DATABASE_URL can be set before.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
+    # The server of the forks has imported the libraries, and nothing of the service.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LIBRARIES))
+    with ProcessPoolExecutor(1, context, _set_environment, (dict(os.environ),)) as process:
         yield lambda *call: process.submit(_run, *call).result(300)
 
 
+def _set_environment(variables: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+
+
 def _run(action: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    from service.database import connected
+
     async def run() -> Any:
         async with connected():
             return await action(*arguments)

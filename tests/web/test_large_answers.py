@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.databases import NewDatabase
+from tests.support.databases import KINDS, NewDatabase
 from tests.support.sockets import head, json_request, read_slowly
 from tests.support.waiting import poll
 from tests.support.watched import Service, watching
@@ -236,15 +236,21 @@ def test_a_large_answer_that_is_read_slowly_is_whole(service: Service) -> None:
         assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+@pytest.mark.parametrize(
+    ("kind", "accept"),
+    [
+        *((kind, "application/json") for kind in KINDS),
+        ("postgresql", "application/x-ndjson"),
+    ],
+)
 def test_long_listings_that_nobody_takes_take_little_memory(
-    database_url: str, tmp_path: Path, accept: str
+    new_database: NewDatabase, tmp_path: Path, kind: str, accept: str
 ) -> None:
     """Clients that leave a long listing, or don't read it, hold no pages of their own."""
     request = head("GET", "/notes/", f"Accept: {accept}")
     # Those for whose pages no room is left have an answer after this.
     with (
-        watching(database_url, tmp_path / "log", REQUEST_TIMEOUT="6") as service,
+        watching(new_database(kind), tmp_path / "log", REQUEST_TIMEOUT="6") as service,
         ExitStack() as stack,
     ):
         post(service)

@@ -64,7 +64,7 @@ def test_what_is_refused_costs_no_memory(database_url: str, tmp_path: Path) -> N
         ("PATCH", "/notes/1", NO_NOTE, JSON),
     ]
     with watching(database_url, tmp_path / "log") as service:
-        statuses, grown = flood(service, requests * CLIENTS, requests * 32)
+        statuses, grown = flood(service, requests * CLIENTS, requests * 16)
     assert statuses == {422}
     assert grown < 40_000_000
 
@@ -203,6 +203,6 @@ def test_a_database_out_of_reach_costs_no_memory(database_url: str, tmp_path: Pa
         locked(database_url),
         watching(url, tmp_path / "log", DATABASE_STATEMENT_TIMEOUT="0.01") as service,
     ):
-        statuses, grown = flood(service, requests * CLIENTS, requests * 60)
+        statuses, grown = flood(service, requests * CLIENTS, requests * 24)
     assert statuses == {503}
     assert grown < 40_000_000
