@@ -218,7 +218,7 @@ def test_one_note_is_json(service: httpx2.Client) -> None:
         assert answer.headers["content-type"] == "application/json"
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     accept=st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=30).filter(
         lambda accept: "ndjson" not in accept.lower()
@@ -360,7 +360,7 @@ documents = (
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     items=st.lists(documents, min_size=1, max_size=4),
     ascii_only=st.booleans(),

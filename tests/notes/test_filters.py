@@ -167,7 +167,7 @@ needles = st.text(alphabet, max_size=2) | any_text
 entries = st.fixed_dictionaries({"text": texts, "completed": st.booleans()})
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @example(
     entries=[{"text": "a", "completed": True}], qs=[""], completed=None, order="asc", limit=None
 )

@@ -312,7 +312,7 @@ steps = st.lists(
 
 
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -515,7 +515,7 @@ def test_near_misses_are_read_as_fastapi_reads_them(
                 assert mine.body == theirs.content
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @example(query="q=%00&completed=maybe&order=up&after=-1&limit=1001")
 @example(query="limit=1&limit=x&after=x&after=1")
 @example(query="q=" + "a" * 200)
