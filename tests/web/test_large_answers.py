@@ -114,7 +114,8 @@ def test_unread_answers_have_a_budget(
             for unread in clients:
                 assert unread.recv(1) == b"H"
         grown = service.peak() - before
-        assert grown < 140_000_000
+        # Without a budget it is over 900 MB.
+        assert grown < 250_000_000
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
