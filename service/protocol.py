@@ -5,6 +5,7 @@ Use: `uvicorn --http service.protocol:Protocol`.
 
 import asyncio
 import heapq
+import math
 import socket
 from collections.abc import Sized
 from contextlib import suppress
@@ -104,7 +105,13 @@ class Protocol(HttpToolsProtocol):
 
     transport: Transport  # type: ignore[assignment]
     malformed = False
-    head_timer: asyncio.TimerHandle | None = None
+    # How long the client has sent nothing or no whole head, and may: seconds since a time. It is
+    # infinite while a request is under way.
+    waits_since = math.inf
+    waits_seconds = 0.0
+    is_kept_alive = False
+    # One timer for many requests: to make one for each would cost more.
+    timer: asyncio.TimerHandle | None = None
     in_head = False
     in_trailers = False
     in_chunks = False
@@ -126,14 +133,14 @@ class Protocol(HttpToolsProtocol):
                 # The kernel takes more data when this little is unsent. By default it waits until
                 # a third of some megabytes is free, which a slow client can't read in time.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_BUFFERED_BYTES)
-        self._wait_for_head()
+        self._wait(settings.REQUEST_TIMEOUT)
         if len(self.connections) > MAX_CONNECTIONS:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting_for_head()
-        # uvicorn leaves this timer if the connection was reset. It would keep all of this.
-        self._unset_keepalive_if_required()
+        if self.timer is not None:
+            # It would keep all of this.
+            self.timer.cancel()
         self.transport.end()
         self.pending.clear()
         super().connection_lost(exc)
@@ -161,11 +168,7 @@ class Protocol(HttpToolsProtocol):
     def _idle_since(self) -> float:
         if self.transport.linger_timer is not None:
             return 0.0
-        if self.timeout_keep_alive_task is not None:
-            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
-        if self.head_timer is not None:
-            return self.head_timer.when() - settings.REQUEST_TIMEOUT
-        return self.loop.time()
+        return self.waits_since
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: a client that has sent all gets its answers."""
@@ -179,15 +182,16 @@ class Protocol(HttpToolsProtocol):
         if self.transport.linger_timer is not None:
             self.transport.discard(data)
             return
-        self._unset_keepalive_if_required()
+        if self.is_kept_alive:
+            self.waits_since = math.inf
         if self._is_answering() or (len(data) > SMALL_BYTES and _parsable_size(data) < len(data)):
             self.pending += data
         else:
             self._parse(data)
         if self.pending:
             self._parse_pending()
-        if self._is_idle() and not (self.head_timer or self.timeout_keep_alive_task):
-            self._wait_for_head()
+        if self.waits_since == math.inf and self._is_idle():
+            self._wait(settings.REQUEST_TIMEOUT)
 
     def _is_answering(self) -> bool:
         """Whether parsing has to wait for the end of a response."""
@@ -284,13 +288,20 @@ class Protocol(HttpToolsProtocol):
             # An idle connection must not keep its last head, which may be large.
             self.url = b""
             self.scope = self.cycle.scope = {}  # type: ignore[typeddict-item]
-        super().on_response_complete()
-        if self.pending and not self.transport.is_closing():
+        # uvicorn's method would make a timer for the next request.
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._keep_alive()
+        if self.pending:
             self._parse_pending()
         if self.in_head and self.cycle.response_complete:
             # Part of the next head has arrived.
-            self._unset_keepalive_if_required()
-            self._wait_for_head()
+            self._wait(settings.REQUEST_TIMEOUT)
 
     def on_message_begin(self) -> None:
         self.in_head = True
@@ -302,10 +313,8 @@ class Protocol(HttpToolsProtocol):
         if len(self.headers) > MAX_FIELDS:
             raise ValueError("too many fields")
         self.in_head = False
-        if self.head_timer is not None:
-            self._stop_waiting_for_head()
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
+        self.waits_since = math.inf
+        self.is_kept_alive = False
         super().on_headers_complete()
         self.transport.has_unread = True
         if self.cycle is not None and self.cycle.scope is self.scope:
@@ -349,10 +358,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:
             # The response came before the end of the body. The connection is idle now.
-            self._stop_waiting_for_head()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._keep_alive()
 
     def shutdown(self) -> None:
         if self.transport.linger_timer is not None:
@@ -363,13 +369,28 @@ class Protocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
-    def _wait_for_head(self) -> None:
-        self.head_timer = self.loop.call_later(settings.REQUEST_TIMEOUT, self.transport.close)
+    def _wait(self, seconds: float) -> None:
+        """Closes the connection after so many seconds, unless a head has come."""
+        self.is_kept_alive = False
+        self.waits_since = self.loop.time()
+        self.waits_seconds = seconds
+        if self.timer is not None and self.timer.when() > self.waits_since + seconds:
+            self.timer.cancel()
+            self.timer = None
+        if self.timer is None:
+            self.timer = self.loop.call_later(seconds, self._look_at_time)
 
-    def _stop_waiting_for_head(self) -> None:
-        if self.head_timer is not None:
-            self.head_timer.cancel()
-            self.head_timer = None
+    def _keep_alive(self) -> None:
+        self._wait(self.timeout_keep_alive)
+        self.is_kept_alive = True
+
+    def _look_at_time(self) -> None:
+        self.timer = None
+        left = self.waits_since + self.waits_seconds - self.loop.time()
+        if left <= 0:
+            self.transport.close()
+        elif left < math.inf:
+            self.timer = self.loop.call_later(left, self._look_at_time)
 
 
 def _parsable_size(data: bytes | bytearray) -> int:

@@ -36,6 +36,8 @@ GET = head("GET", "/health/live")
 DELETE = head("DELETE", "/notes/1")
 H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
 JSON = "Content-Type: application/json"
+# It is answered before its body has come.
+POST = head("POST", "/unread", "Content-Length: 3")
 
 # Ways of asking for an upgrade; with each of them llhttp stops behind the head.
 UPGRADES = {
@@ -506,9 +508,76 @@ def test_a_body_in_tiny_chunks_is_parsed_in_slices(path: str) -> None:
     assert max(parsed) < chunks / 3
 
 
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when a test says so. It counts its timers."""
+
+    now = 0.0
+    timers = 0
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, *arguments: Any, **options: Any) -> asyncio.TimerHandle:  # type: ignore[override]
+        self.timers += 1
+        return super().call_at(*arguments, **options)
+
+
+# When a client sends what, and when its connection ends. The settings are in the test.
+TIMES: dict[str, tuple[list[tuple[float, bytes]], float]] = {
+    "nothing": ([], 25),
+    "a request": ([(20, GET)], 25),
+    "requests": ([(n / 2, GET) for n in range(60)], 34.5),
+    "a head in parts": ([(0, GET), (4, b"G"), (20, b"ET")], 29),
+    "an empty line": ([(0, GET), (4, b"\r\n"), (20, b"\r\n")], 29),
+    "a head at last": ([(0, GET), (4, GET[:9]), (28, GET[9:])], 33),
+    "half of the next": ([(0, GET + GET[:9])], 25),
+    "after half a head": ([(10, GET[:9]), (20, GET[9:]), (24, GET)], 29),
+    "a body after the answer": ([(0, POST), (4, b"a"), (20, b"a"), (28, b"a")], 33),
+    "half a body after it": ([(0, POST), (4, b"a"), (20, b"a")], 29),
+    "two at once": ([(1, GET * 2)], 6),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_a_connection_ends_when_it_was_idle_for_long(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keep-alive counts from the last answer, the time for a head from its first byte.
+
+    Many requests share a timer.
+    """
+    monkeypatch.setattr("service.settings.REQUEST_TIMEOUT", 25)
+    sent, end = TIMES[case]
+    config = Config(echo, http=Protocol, log_config=None, lifespan="off", timeout_keep_alive=5)
+    config.load()
+
+    async def live(client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Clock)
+        wire = Wire(client)
+        protocol = Protocol(config, ServerState(), {})
+        protocol.connection_made(wire)
+        for when, packet in [*sent, (end - 0.1, b"")]:
+            while loop.now < when:
+                loop.now = min(when, loop.now + 0.25)
+                for _ in range(4):
+                    await asyncio.sleep(0)
+            assert not wire.closed
+            if packet:
+                protocol.data_received(packet)
+            await turns_until(lambda: not protocol.tasks)
+        loop.now = end + 0.1
+        await turns_until(lambda: wire.closed)
+        assert loop.timers < 10
+        protocol.connection_lost(None)
+
+    with socket.socket() as client, asyncio.Runner(loop_factory=Clock) as runner:
+        runner.run(live(client))
+
+
 # `protocol.py`, `one_write.py` and `shutdown.py` use and replace undocumented parts of these. After
-# an upgrade read what has changed (`_should_upgrade`, `cycle`, `pipeline`, `flow`, the keep-alive
-# timer, which `connection_lost` leaves running, ...), and then take the new digest.
+# an upgrade read what has changed (`_should_upgrade`, `cycle`, `pipeline`, `flow`,
+# `on_response_complete`, which `Protocol` replaces, ...), and then take the new digest.
 READ = {
     "protocols/http/httptools_impl.py": "1d4e1c579df41684",
     "protocols/http/flow_control.py": "d39d16560df512f3",
