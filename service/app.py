@@ -23,6 +23,7 @@ from service.users import access
 from service.users.endpoints import resource as users
 from service.web.cors import CORS
 from service.web.middleware import ServiceMiddleware
+from service.web.paths import Paths
 from service.web.routing import Handler, Methods, Resource
 
 
@@ -78,7 +79,7 @@ class Service(Starlette):
                 app = middleware(app, *arguments, **options)
             return app
 
-        return ServiceMiddleware(self.router, wrap)
+        return ServiceMiddleware(Paths(self.router), wrap)
 
 
 def serve(document: Mapping[str, Any]) -> Handler:
