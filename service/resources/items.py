@@ -20,11 +20,21 @@ from service.resources.definition import MAX_BATCH, MAX_PAGE, Definition
 from service.resources.orders import Order, read_cursor, write_cursor
 from service.resources.pages import PageRequest, Pages, described
 from service.resources.queries import MAX_MEDIUM, MAX_SMALL, SMALL, Place, Queries, Selection
-from service.schemas.compiled import compile_dump, compile_load
+from service.schemas.compiled import OTHER, compile_dump, compile_load, compile_usual
 from service.schemas.validation import Conflict, InvalidInput, Loc, describe, load, load_all
 from service.tables import Row
 from service.web import budget, conditions, idempotency, preferences
-from service.web.requests import media_type, parse, parse_ndjson, path_id, read_body, read_query
+from service.web.headers import first as first_header
+from service.web.headers import has_any
+from service.web.requests import (
+    load_short,
+    media_type,
+    parse,
+    parse_ndjson,
+    path_id,
+    read_body,
+    read_query,
+)
 from service.web.responses import (
     NDJSON,
     Prepared,
@@ -34,6 +44,8 @@ from service.web.responses import (
     next_link,
     written,
 )
+
+_KEY = {b"idempotency-key"}
 
 
 class Items:
@@ -50,7 +62,9 @@ class Items:
         self._owner = None if owner is None else str(owner.name)
         self._constraints = Constraints(definition.table)
         self._id_name = f"{definition.name}_id"
+        self._plural = definition.plural
         self._load = compile_load(definition.new)
+        self._load_usual = compile_usual(definition.new)
         self._sent = definition.new.load_fields.keys()
         self._load_changes = definition.patch().load
         self._dump = compile_dump(definition.shape)
@@ -106,7 +120,7 @@ class Items:
         body = await read_body(request)
         if len(body) > budget.LARGE_BYTES:
             await budget.claim_write(request.scope, body)
-        new = load(self._load, parse(body, request.headers.get("content-type", "")), "body")
+        new = self._read_new(body, first_header(request.scope, b"content-type"))
         if self._owner:
             new = self.queries.owned(new, self.owner_of(request))
 
@@ -114,7 +128,7 @@ class Items:
             return self.encode((await self.queries.insert([new], run))[0])
 
         try:
-            if "idempotency-key" in request.headers:
+            if has_any(request.scope, _KEY):
                 stored = await idempotency.store_once(request, body, store)
                 item_id = orjson.loads(stored)["id"]
             else:
@@ -130,14 +144,14 @@ class Items:
         minimal = preferences.wants_minimal(request)
         if minimal:
             url = request.url_for(self.definition.name, **{self._id_name: item_id})
-            headers["location"] = str(url)
+            headers.append((b"location", str(url).encode("latin-1")))
         return written(minimal, stored, headers)
 
     async def create_many(self, request: Request) -> Response:
         body = await read_body(request)
         if len(body) > budget.LARGE_BYTES:
             await budget.claim_write(request.scope, body)
-        content_type = request.headers.get("content-type", "")
+        content_type = first_header(request.scope, b"content-type")
         if body and media_type(content_type) == NDJSON:
             values = await parse_ndjson(body, MAX_BATCH)
         else:
@@ -150,7 +164,7 @@ class Items:
             return orjson.dumps(self._dump(await self.queries.insert(new, run)))
 
         try:
-            if "idempotency-key" in request.headers:
+            if has_any(request.scope, _KEY):
                 stored = await idempotency.store_once(request, body, store)
             else:
                 stored = await store()
@@ -186,10 +200,10 @@ class Items:
         return conditions.tagged(body)
 
     async def replace(self, request: Request) -> Response:
-        return await self._write(request, self._load)
+        return await self._write(request, self._read_new)
 
     async def change(self, request: Request) -> Response:
-        return await self._write(request, self._load_changes)
+        return await self._write(request, self._read_changes)
 
     async def delete(self, request: Request) -> Response:
         which = owner, item_id = self._which(request)
@@ -203,12 +217,14 @@ class Items:
             raise HTTPException(409, f"Others refer to this {self.definition.name}") from None
         return Response(status_code=204)
 
-    async def _write(self, request: Request, deserialize: Callable[[Any], Any]) -> Response:
+    async def _write(
+        self, request: Request, read: Callable[[bytes, str], Mapping[str, Any]]
+    ) -> Response:
         which = owner, item_id = self._which(request)
         body = await read_body(request)
         if len(body) > budget.LARGE_BYTES:
             await budget.claim_write(request.scope, body)
-        changes = load(deserialize, parse(body, request.headers.get("content-type", "")), "body")
+        changes = read(body, first_header(request.scope, b"content-type"))
 
         def update(old: Row | None) -> Awaitable[Row | None]:
             return self.queries.update(item_id, changes, old, owner)
@@ -230,8 +246,20 @@ class Items:
         headers = self._described(request, item_id, changed)
         if minimal and request.method == "PUT":
             # The client would take its tag for that of what it sent (RFC 9110, section 9.3.4).
-            del headers["etag"]
+            headers = [field for field in headers if field[0] != b"etag"]
         return written(minimal, changed, headers)
+
+    def _read_new(self, body: bytes, content_type: str) -> Mapping[str, Any]:
+        """The values of an item that a client sends. Raises the errors of `parse`."""
+        new = load_short(self._load_usual, body, content_type)
+        if new is OTHER:
+            new = load(self._load, parse(body, content_type), "body")
+        values: Mapping[str, Any] = new
+        return values
+
+    def _read_changes(self, body: bytes, content_type: str) -> Mapping[str, Any]:
+        changes: Mapping[str, Any] = load(self._load_changes, parse(body, content_type), "body")
+        return changes
 
     def _insert(self, new: Mapping[str, Any]) -> Awaitable[Row]:
         """Stores an item together with others of its size, or a large one alone."""
@@ -283,10 +311,13 @@ class Items:
     def _tag(self, row: Row) -> str:
         return conditions.etag(self.encode(row))
 
-    def _described(self, request: Request, item_id: int, item: bytes) -> dict[str, str]:
+    def _described(self, request: Request, item_id: int, item: bytes) -> list[tuple[bytes, bytes]]:
         """The item's tag, and of what it is the tag (RFC 9110, section 8.7)."""
-        path = f"{request.scope.get('root_path', '')}/{self.definition.plural}/{item_id}"
-        return {"etag": conditions.etag(item), "content-location": path}
+        path = f"{request.scope.get('root_path', '')}/{self._plural}/{item_id}"
+        return [
+            (b"etag", conditions.etag(item).encode()),
+            (b"content-location", path.encode("latin-1")),
+        ]
 
     def _read_first_page(self, query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
         """The page that a query string requests, and whether the query has a limit."""

@@ -135,12 +135,11 @@ def _reader(field: fields.Field[Any]) -> tuple[Callable[[Any], Any], Any]:
     return lambda value: None if value is None else read(value), absent
 
 
-def compile_load(schema: Schema) -> Callable[[Any], Any]:
-    """A function like `schema.load`, for a schema without hooks.
+def compile_usual(schema: Schema) -> Callable[[Any], Any]:
+    """A function like `schema.load` for usual objects, which gives OTHER for the rest.
 
-    It takes an object directly if all values are usual ones, or absent and have a default.
-    Otherwise marshmallow loads it. For a schema with other fields than PLAIN, marshmallow loads
-    everything.
+    In these all values are usual ones, or absent and have a default. With other fields than PLAIN,
+    nothing is usual. The schema has no hooks.
     """
     if (
         schema.many
@@ -148,19 +147,29 @@ def compile_load(schema: Schema) -> Callable[[Any], Any]:
         or schema.unknown != EXCLUDE
         or not all(map(_is_plain, schema.load_fields.values()))
     ):
-        return schema.load
+        return lambda data: OTHER
     readers = [(name, *_reader(field)) for name, field in schema.load_fields.items()]
 
     def load(data: Any) -> Any:
-        if isinstance(data, dict):
-            values = {}
-            for name, read, absent in readers:
-                value = read(data[name]) if name in data else absent
-                if value is OTHER:
-                    break
-                values[name] = value
-            else:
-                return values
-        return schema.load(data)
+        if not isinstance(data, dict):
+            return OTHER
+        values = {}
+        for name, read, absent in readers:
+            value = read(data[name]) if name in data else absent
+            if value is OTHER:
+                return OTHER
+            values[name] = value
+        return values
+
+    return load
+
+
+def compile_load(schema: Schema) -> Callable[[Any], Any]:
+    """A function like `schema.load`. marshmallow loads what is not usual (`compile_usual`)."""
+    load_usual = compile_usual(schema)
+
+    def load(data: Any) -> Any:
+        values = load_usual(data)
+        return schema.load(data) if values is OTHER else values
 
     return load

@@ -10,14 +10,14 @@ from weakref import WeakValueDictionary
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
 
+from service.web.headers import has_any
 from service.web.responses import JSONBytes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_CONDITIONS = {b"if-match", b"if-none-match"}
+CONDITIONS = {b"if-match", b"if-none-match"}
 # What a 304 leaves out, as it has no content (RFC 9110, section 15.4.5).
 _OF_CONTENT = {b"content-encoding", b"content-length", b"content-type"}
 _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
@@ -41,13 +41,6 @@ def etag(body: bytes, *about: object) -> str:
 def gzip_tag(tag: bytes) -> bytes:
     """The tag of what a tag names, in gzip: no strong tag stands for two encodings."""
     return tag[:-1] + b'-gzip"'
-
-
-def is_conditional(scope: Scope) -> bool:
-    for name, _ in scope["headers"]:  # noqa: SIM110 - half the time of any()
-        if name in _CONDITIONS:
-            return True
-    return False
 
 
 def unless_known(request: Request, response: Response) -> Response:
@@ -128,7 +121,7 @@ async def write(
 
 def _asks_nothing(request: Request) -> bool:
     """Whether every item that exists meets the conditions of a write."""
-    if not is_conditional(request.scope):
+    if not has_any(request.scope, CONDITIONS):
         return True
     return "if-none-match" not in request.headers and _listed(request, "if-match") == ["*"]
 

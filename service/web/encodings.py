@@ -12,11 +12,11 @@ from functools import lru_cache
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
 
 from service import metrics
 from service.database.coalescing import coalesce
 from service.web import budget, conditions, preferences
+from service.web.headers import has_any
 from service.web.responses import Stream
 
 # Smaller bodies fit into one packet anyway.
@@ -28,14 +28,8 @@ MAX_KEPT_BYTES = 2_000_000
 # A few percent larger than with zlib's default, in half the time.
 LEVEL = 5
 
-_NEGOTIATED = {b"accept-encoding", b"if-match", b"if-none-match"}
-
-
-def is_negotiated(scope: Scope) -> bool:
-    for name, _ in scope["headers"]:  # noqa: SIM110 - half the time of any()
-        if name in _NEGOTIATED:
-            return True
-    return False
+# The headers with which a client negotiates.
+NEGOTIATED = {b"accept-encoding", *conditions.CONDITIONS}
 
 
 def is_large(response: Response) -> bool:
@@ -57,7 +51,7 @@ async def negotiate(request: Request, response: Response) -> Response:
     in_gzip = preferences.wants_gzip(request, large) and (is_stream or response.body != b"")
     if large or in_gzip:
         describe(response, in_gzip)
-    if conditions.is_conditional(request.scope):
+    if has_any(request.scope, conditions.CONDITIONS):
         response = conditions.unless_known(request, response)
         if response.status_code == 304:
             return response

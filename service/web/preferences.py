@@ -6,6 +6,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Scope
 
+from service.web.headers import has_any
+
 # An item of a list; it may contain a comma in quotes.
 _ITEM = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 
@@ -13,6 +15,8 @@ _ITEM = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 UNNAMED = 0.0001
 
 MAX_NEGOTIATION_BYTES = 1000
+
+_ACCEPT, _PREFER = {b"accept"}, {b"prefer"}
 
 
 def wants_minimal(request: Request) -> bool:
@@ -22,17 +26,16 @@ def wants_minimal(request: Request) -> bool:
 
 def wants_count(request: Request) -> bool:
     """Whether `Prefer: count=exact` asks for the number of all that a listing selects."""
-    for name, _ in request.scope["headers"]:
-        if name == b"prefer":
-            return _preference(request, "count") == "exact"
-    return False
+    return _preference(request, "count") == "exact"
 
 
 def _preference(request: Request, wanted: str) -> str:
     """The value that is preferred, in lower case; of several the first one."""
-    values = [value for name, value in request.scope["headers"] if name == b"prefer"]
+    if not has_any(request.scope, _PREFER):
+        return ""
+    preferred = b",".join(value for name, value in request.scope["headers"] if name == b"prefer")
     # A longer one would hold the event loop.
-    if values and len(preferred := b",".join(values)) <= MAX_NEGOTIATION_BYTES:
+    if len(preferred) <= MAX_NEGOTIATION_BYTES:
         for item in _ITEM.findall(preferred.decode("latin-1").lower()):
             name, _, value = item.partition(";")[0].partition("=")
             if name.strip() == wanted:
@@ -45,6 +48,8 @@ def wants_ndjson(request: Request) -> bool:
 
     Of two equal qualities that of a name counts more than that of a range, such as `*/*`.
     """
+    if not has_any(request.scope, _ACCEPT):
+        return False
     values = [value for name, value in request.scope["headers"] if name == b"accept"]
     accept = b",".join(values).lower()
     if b"ndjson" not in accept:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from urllib.parse import quote, unquote_plus
 
@@ -91,16 +91,15 @@ def encode_ndjson(values: Sequence[object]) -> bytes:
 def written(
     minimal: bool,
     body: bytes,
-    headers: Mapping[str, str] | None = None,
+    headers: Iterable[tuple[bytes, bytes]] = (),
     media_type: str = "application/json",
 ) -> Response:
     """The answer to a write: 200 with the body, or 204 if the client prefers `minimal`."""
-    extra = {} if headers is None else dict(headers)
-    if minimal:
-        extra["Preference-Applied"] = "return=minimal"
-        return Response(status_code=204, headers=extra)
-    raw = [(name.encode(), value.encode("latin-1")) for name, value in extra.items()]
-    return JSONBytes(body, headers=raw, media_type=media_type)
+    if not minimal:
+        return JSONBytes(body, headers, media_type)
+    response = Response(status_code=204)
+    response.raw_headers = [*headers, (b"preference-applied", b"return=minimal")]
+    return response
 
 
 def counted(total: int) -> list[tuple[bytes, bytes]]:

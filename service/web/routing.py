@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.web import encodings
+from service.web.headers import has_any
 from service.web.responses import Prepared
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -67,7 +68,7 @@ class Methods:
             raise HTTPException(405, headers=self.allow)
         request = Request(scope, receive, send)
         response = await handler(request)
-        if encodings.is_negotiated(scope):
+        if has_any(scope, encodings.NEGOTIATED):
             response = await encodings.negotiate(request, response)
         elif type(response) is not Prepared and encodings.is_large(response):
             encodings.describe(response)

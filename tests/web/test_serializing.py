@@ -18,9 +18,10 @@ from marshmallow import Schema, ValidationError, fields
 from marshmallow.validate import Length
 
 from service.notes.resource import NOTES
-from service.schemas.compiled import compile_dump, compile_load
+from service.schemas.compiled import OTHER, compile_dump, compile_load, compile_usual
 from service.schemas.fields import Choice, Date, Input, Integer, List, Text, Timestamp
 from service.schemas.validation import InvalidInput, load, load_all
+from service.web.requests import load_short, parse
 from tests.support import databases
 from tests.support.databases import KINDS
 
@@ -265,6 +266,43 @@ def test_errors_have_their_place(field: str, value: object, loc: list[int], mess
     """Each wrong value is told in FastAPI's words, also within a list."""
     found = errors_of(lambda: load(Task().load, {**task, field: value}, "body"))
     assert [(error["loc"], error["msg"]) for error in found] == [(("body", field, *loc), message)]
+
+
+# What `json` reads in another way than others, or refuses.
+odd_json = ["18446744073709551616", "1e400", "-0", "1.0", "NaN", '"\\ud800"', "9" * 900, "[" * 480]
+pieces = st.sampled_from([*odd_json, "", " ", ",", "}", '"', "\0", "\x1f", "\ufeff", '"text":"b",'])
+changes = st.tuples(st.integers(0, 200), st.integers(0, 3), pieces)
+encodings = st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"])
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(data=tasks, ascii_only=st.booleans(), change=changes, encoding=encodings)
+def test_short_json_is_read_as_all_json(
+    data: Any, ascii_only: bool, change: tuple[int, int, str], encoding: str
+) -> None:
+    """A body that is read in the fast way has the values that it has in the usual one."""
+    text = json.dumps(data, ensure_ascii=ascii_only)
+    place, length, piece = change
+    for changed in (text, text[:place] + piece + text[place + length :]):
+        body = changed.encode(encoding, "replace")
+        found = load_short(compile_usual(Task()), body, "application/json")
+        if found is not OTHER:
+            usual = Task().load(parse(body, "application/json"))
+            assert outcome(dict, found) == outcome(dict, usual)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", ""])
+def test_usual_short_json_is_read_fast(content_type: str) -> None:
+    """A usual item needs neither `json` nor marshmallow, if it is called JSON."""
+    found = load_short(compile_usual(Task()), orjson.dumps(task), content_type)
+    assert (found is not OTHER) == (content_type == "application/json")
+
+
+@pytest.mark.parametrize("value", ["9" * 4301, "[" * 990 + "]" * 990])
+def test_what_json_may_refuse_is_not_read_fast(value: str) -> None:
+    """What `json` refuses on some Python, for a number's length or for depth, is left to it."""
+    body = orjson.dumps(task)[:-1] + f',"more":{value}}}'.encode()
+    assert load_short(compile_usual(Task()), body, "application/json") is OTHER
 
 
 def errors_of(load: Callable[[], Any]) -> Any:
