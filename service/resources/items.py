@@ -9,6 +9,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from service import metrics
 from service.database.coalescing import coalesce
@@ -113,7 +114,7 @@ class Items:
         elif len(page.body) > budget.LARGE_BYTES:
             # Others may hold this page, too.
             budget.take(request.scope, min(len(page.body), budget.PART_BYTES))
-        link = [] if page.after is None else [_next_link(request, page.after)]
+        link = [] if page.after is None else [_next_link(request.scope, page.after)]
         return Prepared(page.body, [*page.headers, *total, *link])
 
     async def create(self, request: Request) -> Response:
@@ -348,23 +349,35 @@ class Items:
             raise InvalidInput(describe("cursor_invalid", at, sent["cursor"])) from None
 
     def _page_request(self, query_string: bytes, ndjson: bool) -> tuple[PageRequest, bool]:
+        query, after = _split_after(query_string)
         # Long query strings would fill the cache's memory.
         read = self._first_page if len(query_string) < 200 else self._read_first_page
-        # Pages that follow each other differ at the end. The rest is often the same.
-        others, found, after = query_string.rpartition(b"after=")
-        if found and after.isdigit() and len(after) < 16 and _names_no_after(others):
-            first, is_limited = read(others[:-1], ndjson)
-            if not first.selection.order:
-                return first._replace(after=int(after)), is_limited
-        return read(query_string, ndjson)
+        first, is_limited = read(query, ndjson)
+        if after is None:
+            return first, is_limited
+        if first.selection.order:
+            return read(query_string, ndjson)
+        return PageRequest(first.selection, after, first.limit, ndjson), is_limited
 
 
-def _next_link(request: Request, after: Place) -> tuple[bytes, bytes]:
-    if isinstance(after, int):
-        return next_link(request, "after", after)
-    return next_link(request, "cursor", write_cursor(after))
+def _split_after(query: bytes) -> tuple[bytes, int | None]:
+    """A query without `after`, and its value; the same query if another parameter is the last.
+
+    Pages that follow each other differ in it alone.
+    """
+    others, found, after = query.rpartition(b"after=")
+    if found and after.isdigit() and len(after) < 16 and _names_no_after(others):
+        return others[:-1], int(after)
+    return query, None
 
 
 def _names_no_after(others: bytes) -> bool:
     """Whether these parts of a query string are complete, and none of them is named `after`."""
     return others[-1:] in (b"", b"&") and b"after" not in others and b"%" not in others
+
+
+def _next_link(scope: Scope, after: Place) -> tuple[bytes, bytes]:
+    query = scope["query_string"]
+    if isinstance(after, int):
+        return next_link(scope, _split_after(query)[0], "after", after)
+    return next_link(scope, query, "cursor", write_cursor(after))

@@ -4,10 +4,11 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from functools import lru_cache
 from urllib.parse import quote, unquote_plus
 
 import orjson
-from starlette.requests import Request
+from starlette.datastructures import URL
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -113,11 +114,38 @@ _ESCAPES = {
 }
 
 
-def next_link(request: Request, name: str, value: int | str) -> tuple[bytes, bytes]:
-    """The Link header (RFC 8288) to the next page, where the parameter has the value."""
+# Longer URLs would fill the cache's memory.
+MAX_KEPT_BYTES = 500
+
+
+def next_link(scope: Scope, query: bytes, name: str, value: int | str) -> tuple[bytes, bytes]:
+    """The Link header (RFC 8288) to the next page, where the parameter has the value.
+
+    `query` is that of the request; it may lack the parameter.
+    """
+    host = next((value for name, value in scope["headers"] if name == b"host"), None)
+    server, path = scope.get("server"), scope["path"]
+    is_short = len(query) + len(path) + len(host or b"") < MAX_KEPT_BYTES
+    start = _link_start if is_short else _link_start.__wrapped__
+    before = start(scope.get("scheme", "http"), server and tuple(server), path, host, query, name)
+    return b"link", f'{before}{str(value).translate(_ESCAPES)}>; rel="next"'.encode("latin-1")
+
+
+# To make a URL takes as long as the rest of a listing that is shared, and few URLs are frequent.
+@lru_cache(1000)
+def _link_start(
+    scheme: str,
+    server: tuple[str, int | None] | None,
+    path: str,
+    host: bytes | None,
+    query: bytes,
+    name: str,
+) -> str:
+    """A link to this URL, up to the value of the parameter, which is the last one."""
+    scope: Scope = {"scheme": scheme, "server": server, "path": path, "query_string": query}
+    scope["headers"] = [] if host is None else [(b"host", host)]
     # Other parameters stay exactly as they were sent; parsing might change them.
-    url, _, query = str(request.url).partition("?")
-    items = query.split("&")
+    url, _, sent = str(URL(scope=scope)).partition("?")
+    items = sent.split("&")
     kept = [item for item in items if unquote_plus(item.partition("=")[0]) != name]
-    query = "&".join([*filter(None, kept), f"{name}={value}"]).translate(_ESCAPES)
-    return b"link", f'<{url}?{query}>; rel="next"'.encode("latin-1")
+    return f"<{url}?" + "&".join([*filter(None, kept), f"{name}="]).translate(_ESCAPES)
