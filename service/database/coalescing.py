@@ -4,6 +4,9 @@ While a query is in flight, new callers with the same key wait together. The nex
 of them. A caller never joins a query that started before the call. So a read sees every write that
 was acknowledged before the read began, as without coalescing. A single caller never waits. Nobody
 waits long for a query on a connection that hangs: a second one begins beside it.
+
+A query has a task of its own, and begins one turn of the event loop after the call, so that others
+can join it. Where none came for some queries, a caller runs the next one in its own task, at once.
 """
 
 import asyncio
@@ -25,6 +28,9 @@ PATIENCE = (
     else None
 )
 
+# After so many queries during which nobody else came, a caller serves itself.
+LONE_QUERIES = 8
+
 
 def coalesce(
     serve: Callable[[list[Argument]], Awaitable[Sequence[Result]]],
@@ -35,6 +41,7 @@ def coalesce(
     turns: int = 0,
     patience: float | None = PATIENCE,
     divides: tuple[type[Exception], ...] = (),
+    lone_after: int = LONE_QUERIES,
 ) -> Callable[[Argument], Awaitable[Result]]:
     """Makes a function for one caller from a function that serves many.
 
@@ -42,10 +49,12 @@ def coalesce(
     result for each argument, in the same order. For each key only one call of `serve` runs at a
     time, or two if one has run for `patience` seconds; with None it is never two. An error reaches
     every caller of its call and no other. A cancelled caller does not affect the others; if it was
-    still waiting, the next batch leaves it out. With `count`, callers for whom it returns the same
-    count as one. `observe` gets the number of callers of each batch. Before a query for callers who
-    wait, the event loop turns `turns` times, so that more can join. An error of `divides` means
-    that an argument is refused and nothing was done: then each half of the callers is served alone.
+    still waiting, the next batch leaves it out. After `lone_after` calls of `serve`, during which
+    no other caller came, the next one runs it in its own task, which may be cancelled. With
+    `count`, callers for whom it returns the same count as one. `observe` gets the number of callers
+    of each batch. Before a query for callers who wait, the event loop turns `turns` times, so that
+    more can join. An error of `divides` means that an argument is refused and nothing was done:
+    then each half of the callers is served alone.
     """
     # For each key the callers who wait for a query in flight, unless that is slow.
     queues: dict[Hashable, deque[tuple[Argument, asyncio.Future[Result]]]] = {}
@@ -53,6 +62,8 @@ def coalesce(
     # The keys of slow queries. There is one for each key at most.
     slow: set[Hashable] = set()
     tasks: set[asyncio.Task[None]] = set()
+    # How many queries in a row began and ended without another call.
+    lone = 0
 
     def begin(queue_key: Hashable, queue: deque[tuple[Argument, asyncio.Future[Result]]]) -> None:
         queues[queue_key] = queue
@@ -65,10 +76,12 @@ def coalesce(
     async def work(
         queue_key: Hashable, queue: deque[tuple[Argument, asyncio.Future[Result]]]
     ) -> None:
+        nonlocal lone
         try:
             while queue:
                 if batch := take(queue):
                     observe(len(batch))
+                    lone += 1
                     watch(queue_key)
                     await settle(batch)
                     if queues.get(queue_key) is not queue:
@@ -157,10 +170,31 @@ def coalesce(
                 else:
                     future.cancel()
 
+    async def serve_itself(queue_key: Hashable, argument: Argument) -> Result:
+        queue = queues[queue_key] = deque()
+        observe(1)
+        watch(queue_key)
+        try:
+            (result,) = await serve([argument])
+            return result
+        finally:
+            if queues.get(queue_key) is not queue:
+                slow.discard(queue_key)
+            else:
+                stop_watching(queue_key)
+                del queues[queue_key]
+                if queue:
+                    begin(queue_key, queue)
+
     async def call(argument: Argument) -> Result:
+        nonlocal lone
+        queue_key = key(argument)
+        if queues:
+            lone = 0
+        elif lone >= lone_after:
+            return await serve_itself(queue_key, argument)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        queue_key = key(argument)
         if queue_key in queues:
             queues[queue_key].append((argument, future))
         else:

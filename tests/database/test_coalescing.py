@@ -88,7 +88,12 @@ class World:
         query = Query(arguments, list(self.stored), asyncio.get_running_loop().create_future())
         self.flying.append(query)
         self.queries.append(query)
-        await query.end
+        try:
+            await query.end
+        finally:
+            if query in self.flying:
+                # Its caller was alone, and was cancelled.
+                self.flying.remove(query)
         return query
 
     async def serve_reads(self, pages: list[str]) -> list[list[str]]:
@@ -119,9 +124,9 @@ class World:
     def end(self, place: int, error: Exception | None) -> None:
         if self.flying:
             query = self.flying.pop(place % len(self.flying))
-            if error:
+            if error and not query.end.done():
                 query.end.set_exception(error)
-            else:
+            elif not query.end.done():
                 query.end.set_result(None)
 
     def check_law(self, caller: Caller) -> None:
@@ -207,18 +212,30 @@ async def play(coalesce: Coalesce, script: list[tuple[str, int]], at_once: int =
 
 
 @pytest.mark.parametrize(
-    ("settle", "turns", "patience"),
-    [(0, 0, None), (8, 0, None), (0, 0, 0.5), (8, 3, 0.5)],
+    ("settle", "turns", "patience", "lone_after"),
+    [
+        (0, 0, None, 99),
+        (8, 0, None, 99),
+        (0, 0, 0.5, 99),
+        (8, 3, 0.5, 99),
+        (0, 0, None, 0),
+        (8, 0, None, 1),
+        (8, 3, 0.5, 0),
+    ],
 )
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(script=steps)
 def test_every_interleaving_keeps_the_law(
-    settle: int, turns: int, patience: float | None, script: list[tuple[str, int]]
+    settle: int,
+    turns: int,
+    patience: float | None,
+    lone_after: int,
+    script: list[tuple[str, int]],
 ) -> None:
     """Each caller gets the right answer in any order of arrivals, ends and cancellations."""
     if settle:
         script = [step for one in script for step in (one, ("tick", settle))]
-    reads = partial(coalesce, turns=turns, patience=patience)
+    reads = partial(coalesce, turns=turns, patience=patience, lone_after=lone_after)
     world = run(play(reads, script, at_once=1 if patience is None else 2))
     assert all(caller.task.done() for caller in world.callers)
     for caller in world.callers:
@@ -258,11 +275,59 @@ def test_nothing_waits_when_there_is_nothing_to_share() -> None:
     run(main())
 
 
-def test_callers_share_the_next_query() -> None:
+def test_a_caller_who_is_alone_needs_no_other_task() -> None:
+    """After a while without others, queries run in their callers' tasks, until one has to wait."""
+    owners: list[object] = []
+
+    async def serve(texts: list[str]) -> list[str]:
+        owners.append(asyncio.current_task())
+        await asyncio.sleep(0)
+        return texts
+
+    async def main() -> None:
+        call = coalesce(serve, max_batch=8, lone_after=3)
+        for text in "abcde":
+            assert await call(text) == text
+        alone = asyncio.current_task()
+        assert [owner is alone for owner in owners] == [False] * 3 + [True] * 2
+        for texts in ("fg", "hij"):
+            assert await asyncio.gather(*map(call, texts)) == list(texts)
+            assert await call("k") == "k"
+        assert alone not in owners[5:]
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [Lost("gone"), None], ids=["failed", "cancelled"])
+def test_who_waits_for_one_who_was_alone_is_served(error: Exception | None) -> None:
+    """A query in its caller's task ends with the caller, and the next one serves who waits."""
+
+    async def main() -> None:
+        world = World(partial(coalesce, lone_after=0))
+        for text in ("alone", "waiting", "other"):
+            world.ask(world.write, text)
+            await ticks(3)
+        alone = world.callers[0].task
+        if error is None:
+            alone.cancel()
+        else:
+            world.end(0, error)
+        await ticks(3)
+        assert alone.cancelled() if error is None else alone.exception() is error
+        assert [query.arguments for query in world.flying] == [["waiting", "other"]]
+        world.end(0, None)
+        await ticks(3)
+        assert world.callers[2].task.result() == (1, "other")
+
+    run(main())
+
+
+@pytest.mark.parametrize("lone_after", [0, 99])
+def test_callers_share_the_next_query(lone_after: int) -> None:
     """Callers that come while a query is in flight share the next ones."""
 
     async def main() -> None:
-        world = World(coalesce)
+        world = World(partial(coalesce, lone_after=lone_after))
         for number in range(6):
             world.ask(world.write, f"note {number}")
             await ticks(3)
@@ -300,11 +365,12 @@ def test_served_callers_join_those_who_wait() -> None:
     assert sizes == [1, 6, 6, 6, 5]
 
 
-def test_a_slow_query_keeps_nobody_waiting() -> None:
+@pytest.mark.parametrize("lone_after", [0, 99])
+def test_a_slow_query_keeps_nobody_waiting(lone_after: int) -> None:
     """Callers who wait for a slow query, or come later, share another one, and no third."""
 
     async def main() -> None:
-        world = World(partial(coalesce, patience=0.5), at_once=2)
+        world = World(partial(coalesce, patience=0.5, lone_after=lone_after), at_once=2)
         for number in range(4):
             world.ask(world.read, "page")
             await ticks(3)
@@ -331,11 +397,12 @@ def test_a_slow_query_keeps_nobody_waiting() -> None:
     run(main())
 
 
-def test_the_second_of_two_slow_queries_is_left() -> None:
+@pytest.mark.parametrize("lone_after", [0, 99])
+def test_the_second_of_two_slow_queries_is_left(lone_after: int) -> None:
     """When the first of two slow queries ends, the callers who wait get another one."""
 
     async def main() -> None:
-        world = World(partial(coalesce, patience=0.5), at_once=2)
+        world = World(partial(coalesce, patience=0.5, lone_after=lone_after), at_once=2)
         for _ in range(3):
             world.ask(world.read, "page")
             await ticks(3)
@@ -420,8 +487,9 @@ def test_context_variables_of_a_caller_reach_no_query() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("lone_after", [0, 99])
 @pytest.mark.parametrize("divides", [(), (Lost,)], ids=["whole", "divided"])
-def test_a_failure_holds_no_argument(divides: tuple[type[Exception], ...]) -> None:
+def test_a_failure_holds_no_argument(divides: tuple[type[Exception], ...], lone_after: int) -> None:
     """The arguments of a failed query are freed without a garbage collection."""
 
     class Argument:
@@ -431,7 +499,7 @@ def test_a_failure_holds_no_argument(divides: tuple[type[Exception], ...]) -> No
         raise Lost("gone")
 
     async def main() -> None:
-        call = coalesce(fail, max_batch=MOST, divides=divides)
+        call = coalesce(fail, max_batch=MOST, divides=divides, lone_after=lone_after)
         arguments = [Argument() for _ in range(2 * MOST)]
         references = [weakref.ref(argument) for argument in arguments]
         tasks = [asyncio.ensure_future(call(argument)) for argument in arguments]
