@@ -33,8 +33,9 @@ def etag(body: bytes, *about: object) -> str:
     `about` tells bodies apart that are the same and stand for different things, such as pages.
     """
     # Processors have instructions for SHA-256.
-    digest = hashlib.sha256(repr(about).encode() if about else b"")
-    digest.update(body)
+    digest = hashlib.sha256(repr(about).encode() if about else body)
+    if about:
+        digest.update(body)
     return f'"{digest.hexdigest()[:24]}"'
 
 
