@@ -24,6 +24,7 @@ from service.users.endpoints import resource as users
 from service.web.cors import CORS
 from service.web.middleware import ServiceMiddleware
 from service.web.paths import Paths
+from service.web.rate_limits import PerAddress, limits
 from service.web.routing import Handler, Methods, Resource
 
 
@@ -41,7 +42,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 RESOURCES = [notes, users]
 
 guard = [Middleware(access.Guard)] if settings.ACCESS == "token" else []
-document = make_document(RESOURCES, by_token=bool(guard))
+# A guard counts for its users, too.
+per_address = [Middleware(PerAddress, limits)] if limits else []
+document = make_document(RESOURCES, by_token=bool(guard), rate=settings.RATE_LIMIT)
 health_checks = [
     Route("/health/live", Methods(GET=health.live)),
     Route("/health/ready", Methods(GET=health.ready)),
@@ -105,7 +108,9 @@ def make_app(
 ) -> Service:
     """The service of these resources, behind a guard. The OpenAPI document describes them."""
     routes = [
-        Route(path.path, Methods(**path.handlers()), name=path.name, middleware=guard)
+        Route(
+            path.path, Methods(**path.handlers()), name=path.name, middleware=guard or per_address
+        )
         for resource in resources
         for path in resource.paths
     ]

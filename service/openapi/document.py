@@ -9,6 +9,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 
 from service import __version__
 from service.openapi.parts import header, response
+from service.settings.rates import Rate
 from service.web.routing import Path, Resource
 
 # Names and titles are those of the FastAPI example's document, so that clients generated from
@@ -72,7 +73,7 @@ ERROR = {
     "required": ["detail"],
 }
 
-INFO = {
+INFO: dict[str, Any] = {
     "description": "Short texts, each of them done or not. Every error is JSON with `detail`.",
     "contact": {"name": "The operators of this service"},
 }
@@ -87,6 +88,12 @@ UNAUTHENTICATED = {
         "headers": {"WWW-Authenticate": header("How to authenticate", "Bearer")},
     }
 }
+TOO_MANY = {
+    "429": {
+        **response("The client has sent too many requests", "Error"),
+        "headers": {"Retry-After": header("Seconds to wait", 1, "integer")},
+    }
+}
 
 
 # Generated clients make one type of all the errors of an operation, and one of all other answers.
@@ -95,7 +102,7 @@ UNAUTHENTICATED = {
 OF_THE_EXAMPLE = {"200", "304", "422"}
 
 
-def operations(path: Path, by_token: bool) -> dict[str, Any]:
+def operations(path: Path, by_token: bool, is_limited: bool) -> dict[str, Any]:
     """The path's operations, named as FastAPI names them."""
     item = {}
     for method, (name, _, described) in path.operations.items():
@@ -103,6 +110,8 @@ def operations(path: Path, by_token: bool) -> dict[str, Any]:
             described = {**described, "security": [{"token": []}]}
             if not described["responses"].keys() <= OF_THE_EXAMPLE:
                 described["responses"] = {**described["responses"], **UNAUTHENTICATED}
+        if is_limited and not described["responses"].keys() <= OF_THE_EXAMPLE:
+            described = {**described, "responses": {**described["responses"], **TOO_MANY}}
         item[method.lower()] = {
             "summary": name.replace("_", " ").title(),
             "operationId": re.sub(r"\W", "_", f"{name}{path.path}_{method.lower()}"),
@@ -112,13 +121,24 @@ def operations(path: Path, by_token: bool) -> dict[str, Any]:
     return item
 
 
-def document(resources: Sequence[Resource], by_token: bool) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the resources, which may be open by token only."""
+def document(
+    resources: Sequence[Resource], by_token: bool, rate: Rate | None = None
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the resources.
+
+    They may be open by token only. A client may send requests up to a rate.
+    """
+    info = dict(INFO)
+    if rate:
+        info["description"] += (
+            f" A client may send {rate.requests} requests per {rate.unit}. Beyond that it gets a"
+            " 429 with `Retry-After`, the seconds to wait."
+        )
     spec = APISpec(
         "Notes",
         __version__,
         "3.1.0",
-        info=INFO,
+        info=info,
         servers=[{"url": "/", "description": "This service"}],
         plugins=[MarshmallowPlugin()],
     )
@@ -142,7 +162,7 @@ def document(resources: Sequence[Resource], by_token: bool) -> dict[str, Any]:
         for tag in tags.values():
             spec.tag(tag)
         for path in resource.paths:
-            spec.path(path.path, operations=operations(path, by_token))
+            spec.path(path.path, operations=operations(path, by_token, bool(rate)))
     result = spec.to_dict()
     for name in schemas:
         component = result["components"]["schemas"][name]

@@ -14,6 +14,7 @@ from environs import Env, EnvError, validate
 
 from service.settings.database_url import parse_database_url
 from service.settings.hosts import parse_address, parse_hosts, parse_networks, parse_origins
+from service.settings.rates import parse_rate
 from service.settings.tls import context
 
 T = TypeVar("T")
@@ -95,6 +96,7 @@ try:
     # A process has some 140 MB more under the largest answers, of which this is a part.
     MAX_ANSWER_BYTES = _env.int("MAX_ANSWER_BYTES", 40 * 1024 * 1024, validate=_positive)
     MAX_REQUESTS = _env.int("MAX_REQUESTS", 5000, validate=_positive)
+    RATE_LIMIT = _env.read("RATE_LIMIT", parse_rate)
 
     ALLOWED_HOSTS = _env.read("ALLOWED_HOSTS", parse_hosts)
     CORS_ORIGINS = _env.read("CORS_ORIGINS", parse_origins)

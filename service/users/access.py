@@ -15,6 +15,7 @@ from service.database.errors import DatabaseUnavailable
 from service.settings import ACCESS, ACCESS_CACHE_SECONDS
 from service.tables import Row
 from service.users import queries
+from service.web.rate_limits import limits
 from service.web.requests import bearer_token
 
 logger = logging.getLogger("service")
@@ -38,6 +39,10 @@ class TokenMemory:
     def __len__(self) -> int:
         return len(self._users)
 
+    def known(self, digest: str | None) -> Row | None:
+        """The user whose token had this digest when it was last looked up, however long ago."""
+        return self._users[digest][0] if digest in self._users else None
+
     async def find(self, digest: str) -> Row | None:
         """The active user whose token has this digest: `id` and `username`."""
         user, until = self._users.get(digest, (None, 0.0))
@@ -50,6 +55,9 @@ class TokenMemory:
         if len(self._users) + len(active) > self._capacity:
             self._users.clear()
         self._users.update({digest: (user, until) for digest, user in active.items()})
+        for digest in digests:
+            if digest not in active:
+                self._users.pop(digest, None)
         return [active.get(digest) for digest in digests]
 
 
@@ -57,7 +65,11 @@ memory = TokenMemory(ACCESS_CACHE_SECONDS, CAPACITY)
 
 
 class Guard:
-    """Puts the user into the scope as `user`. Raises HTTPException 401 without a valid token."""
+    """Puts the user into the scope as `user`.
+
+    Raises HTTPException 401 without a valid token, and 429 beyond RATE_LIMIT. To look up a token
+    counts for the client's address, unless it turns out to be a user's.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -65,9 +77,15 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         token = bearer_token(scope)
         digest = None if token is None else queries.digest(token)
+        known = None
+        if limits:
+            known = memory.known(digest)
+            limits.count(scope, known)
         user = None if digest is None else await memory.find(digest)
         if user is None:
             raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
+        if limits and known is None:
+            limits.recognize(scope, user)
         scope["user"] = user
         await self.app(scope, receive, send)
 

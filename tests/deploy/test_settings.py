@@ -10,6 +10,7 @@ import pytest
 
 from service import settings
 from service.settings.database_url import DatabaseURL, parse_database_url
+from service.settings.rates import Rate, parse_rate
 from service.settings.tls import TLS
 from tests.support.databases import ROOT, alembic, run
 from tests.support.flags import flags, web_command
@@ -53,6 +54,7 @@ def procfile(**variables: str) -> subprocess.CompletedProcess[str]:
         ("DATABASE_STATEMENT_CACHE", "-1"),
         ("MAX_REQUESTS", "0"),
         ("MAX_BODY_BYTES", "-1"),
+        ("RATE_LIMIT", "100"),
         ("REQUEST_TIMEOUT", "soon"),
         ("REQUEST_TIMEOUT", "20"),
         ("REQUEST_TIMEOUT", "5 s"),
@@ -155,6 +157,7 @@ def read(name: str, **variables: str) -> Any:
         ("DATABASE_POOL_MAX", "", 4),
         ("DATABASE_POOL_MAX", " 7 ", 7),
         ("REQUEST_TIMEOUT", "20.5", 20.5),
+        ("RATE_LIMIT", " 100/minute ", Rate(100, "minute")),
         ("ACCESS_LOG", "", True),
         ("ACCESS", " token", "token"),
         ("METRICS_TOKEN", "a+/~=", "a+/~="),
@@ -163,6 +166,27 @@ def read(name: str, **variables: str) -> Any:
 def test_usable_values(name: str, value: str, expected: object) -> None:
     """Space around values doesn't count. An empty value stands for the default."""
     assert read(name, **{name: value}) == expected
+
+
+def test_usable_rates() -> None:
+    """A rate is a number of requests in a unit of time."""
+    assert parse_rate("") is None
+    assert parse_rate("5/second") == (5, "second")
+    assert parse_rate("999999/hour") == (999_999, "hour")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("100", "/minute", "100/", "0/minute", "-1/minute", "1.5/second", "1000000/hour"),
+        *("100/day", "100/minutes", "100/Minute", "100 per minute", "100/minute, 5/second"),
+        *("100 / minute", "100/minute\n", "\u0661/minute"),
+    ],
+)
+def test_unusable_rates(text: str) -> None:
+    """Any other rate is refused, with an example."""
+    with pytest.raises(ValueError, match=r"^must be .* 100/minute$"):
+        parse_rate(text)
 
 
 @pytest.mark.parametrize(
