@@ -41,7 +41,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 RESOURCES = [notes, users]
 
-guard = [Middleware(access.Guard)] if settings.ACCESS == "token" else []
+guard = [Middleware(access.Guard)] if settings.ACCESS != "open" else []
 # A guard counts for its users, too.
 per_address = [Middleware(PerAddress, limits)] if limits else []
 document = make_document(RESOURCES, by_token=bool(guard), rate=settings.RATE_LIMIT)

@@ -28,6 +28,18 @@ def sorted_text(length: int) -> sqlalchemy.String:
     return sqlalchemy.String(length).with_variant(of_postgresql, "postgresql")
 
 
+# The name of the column with the id of the user whose a row is, in each table that has one.
+OWNER = "owner_id"
+
+
+def owned_index(name: str, *columns: str) -> sqlalchemy.Index:
+    """An index of an owner's rows. Where an index can have a condition, others cost nothing."""
+    condition = sqlalchemy.column(OWNER).is_not(None)
+    return sqlalchemy.Index(
+        name, OWNER, *columns, postgresql_where=condition, sqlite_where=condition
+    )
+
+
 notes = sqlalchemy.Table(
     "notes",
     metadata,
@@ -37,7 +49,11 @@ notes = sqlalchemy.Table(
     # The text after Python's str.casefold, or NULL if it is ASCII. For other characters the
     # database's lower() depends on the server and its locale.
     sqlalchemy.Column("folded", sqlalchemy.String),
+    # Who created it; NULL without a user.
+    sqlalchemy.Column(OWNER, ID),
     sqlalchemy.Index("notes_completed", "completed", "id"),
+    owned_index("notes_owner", "id"),
+    owned_index("notes_owner_completed", "completed", "id"),
     # The id of a deleted note is not reused, as on PostgreSQL.
     sqlite_autoincrement=True,
 )
@@ -56,7 +72,7 @@ idempotency_keys = sqlalchemy.Table(
     sqlalchemy.Column("created_at", sqlalchemy.BigInteger, nullable=False, index=True),
 )
 
-# The users for ACCESS=token.
+# The users for ACCESS=token and private.
 users = sqlalchemy.Table(
     "users",
     metadata,

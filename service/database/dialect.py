@@ -46,6 +46,12 @@ class Dialect(Protocol):
         parameters. It is planned at each call, in a lane of its own.
         """
 
+    def is_owners(self, column: Column[Any], name: str) -> ColumnElement[bool]:
+        """Whether the column has the value of a parameter, which may be that of all rows or few.
+
+        It is found in an index of the column. The plan is the same for each value.
+        """
+
     def prepare_on_writable(self, query: Select[Any], tables: Sequence[Table]) -> Operation:
         """One query, which fails where a write to these tables would. It changes nothing.
 
@@ -134,10 +140,13 @@ class Dialect(Protocol):
     def is_one_of(self, column: Column[Any], name: str) -> ColumnElement[bool]:
         """Whether the column's value is in the parameter, a list."""
 
-    def contains(self, text: Column[Any], folded: Column[Any], name: str) -> ColumnElement[bool]:
+    def contains(
+        self, text: Column[Any], folded: Column[Any], name: str, indexed: bool = True
+    ) -> ColumnElement[bool]:
         """Whether a text contains the parameter, ignoring case.
 
-        The parameter is case-folded. `folded` holds the case-folded text, or NULL for ASCII.
+        The parameter is case-folded. `folded` holds the case-folded text, or NULL for ASCII. With
+        `indexed` an index of the texts of all rows may be used.
         """
 
     def shown(self, column: Column[Any]) -> ColumnElement[Any]:

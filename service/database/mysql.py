@@ -383,11 +383,12 @@ def pages(
         wanted = list(zip(given["afters"], given["limits"], strict=True))
         parts, arguments = [], []
         for page, (after, limit) in enumerate(_padded(wanted, (0, 0)), start=1):
-            values = {**one.constants, "page": page, "after": after, "limit": limit}
+            values = {**one.constants, **given, "page": page, "after": after, "limit": limit}
             parts.append(f"({one.sql})")
             arguments += [values[name] for name in one.names]
         parts.append(f"({of_all.sql})")
-        arguments += [of_all.constants[name] for name in of_all.names]
+        values = {**of_all.constants, **given}
+        arguments += [values[name] for name in of_all.names]
         found: dict[int, list[Row]] = {page: [] for page in range(len(wanted) + 1)}
         for row in name_columns((await session.execute(" UNION ALL ".join(parts), arguments)).rows):
             found[row["page"]].append(row)
@@ -411,7 +412,13 @@ def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:
     return column.in_(bindparam(name, type_=column.type, expanding=True))
 
 
-def contains(text: Column[Any], folded: Column[Any], name: str) -> ColumnElement[bool]:
+def is_owners(column: Column[Any], name: str) -> ColumnElement[bool]:
+    return column == bindparam(name, type_=column.type)
+
+
+def contains(
+    text: Column[Any], folded: Column[Any], name: str, indexed: bool = True
+) -> ColumnElement[bool]:
     # Bytes are found faster than characters, and of UTF-8 in the same places.
     searched = sql_cast(bindparam(name, type_=String), LargeBinary)
     return func.locate(searched, func.coalesce(folded, func.lower(text))) > 0

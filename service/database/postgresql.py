@@ -22,6 +22,7 @@ from sqlalchemy import (
     Select,
     String,
     Table,
+    and_,
     bindparam,
     cast,
     collate,
@@ -412,12 +413,24 @@ def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:
     return column == func.any(cast(_parameter(name, ARRAY(column.type)), ARRAY(column.type)))
 
 
-def contains(text: Column[Any], folded: Column[Any], name: str) -> ColumnElement[bool]:
+def is_owners(column: Column[Any], name: str) -> ColumnElement[bool]:
+    value = _parameter(name, column.type)
+    # If one value is that of most rows, PostgreSQL takes it for that of each call, and looks in the
+    # index of the keys, where it would read all rows for another value. It takes bounds to be
+    # narrow.
+    return and_(column == value, column >= value, column <= value)
+
+
+def contains(
+    text: Column[Any], folded: Column[Any], name: str, indexed: bool = True
+) -> ColumnElement[bool]:
     pattern: ColumnElement[str] = bindparam(name, type_=String)
     for special in ("\\", "%", "_"):
         pattern = func.replace(pattern, special, "\\" + special, type_=String)
     # The index for searches, which a migration makes, has the same expression.
-    searched = func.coalesce(folded, func.lower(collate(text, "C")))
+    searched: ColumnElement[str] = func.coalesce(folded, func.lower(collate(text, "C")))
+    if not indexed:
+        searched = searched.op("||")(literal_column("''"))
     return searched.like("%" + pattern + "%")
 
 

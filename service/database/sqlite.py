@@ -226,7 +226,13 @@ def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:
     return column.in_(select(values.c.value))
 
 
-def contains(text: Column[Any], folded: Column[Any], name: str) -> ColumnElement[bool]:
+def is_owners(column: Column[Any], name: str) -> ColumnElement[bool]:
+    return column == bindparam(name, type_=column.type)
+
+
+def contains(
+    text: Column[Any], folded: Column[Any], name: str, indexed: bool = True
+) -> ColumnElement[bool]:
     return func.instr(func.coalesce(folded, func.lower(text)), bindparam(name)) > 0
 
 

@@ -3,6 +3,7 @@
 from service.resources.definition import Definition, Filter, Search, with_id
 from service.resources.usual import Usual
 from service.schemas.fields import Boolean, Input, Text
+from service.settings import ACCESS
 from service.tables import notes
 from service.web.routing import Path, Resource
 
@@ -27,6 +28,8 @@ NOTES = Definition(
     filters={"completed": Filter(notes.c.completed, "Only notes that are or aren't", True)},
     search=Search(notes.c.text, notes.c.folded, example="milk"),
     large=notes.c.text,
+    creator=notes.c.owner_id if ACCESS == "token" else None,
+    owner=notes.c.owner_id if ACCESS == "private" else None,
 )
 usual = Usual(NOTES, "Short texts, each of them done or not.")
 

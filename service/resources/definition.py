@@ -12,6 +12,7 @@ from sqlalchemy import Column, Table
 
 from service.resources import orders
 from service.schemas.fields import MAX_ID, Choice, Input, Integer, Text, Timestamp
+from service.tables import OWNER
 
 # The most items of a page, and of a batch.
 MAX_PAGE = 1000
@@ -77,11 +78,15 @@ class Definition:
     filters: Mapping[str, Filter] = field(default_factory=dict)
     search: Search | None = None
     large: Column[Any] | None = None
-    # The column with the id of the user whose the row is. Nobody else sees it: it is a 404.
+    # The column OWNER, if the row is the user's who creates it. To all others it is a 404.
     owner: Column[Any] | None = None
+    # The same column, if it only records who creates the row.
+    creator: Column[Any] | None = None
     sorts: Sequence[Column[Any]] = ()
 
     def __post_init__(self) -> None:
+        if self.records is not None and self.records.name != OWNER:
+            raise ValueError(f"{self.records}: the operators' commands know only {OWNER}")
         for name, one in self.new.load_fields.items():
             column = self.table.c.get(name)
             if column is None:
@@ -110,6 +115,11 @@ class Definition:
     @property
     def plural(self) -> str:
         return str(self.table.name)
+
+    @property
+    def records(self) -> Column[Any] | None:
+        """The column for the user who creates a row."""
+        return self.creator if self.owner is None else self.owner
 
     @property
     def times(self) -> list[str]:

@@ -61,6 +61,7 @@ class Items:
         self.pages = Pages(definition, self.queries)
         owner = definition.owner
         self._owner = None if owner is None else str(owner.name)
+        self._records = definition.records is not None
         self._constraints = Constraints(definition.table)
         self._id_name = f"{definition.name}_id"
         self._plural = definition.plural
@@ -122,8 +123,8 @@ class Items:
         if len(body) > budget.LARGE_BYTES:
             await budget.claim_write(request.scope, body)
         new = self._read_new(body, first_header(request.scope, b"content-type"))
-        if self._owner:
-            new = self.queries.owned(new, self.owner_of(request))
+        if self._records:
+            new = self.queries.created(new, self._creator_of(request))
 
         async def store(run: Run) -> bytes:
             return self.encode((await self.queries.insert([new], run))[0])
@@ -158,8 +159,9 @@ class Items:
         else:
             values = parse(body, content_type)
         new = await load_all(self._load, values, MAX_BATCH, "body")
-        if self._owner:
-            new = [self.queries.owned(values, self.owner_of(request)) for values in new]
+        if self._records:
+            user = self._creator_of(request)
+            new = [self.queries.created(values, user) for values in new]
 
         async def store(run: Run = fetch) -> bytes:
             return orjson.dumps(self._dump(await self.queries.insert(new, run)))
@@ -284,11 +286,18 @@ class Items:
 
     def owner_of(self, request: Request) -> int | None:
         """The user's id, if items have owners. HTTPException 401 without a user."""
-        if self._owner is None:
-            return None
+        return None if self._owner is None else self._user_of(request)
+
+    def _user_of(self, request: Request) -> int:
         if "user" not in request.scope:
             raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
         return int(request.scope["user"]["id"])
+
+    def _creator_of(self, request: Request) -> int | None:
+        """The user's id, if there is a user. HTTPException 401 if items have owners."""
+        if self._owner is None and "user" not in request.scope:
+            return None
+        return self._user_of(request)
 
     async def _conflict(
         self,

@@ -9,6 +9,7 @@ import orjson
 from marshmallow import ValidationError, fields
 from sqlalchemy import (
     BigInteger,
+    BinaryExpression,
     Column,
     Date,
     Integer,
@@ -18,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
-from sqlalchemy.sql.operators import desc_op
+from sqlalchemy.sql.operators import desc_op, is_not
 
 from service.schemas import fields as inputs
 
@@ -57,7 +58,7 @@ def unique_columns(table: Table, owner: Column[Any] | None = None) -> set[str]:
     """The names of the columns of which each is unique alone, or for each owner."""
     others = [
         {name for name, _ in columns if owner is None or name != owner.name}
-        for columns, is_unique in _indexes(table)
+        for columns, is_unique, _ in _indexes(table)
         if is_unique
     ]
     return {name for names in others if len(names) == 1 for name in names}
@@ -111,6 +112,8 @@ def read_cursor(cursor: str, columns: Sequence[Column[Any]]) -> Values:
 class _Index(NamedTuple):
     columns: Sequence[tuple[str, bool]]
     is_unique: bool
+    # The column that is not NULL in all rows that the index has.
+    filled: str | None = None
 
 
 def _indexes(table: Table) -> Iterator[_Index]:
@@ -120,10 +123,21 @@ def _indexes(table: Table) -> Iterator[_Index]:
             yield _Index([(column.name, False) for column in constraint], True)
     for index in table.indexes:
         found = list(map(_indexed, index.expressions))
-        # Others have a condition, prefixes of texts or no order.
-        is_whole = not (index.kwargs.keys() - {"postgresql_include"})
-        if is_whole and None not in found:
-            yield _Index([one for one in found if one], bool(index.unique))
+        filled = [_filled(one) for name, one in index.kwargs.items() if name in _CONDITIONS]
+        # Others have another condition, prefixes of texts or no order.
+        is_known = not (index.kwargs.keys() - _CONDITIONS - {"postgresql_include"})
+        if is_known and None not in [*found, *filled]:
+            columns = [one for one in found if one]
+            yield _Index(columns, bool(index.unique), *filled[:1])
+
+
+_CONDITIONS = {"postgresql_where", "sqlite_where"}
+
+
+def _filled(condition: Any) -> str | None:
+    """The column that is not NULL, if the condition says that; None for another condition."""
+    is_filled = isinstance(condition, BinaryExpression) and condition.operator is is_not
+    return str(condition.left.name) if is_filled else None
 
 
 def _indexed(expression: Any) -> tuple[str, bool] | None:
@@ -143,6 +157,8 @@ def is_served(table: Table, equal: set[str], ranges: set[str], order: Order) -> 
 
 def _serves(index: _Index, equal: set[str], ranges: set[str], order: Order) -> bool:
     names = [name for name, _ in index.columns]
+    if index.filled and index.filled not in equal:
+        return False
     if index.is_unique and equal.issuperset(names):
         return True
     wanted = [one for one in order if one[0] not in equal]

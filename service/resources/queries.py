@@ -91,8 +91,15 @@ class Queries:
         self._changing = [*self._given, *(["updated_at"] if self._is_updated else [])]
         # What each statement on rows that are there requires of them.
         owner = definition.owner
-        self._owned = [] if owner is None else [owner == bindparam("owner", type_=owner.type)]
+        self._owned: list[ColumnElement[bool]] = []
         self._owner_name = None if owner is None else str(owner.name)
+        # The best plan of a search depends on all parameters.
+        self._owned_searched: list[ColumnElement[bool]] = []
+        if owner is not None:
+            self._owned = [dialect.is_owners(owner, "owner")]
+            self._owned_searched = [owner == bindparam("owner", type_=owner.type)]
+        records = definition.records
+        self._records = None if records is None else str(records.name)
         self._sorts = {str(column.name): column for column in [*definition.sorts, table.c.id]}
         # Orders of several columns make many.
         self._has_index = lru_cache(1000)(self._find_index)
@@ -112,8 +119,8 @@ class Queries:
             {str(self._search.text.name): str(self._search.folded.name)} if self._search else {}
         )
         names = [*self._given, *self._folds.values(), *self._times]
-        if self._owner_name:
-            names.append(self._owner_name)
+        if self._records:
+            names.append(self._records)
         self._insert = dialect.insert_many(table, names, self._columns)
         self._by_id = dialect.prepare(select(*self._columns).where(self._this))
         self._by_ids = dialect.prepare(
@@ -129,8 +136,10 @@ class Queries:
         self._count = lru_cache(1000)(self._prepare_count)
         self._update = lru_cache(1000)(self._prepare_update)
 
-    def _selected(self, kinds: tuple[Any, ...], by_text: bool) -> list[ColumnElement[bool]]:
-        conditions: list[ColumnElement[bool]] = [*self._owned]
+    def _selected(
+        self, kinds: tuple[Any, ...], by_text: bool, searches: bool
+    ) -> list[ColumnElement[bool]]:
+        conditions = [*(self._owned_searched if searches else self._owned)]
         for number, (one, kind) in enumerate(zip(self._filters, kinds, strict=False)):
             if kind is ANY:
                 value = bindparam(f"filter_{number}", type_=one.column.type)
@@ -138,7 +147,10 @@ class Queries:
             elif kind is not None:
                 conditions.append(one.column == (true() if kind else false()))
         if by_text and self._search:
-            conditions.append(dialect.contains(self._search.text, self._search.folded, "q"))
+            # What others have must not make a search slower, which would tell of it.
+            indexed = not self._owned
+            text, folded = self._search.text, self._search.folded
+            conditions.append(dialect.contains(text, folded, "q", indexed))
         return conditions
 
     def _kinds(self, selection: Selection) -> tuple[Any, ...]:
@@ -185,23 +197,25 @@ class Queries:
         ids_only: bool = False,
     ) -> Operation:
         key = self._table.c.id
-        query = select(*([key] if ids_only else self._columns))
-        query = query.where(*self._selected(kinds, by_text))
         searches = self._searches(kinds, by_text)
+        query = select(*([key] if ids_only else self._columns))
+        query = query.where(*self._selected(kinds, by_text, searches))
         page = dialect.page(query, key, self._large, bounds, descending, searches)
         return page if searches or bounds is _SHORT_BOUNDS else page._replace(lane="large_read")
 
     def _prepare_sorted_page(
         self, order: Order, kinds: tuple[Any, ...], by_text: bool, follows: bool
     ) -> Operation:
-        query = select(*self._columns).where(*self._selected(kinds, by_text))
+        searches = self._searches(kinds, by_text, order)
+        query = select(*self._columns).where(*self._selected(kinds, by_text, searches))
         columns = [(self._sorts[name], descends) for name, descends in order]
-        return dialect.sorted_page(query, columns, follows, self._searches(kinds, by_text, order))
+        return dialect.sorted_page(query, columns, follows, searches)
 
     def _prepare_pages(self, descending: bool, kinds: tuple[Any, ...]) -> Operation | None:
-        if ANY in kinds or self._owned or self._searches(kinds, by_text=False):
+        if ANY in kinds or self._searches(kinds, by_text=False):
             return None
-        query = select(*self._columns).where(*self._selected(kinds, by_text=False))
+        selected = self._selected(kinds, by_text=False, searches=False)
+        query = select(*self._columns).where(*selected)
         return dialect.pages(query, self._table.c.id, self._large, _SHARED_BOUNDS, descending)
 
     def is_shared(self, selection: Selection, limit: int) -> bool:
@@ -215,7 +229,9 @@ class Queries:
         # Listings have no other ids, which another program may have stored.
         query = select(func.count().label("total")).where(self._table.c.id.between(1, MAX_ID))
         # It reads every row, or an entry of an index for each, as a search does.
-        return dialect.prepare(query.where(*self._selected(kinds, by_text)), searches=True)
+        return dialect.prepare(
+            query.where(*self._selected(kinds, by_text, searches=True)), searches=True
+        )
 
     def _prepare_update(self, names: tuple[str, ...], conditional: bool) -> Operation:
         """The update of some values, possibly none."""
@@ -306,7 +322,8 @@ class Queries:
         afters = [_place(selection, after) for after, _ in pages]
         limits = [limit + 1 for _, limit in pages]
         found: list[list[Row] | None] = [[] for _ in pages]
-        for row in await fetch(statement, afters=afters, limits=limits):
+        owner = selection.owner
+        for row in await fetch(statement, afters=afters, limits=limits, owner=owner):
             place = row["page"] - 1
             if row["id"] is not None:
                 found[place].append(row)
@@ -333,8 +350,12 @@ class Queries:
         return {row["id"]: row for row in rows}
 
     def owned(self, values: Mapping[str, Any], owner: int | None) -> Mapping[str, Any]:
-        """The values of a new row, with its owner if there is one."""
+        """The values of a row, with its owner if it has one."""
         return {**values, self._owner_name: owner} if self._owner_name else values
+
+    def created(self, values: Mapping[str, Any], user: int | None) -> Mapping[str, Any]:
+        """The values of a new row, with who creates it if that is recorded."""
+        return {**values, self._records: user} if self._records else values
 
     async def insert(self, new: Sequence[Mapping[str, Any]], run: Run = fetch) -> Sequence[Row]:
         """Stores all or none. Returns the rows with ids, which ascend in the given order."""

@@ -102,7 +102,7 @@ try:
     CORS_ORIGINS = _env.read("CORS_ORIGINS", parse_origins)
 
     # A revoked token still works for at most ACCESS_CACHE_SECONDS.
-    ACCESS = _env.str("ACCESS", "open", validate=validate.OneOf(("open", "token")))
+    ACCESS = _env.str("ACCESS", "open", validate=validate.OneOf(("open", "token", "private")))
     ACCESS_CACHE_SECONDS = _env.float(
         "ACCESS_CACHE_SECONDS", 5, validate=validate.Range(min=0, max=3600)
     )

@@ -1,4 +1,4 @@
-"""Access with ACCESS=token: a request needs the token of an active user (RFC 6750)."""
+"""Access with ACCESS=token or private: a request needs the token of an active user (RFC 6750)."""
 
 import asyncio
 import logging
@@ -92,7 +92,7 @@ class Guard:
 
 @asynccontextmanager
 async def hinting() -> AsyncIterator[None]:
-    """Logs how to add a user, if ACCESS=token and there is none."""
+    """Logs how to add a user, if a request needs one and there is none."""
     hint = asyncio.create_task(_hint())
     try:
         yield
@@ -101,10 +101,11 @@ async def hinting() -> AsyncIterator[None]:
 
 
 async def _hint() -> None:
-    if ACCESS == "token":
+    if ACCESS != "open":
         with suppress(DatabaseUnavailable):
             if not await queries.has_users():
                 logger.warning(
-                    "ACCESS is token and there is no user; to add one: "
-                    "python -m service users add NAME"
+                    "ACCESS is %s and there is no user; to add one: "
+                    "python -m service users add NAME",
+                    ACCESS,
                 )

@@ -5,6 +5,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.settings import ACCESS
 from service.users import openapi, queries
 from service.users.schemas import user_out
 from service.web.conditions import tagged
@@ -12,7 +13,10 @@ from service.web.routing import Operation, Path, Resource
 
 
 async def read_user(request: Request) -> Response:
-    user = await queries.get_user(request.path_params["username"])
+    name = request.path_params["username"]
+    if ACCESS == "private" and queries.normalize(name) != request.scope["user"]["username"]:
+        raise HTTPException(404)
+    user = await queries.get_user(name)
     if user is None:
         raise HTTPException(404)
     return tagged(orjson.dumps(user_out.dump(user)))

@@ -11,6 +11,7 @@ from service.openapi.parts import (
     response,
     tag,
 )
+from service.settings import ACCESS
 from service.users.schemas import MAX_USERNAME, user_out
 
 SCHEMAS = {"User": user_out}
@@ -28,9 +29,11 @@ USERNAME = parameter(
     pattern=f"^[A-Za-z0-9._-]{{1,{MAX_USERNAME}}}$",
 )
 
+ALONE = " Each user finds themself alone." if ACCESS == "private" else ""
+
 READ_USER: dict[str, Any] = {
     **TAG,
-    "description": "A user by name. Users are added by the operators of the service.",
+    "description": f"A user by name. Users are added by the operators of the service.{ALONE}",
     "parameters": [USERNAME, IF_NONE_MATCH, IF_MATCH],
     "responses": {
         "200": {**response("Successful Response", "User"), "headers": ETAG},

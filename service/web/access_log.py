@@ -38,7 +38,7 @@ def write(scope: Scope, status: int, seconds: float, size: int, request_id: byte
     # X-Forwarded-For may contain any text.
     client = _quote(scope["client"][0]) if scope.get("client") else ""
     user = ""
-    if ACCESS == "token":
+    if ACCESS != "open":
         # Empty without a user. A username needs no quotes.
         user = f" user={scope['user']['username'] if 'user' in scope else ''}"
     line = (

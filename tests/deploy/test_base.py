@@ -14,6 +14,8 @@ QUICK = (
     "tests/test_architecture.py",
     "tests/web/test_semantics.py",
 )
+# As scripts/lint does.
+LINT = ("ruff format --quiet .", "ruff check --quiet --fix .")
 # It fails where there is nothing to commit.
 COMMIT = "git add . && git -c user.name=a -c user.email=a@b commit -qm ."
 
@@ -76,7 +78,7 @@ def test_parts_are_removed(tmp_path: Path) -> None:
     copy = clone(tmp_path)
     for part in PARTS:
         steps = [f"{command}\n{COMMIT}" for command in commands(part)]
-        shell(copy, "alembic upgrade head", *steps, "ruff check --quiet --fix .")
+        shell(copy, "alembic upgrade head", *steps, *LINT)
     shell(copy, "alembic upgrade head", "alembic check", "pytest -n 0 -q --collect-only")
     settings = "tests/deploy/test_settings.py::test_every_setting_is_in_the_"
     check(copy, *QUICK, f"{settings}example", f"{settings}table")

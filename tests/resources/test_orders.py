@@ -11,6 +11,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from sqlalchemy import BigInteger, Boolean, Column, Date, Float, Index, MetaData, String, Table
 
+from service.notes.resource import usual as usual_notes
 from service.resources.definition import AtLeast, AtMost, Definition, with_id
 from service.resources.orders import Sort, is_served, read_cursor, unique_columns, write_cursor
 from service.schemas import fields
@@ -309,6 +310,9 @@ def test_large_texts_have_no_other_order() -> None:
         ("text done", "rank", "-due,id", True),
         ("part", "", "id", False),
         ("folded", "", "id", False),
+        ("owner", "", "id", True),
+        ("owner", "", "due,id", False),
+        ("", "", "owner,id", False),
     ],
 )
 def test_an_index_serves_what_it_has_in_a_row(
@@ -316,15 +320,22 @@ def test_an_index_serves_what_it_has_in_a_row(
 ) -> None:
     """An index serves an order with its values, or all of them turned, behind equal ones."""
     things = table(
-        *(Column(name, BigInteger) for name in ("due", "rank", "done", "part", "folded")),
+        *(Column(name, BigInteger) for name in ("due", "rank", "done", "part", "folded", "owner")),
         Column("text", sorted_text(5), unique=True),
     )
     Index("things_due", things.c.due, things.c.id)
     Index("things_rank", things.c.rank, things.c.due.desc(), things.c.id)
     Index("things_part", things.c.part, things.c.id, postgresql_where=things.c.done == 1)
+    Index("things_owner", things.c.owner, things.c.id, sqlite_where=things.c.owner.is_not(None))
     Index("things_folded", things.c.folded + 0, things.c.id)
     parts = tuple((part.removeprefix("-"), part.startswith("-")) for part in order.split(","))
     assert is_served(things, set(equal.split()), set(ranges.split()), parts) is expected
+
+
+def test_indexes_serve_the_filters_of_notes() -> None:
+    """Listings of notes read in an index, with and without the filter."""
+    assert not usual_notes.items.queries._searches((None,), False)
+    assert not usual_notes.items.queries._searches((True,), False)
 
 
 def test_the_shop_has_orders_with_an_index_and_without() -> None:

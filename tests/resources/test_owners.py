@@ -4,10 +4,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from sqlalchemy import Column, MetaData, Table
 
+from service.resources.definition import Definition, with_id
+from service.schemas.fields import Input
+from service.tables import ID
 from tests.support.notes import follow
 
 ANN, BOB = {"user": "1"}, {"user": "2"}
+
+
+def test_an_owner_is_known_by_its_column() -> None:
+    """Owners are in the column that the operators' commands know, and no other one is taken."""
+    things = Table("things", MetaData(), Column("id", ID, primary_key=True), Column("user_id", ID))
+    options = {"table": things, "name": "thing", "new": Input(), "shape": with_id(Input, "Thing")}
+    for kind in ("owner", "creator"):
+        with pytest.raises(ValueError, match="owner_id"):
+            Definition(**options, **{kind: things.c.user_id})  # type: ignore[arg-type]
 
 
 @pytest.fixture
