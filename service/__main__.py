@@ -4,7 +4,7 @@ import asyncio
 import os
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import click
@@ -12,7 +12,9 @@ import click
 from service.database.connections import connected
 from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
-from service.users import queries
+from service.settings import ACCESS_CACHE_SECONDS
+from service.tables import Row
+from service.users import owned, queries
 from service.users.schemas import MAX_USERNAME, user_out
 
 Result = TypeVar("Result")
@@ -25,7 +27,7 @@ def main() -> None:
 
 @main.group("users")
 def users_group() -> None:
-    """Manage the users for ACCESS=token."""
+    """Manage the users for ACCESS=token and private."""
 
 
 def check_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -75,6 +77,18 @@ def no_user(name: str) -> click.ClickException:
     return click.ClickException(f"There is no user {name}.")
 
 
+async def find_user(name: str) -> Row:
+    user = await queries.get_user(name)
+    if user is None:
+        raise no_user(name)
+    return user
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """How many rows of each table, such as `notes: 3`."""
+    return ", ".join(f"{table}: {count}" for table, count in counts.items())
+
+
 @users_group.command()
 @name_argument
 def add(name: str) -> None:
@@ -121,10 +135,54 @@ def rotate(name: str) -> None:
 
 @users_group.command()
 @name_argument
-def remove(name: str) -> None:
-    """Remove a user permanently, after at most ACCESS_CACHE_SECONDS. The notes stay."""
-    if not run(queries.remove_user, name):
-        raise no_user(name)
+def adopt(name: str) -> None:
+    """Give a user the notes that have no owner, and print their number."""
+    counts = run(adopt_all, name)
+    click.echo(told(counts))
+
+
+async def adopt_all(name: str) -> dict[str, int]:
+    return await owned.adopt((await find_user(name))["id"])
+
+
+@users_group.command()
+@name_argument
+@click.option("--with-notes", is_flag=True, help="Remove the user's notes, too.")
+@click.option("--to", "heir", metavar="NAME", help="Give the user's notes to another user.")
+def remove(name: str, with_notes: bool, heir: str | None) -> None:
+    """Remove a user permanently, after at most ACCESS_CACHE_SECONDS."""
+    if heir is not None and (with_notes or queries.normalize(heir) == name):
+        raise click.UsageError("--to needs another user, and no --with-notes.")
+    run(remove_user, name, with_notes, heir)
+
+
+async def remove_user(name: str, with_notes: bool, heir: str | None) -> None:
+    """Removes a user, and what the user owns or gives it to an heir.
+
+    First the user is deactivated. After ACCESS_CACHE_SECONDS no process takes the token any more,
+    so nothing is added while the rows go. The user goes last: what was interrupted can be repeated.
+    What a request stores that began before is without an owner then, for `adopt`.
+    """
+    user = await find_user(name)
+    new_owner = None if heir is None else (await find_user(heir))["id"]
+    counts = await owned.count_owned(user["id"])
+    if counts and not (with_notes or heir):
+        raise click.ClickException(
+            f"{name} has {told(counts)}. Give them to another user with --to NAME, or remove them"
+            " with --with-notes."
+        )
+    if with_notes or heir:
+        await queries.set_active(name, False)
+        await asyncio.sleep(ACCESS_CACHE_SECONDS)
+        try:
+            await owned.give_owned(user["id"], new_owner)
+        except dialect.CONFLICT as error:
+            left = told(await owned.count_owned(user["id"]))
+            raise click.ClickException(
+                f"{name} is deactivated and still has {left}. One of them has a unique value that"
+                " another has, or others refer to it."
+            ) from error
+    await queries.remove_user(name)
 
 
 if __name__ == "__main__":

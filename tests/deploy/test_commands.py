@@ -71,7 +71,7 @@ def test_nothing_to_do(users: Operate) -> None:
     again = users("add", "BOB")
     assert (again.returncode, again.stdout) == (1, "")
     assert again.stderr == "Error: There is a user bob already.\n"
-    for command in ("deactivate", "activate", "rotate", "remove"):
+    for command in ("deactivate", "activate", "rotate", "adopt", "remove"):
         unknown = users(command, "carol")
         assert (unknown.returncode, unknown.stdout) == (1, "")
         assert unknown.stderr == "Error: There is no user carol.\n"
@@ -92,7 +92,7 @@ def test_help_suffices() -> None:
         operate("sqlite:///notes.db", "--help").stdout
         + run_users("sqlite:///x.db", "--help").stdout
     )
-    for command in ("users", "add", "list", "deactivate", "activate", "rotate", "remove"):
+    for command in ("users", "add", "list", "deactivate", "activate", "rotate", "adopt", "remove"):
         assert re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE)
 
 

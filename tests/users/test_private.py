@@ -18,7 +18,7 @@ from service.app import document
 from service.users import queries
 from tests.support import databases
 from tests.support.notes import follow, known
-from tests.support.operating import add_user
+from tests.support.operating import add_user, operate
 from tests.support.raw import connect
 from tests.support.servers import serving
 from tests.support.usual import LAWS, Law, find, hold
@@ -318,7 +318,7 @@ def test_users_see_themselves(house: House) -> None:
 
 
 def test_notes_without_an_owner_are_nobodys(house: House) -> None:
-    """What was stored without a user is a 404 for all."""
+    """What was stored without a user is a 404 for all, until somebody adopts it."""
     databases.execute(
         house.database_url, "INSERT INTO notes (text, completed) VALUES ('old', false)"
     )
@@ -328,6 +328,11 @@ def test_notes_without_an_owner_are_nobodys(house: House) -> None:
         for method in ("GET", "PUT", "PATCH", "DELETE"):
             answer = client.request(method, f"/notes/{note_id}", json=NOTE)
             assert answer.status_code == 404
+    result = operate(house.database_url, "users", "adopt", "bob")
+    assert (result.returncode, result.stdout) == (0, "notes: 1\n")
+    old = {"id": note_id, "text": "old", "completed": False}
+    assert house.clients["bob"].get("/notes/").json() == [old]
+    assert house.clients["alice"].get(f"/notes/{note_id}").status_code == 404
 
 
 def test_a_private_service_asks_for_a_token(house: House) -> None:

@@ -166,7 +166,9 @@ def test_a_removed_user_leaves_no_key_to_a_namesake(house: House) -> None:
     """A namesake of a removed user has keys of its own. The old ones go within a day."""
     gone = add_user(house.database_url, "dave")
     answer = stored(post(house.clients[0], gone, "k"))
-    assert operate(house.database_url, "users", "remove", "dave").returncode == 0
+    remove = ("users", "remove", "dave", "--to", "bob")
+    removed = operate(house.database_url, *remove, ACCESS_CACHE_SECONDS="0")
+    assert removed.returncode == 0, removed.stderr
     assert post(house.clients[1], gone, "k").status_code == 401
     new = add_user(house.database_url, "dave")
     assert stored(post(house.clients[0], new, "k")) != answer
