@@ -100,8 +100,7 @@ class Items:
         ndjson = preferences.wants_ndjson(request)
         page_request, is_limited = self._page_request(request.scope["query_string"], ndjson)
         if self._owner:
-            selection = page_request.selection._replace(owner=self.owner_of(request))
-            page_request = page_request._replace(selection=selection)
+            page_request = _of_owner(page_request, self.owner_of(request))
         page = await self.pages.read(page_request)
         total = []
         if preferences.wants_count(request):
@@ -367,6 +366,12 @@ class Items:
         if first.selection.order:
             return read(query_string, ndjson)
         return PageRequest(first.selection, after, first.limit, ndjson), is_limited
+
+
+def _of_owner(request: PageRequest, owner: int | None) -> PageRequest:
+    """The page of an owner. `_replace` would take three times as long."""
+    (descending, values, q, _, order), after, limit, ndjson = request
+    return PageRequest(Selection(descending, values, q, owner, order), after, limit, ndjson)
 
 
 def _split_after(query: bytes) -> tuple[bytes, int | None]:

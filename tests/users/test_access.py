@@ -455,17 +455,18 @@ def test_a_database_that_is_away_opens_nothing(tmp_path: Path) -> None:
         assert client.get("/health/live").status_code == 200
 
 
+@pytest.mark.parametrize("access", ["token", "private"])
 def test_a_start_without_users_says_how_to_add_one(
-    new_database: databases.NewDatabase, tmp_path: Path
+    new_database: databases.NewDatabase, tmp_path: Path, access: str
 ) -> None:
-    """With ACCESS=token the log says how to add a user as long as there is none."""
+    """The log says how to add a user as long as there is none, if requests need one."""
     database_url = new_database("sqlite")
     log = tmp_path / "log"
     hint = "python -m service users add NAME"
-    with running(database_url, log, ACCESS="token"):
+    with running(database_url, log, ACCESS=access):
         poll(lambda: hint in log.read_text())
     add_user(database_url, "bob")
-    with serving(database_url, log, ACCESS="token") as client:
+    with serving(database_url, log, ACCESS=access) as client:
         # Its query comes after the one that looks for users, on the same connection.
         client.get("/health/ready").raise_for_status()
     assert hint not in log.read_text()
