@@ -56,11 +56,11 @@ def create(cluster: Cluster, options: str = "") -> str:
 
 
 def indexes(database_url: str) -> dict[str, str]:
-    """The definitions of the indexes of the table of notes, by name."""
+    """The definitions of the indexes of the table of notes by name, except those of owners."""
     found = databases.execute(
         database_url,
         "SELECT coalesce(json_object_agg(indexname, indexdef), '{}')::text"
-        " FROM pg_indexes WHERE tablename = 'notes'",
+        " FROM pg_indexes WHERE tablename = 'notes' AND indexname NOT LIKE 'notes_owner%'",
     )
     definitions: dict[str, str] = json.loads(found)
     return definitions
@@ -330,10 +330,12 @@ def test_a_server_without_the_extension_migrates(
 
 
 def valid(database_url: str) -> set[str]:
-    """The names of the indexes of the table of notes that can be used."""
+    """The names of the indexes of the table of notes that can be used, except those of owners."""
     query = "SELECT string_agg(indexrelid::regclass::text, ',') FROM pg_index"
     found = databases.execute(
-        database_url, f"{query} WHERE indrelid = 'notes'::regclass AND indisvalid"
+        database_url,
+        f"{query} WHERE indrelid = 'notes'::regclass AND indisvalid"
+        " AND indexrelid::regclass::text NOT LIKE 'notes_owner%'",
     )
     return set(found.split(","))
 

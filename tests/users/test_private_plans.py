@@ -120,6 +120,22 @@ def test_indexes_serve_the_filters_of_an_owner() -> None:
         assert is_served(NOTES.table, equal, set(), (("id", False),))
 
 
+DEFINITIONS = {
+    "sqlite": "SELECT sql FROM sqlite_master WHERE name LIKE 'notes_owner%'",
+    "postgresql": "SELECT indexdef FROM pg_indexes WHERE indexname LIKE 'notes_owner%'",
+}
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_notes_without_an_owner_are_in_no_index_of_owners(
+    new_database: NewDatabase, kind: str
+) -> None:
+    """An open service doesn't pay for these indexes, except on MySQL and MariaDB."""
+    found = databases.fetch(new_database(kind), DEFINITIONS[kind])
+    assert len(found) == 2
+    assert all("owner_id IS NOT NULL" in definition for (definition,) in found)
+
+
 async def call_all(sizes: list[int]) -> list[tuple[str, int, int]]:
     """Calls each hot operation for both users in turn, many times; gives plans by statement."""
     for size in sizes * FIRST_CALLS * 3:
