@@ -173,6 +173,9 @@ async def remove_user(name: str, with_notes: bool, heir: str | None) -> None:
         )
     if with_notes or heir:
         await queries.set_active(name, False)
+        if ACCESS_CACHE_SECONDS:
+            wait = f"Waiting {ACCESS_CACHE_SECONDS:g} s, until no process takes {name}'s token."
+            click.echo(wait, err=True)
         await asyncio.sleep(ACCESS_CACHE_SECONDS)
         try:
             await owned.give_owned(user["id"], new_owner)

@@ -210,6 +210,7 @@ def test_a_service_in_use(database_url: str, tmp_path: Path) -> None:
                 remove = ("users", "remove", "bob", "--to", "alice")
                 removed = operate(database_url, *remove, ACCESS_CACHE_SECONDS="1")
                 assert removed.returncode == 0, removed.stderr
+                assert removed.stderr == "Waiting 1 s, until no process takes bob's token.\n"
                 assert writers["bob"].result(60) == 401
             finally:
                 over.set()
