@@ -18,6 +18,7 @@ from benchmarks.options import (
     plan,
     seconds_of,
 )
+from benchmarks.pages import PUBLISHED, write_pages
 from benchmarks.report import write_report
 from benchmarks.results import Cell, Results, rate, spoiled, versions
 from benchmarks.turns import (
@@ -170,6 +171,8 @@ def main() -> None:
             write_report(results, options.output)
             write_chart(results, options.output)
             trouble = spoiled(results)
+            if options.output == PUBLISHED and not trouble:
+                write_pages()
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise SystemExit(130) from None
     if trouble:

@@ -1,5 +1,6 @@
 """The benchmark's own client, whose latencies and checks the published figures rest on."""
 
+import json
 import re
 import socket
 import time
@@ -7,10 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 
+import pytest
+
+from benchmarks import pages
 from benchmarks.answers import make_note, to_json
 from benchmarks.growth import Batches, Growth, Sample, markdown, parse_batches
 from benchmarks.load import Shot, parse
 from benchmarks.paced import Order, drive
+from tests.support.databases import ROOT
 
 
 def serve(listener: socket.socket, answer: Callable[[int, int], bytes]) -> None:
@@ -103,3 +108,32 @@ def test_what_grows_with_the_processes() -> None:
         "list 100, 1 process, round 3: no answers",
         "list 100, 2 processes, round 1: no answers",
     ]
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "make"),
+    [("README.md", "speed", pages.chart), ("docs/benchmark.md", "ratios", pages.ratios)],
+)
+def test_published_figures_are_those_of_the_run(
+    page: str, name: str, make: Callable[[dict[str, object]], list[str]]
+) -> None:
+    """The figures of a page are what the published results.json says, and nothing else."""
+    results = json.loads((ROOT / "benchmarks/results.json").read_text())
+    assert results["spoiled"] == []
+    block = "\n".join(["", *make(results), ""])
+    assert f"<!-- {name} -->{block}<!-- /{name} -->" in (ROOT / page).read_text()
+
+
+def test_a_lead_is_one_in_every_round() -> None:
+    """A contender that was ahead in some rounds only is named as undecided."""
+    rates = {"service": [10, 10], "bun": [11, 12], "bare": [9, 11], "twin": [5, 4]}
+    cell = {
+        "title": "create",
+        "connections": 1,
+        "contenders": {name: {"rates": found} for name, found in rates.items()},
+    }
+    (line,) = pages.leads({"contenders": {name: name for name in rates}}, [cell], [*rates])
+    assert line == (
+        "**Ahead of this service with 1 connection:** bun (create)."
+        " Undecided, because the rounds differ: bare (create)."
+    )

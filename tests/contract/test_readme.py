@@ -61,3 +61,11 @@ def test_the_examples_work(service: httpx2.Client, page: str) -> None:
         )
         assert result.stdout.strip("\n") == output, command
         assert (result.returncode, result.stderr) == (0, ""), command
+
+
+def test_the_first_screen_is_one() -> None:
+    """README says what the service is in 30 lines, with an operation as the code has it."""
+    screen = (ROOT / "README.md").read_text().partition("\n## ")[0]
+    assert len(screen.splitlines()) <= 30
+    (operation,) = re.findall(r"^```python\n(.*?)^```$", screen, re.DOTALL | re.MULTILINE)
+    assert operation.strip() in (ROOT / "service/notes/resource.py").read_text()
