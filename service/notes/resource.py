@@ -13,10 +13,11 @@ class NoteIn(Input):
 
     text = Text(
         required=True,
-        metadata={"description": "What is to be done", "examples": ["Buy milk"]},
+        metadata={"description": "The text of the note", "examples": ["Buy milk"]},
     )
     completed = Boolean(
-        required=True, metadata={"description": "Whether it is done", "examples": [False]}
+        required=True,
+        metadata={"description": "Whether the note is completed", "examples": [False]},
     )
 
 
@@ -25,13 +26,13 @@ NOTES = Definition(
     name="note",
     new=NoteIn(),
     shape=with_id(NoteIn, "Note"),
-    filters={"completed": Filter(notes.c.completed, "Only notes that are or aren't", True)},
+    filters={"completed": Filter(notes.c.completed, "Completed notes (`true`) or open ones", True)},
     search=Search(notes.c.text, notes.c.folded, example="milk"),
     large=notes.c.text,
     creator=notes.c.owner_id if ACCESS == "token" else None,
     owner=notes.c.owner_id if ACCESS == "private" else None,
 )
-usual = Usual(NOTES, "Short texts, each of them done or not.")
+usual = Usual(NOTES, "Short texts, each completed or open.")
 
 resource = Resource(
     usual.schemas,

@@ -21,27 +21,27 @@ VALIDATION_ERROR = {
         "loc": {
             "type": "array",
             "title": "Location",
-            "description": "Where it is: in the body, the query or a header, and from there on",
+            "description": "The place of the error: `body`, `query` or `header`, then the field",
             "examples": [["query", "limit"]],
             "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
         },
         "msg": {
             "type": "string",
             "title": "Message",
-            "description": "For people",
+            "description": "The error in words",
             "examples": ["Input should be less than or equal to 1000"],
         },
         "type": {
             "type": "string",
             "title": "Error Type",
-            "description": "For programs",
+            "description": "The kind of the error, for programs",
             "examples": ["less_than_equal"],
         },
         "input": {"title": "Input", "description": "The value that is wrong", "examples": ["1001"]},
         "ctx": {
             "type": "object",
             "title": "Context",
-            "description": "The bounds that the value breaks",
+            "description": "The limits that the value violates",
             "examples": [{"le": 1000}],
         },
     },
@@ -54,7 +54,7 @@ HTTP_VALIDATION_ERROR = {
         "detail": {
             "type": "array",
             "title": "Detail",
-            "description": "All that is wrong",
+            "description": "All errors in the request",
             "items": {"$ref": "#/components/schemas/ValidationError"},
         }
     },
@@ -74,7 +74,7 @@ ERROR = {
 }
 
 INFO: dict[str, Any] = {
-    "description": "Short texts, each of them done or not. Every error is JSON with `detail`.",
+    "description": "Short texts, each completed or open. Every error body is JSON with `detail`.",
     "contact": {"name": "The operators of this service"},
 }
 TOKEN = {
@@ -91,7 +91,7 @@ UNAUTHENTICATED = {
 TOO_MANY = {
     "429": {
         **response("The client has sent too many requests", "Error"),
-        "headers": {"Retry-After": header("Seconds to wait", 1, "integer")},
+        "headers": {"Retry-After": header("The number of seconds to wait", 1, "integer")},
     }
 }
 

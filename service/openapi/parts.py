@@ -43,18 +43,20 @@ def parameter(
 
 
 UNPARSABLE = {"400": response("The body can't be decoded", "Error")}
-TOO_LARGE = {"413": response("The body is over the limit", "Error")}
+TOO_LARGE = {"413": response("The body is too large", "Error")}
 ENCODED = {
     "415": {
-        **response("The body has a Content-Encoding", "Error"),
-        "headers": {"Accept-Encoding": header("What is accepted instead", "identity")},
+        **response("The body must not have a Content-Encoding", "Error"),
+        "headers": {"Accept-Encoding": header("The encoding that is accepted", "identity")},
     }
 }
 INVALID = {"422": response("Validation Error", "HTTPValidationError")}
 UNAVAILABLE = {
     "503": {
-        **response("The database is away, full or slow", "Error"),
-        "headers": {"Retry-After": header("Seconds to wait", 1, "integer")},
+        **response("The database is unavailable, full or slow", "Error"),
+        "headers": {
+            "Retry-After": header("The number of seconds to wait before another try", 1, "integer")
+        },
     }
 }
 BODY_ERRORS = {**UNPARSABLE, **TOO_LARGE, **ENCODED, **INVALID, **UNAVAILABLE}
@@ -65,7 +67,8 @@ TAGS = rf"^(\*|{_TAG}([ \t]*,[ \t]*{_TAG})*)$"
 IF_MATCH = parameter(
     "header",
     "If-Match",
-    "Entity tags, one of which is the current one, or `*`. A tag is all that `ETag` has.",
+    "Entity tags, or `*`. If none of them is the current `ETag`, the answer is a 412. Include"
+    " the quotes of a tag.",
     '"5d3f0a0c7e2b4f6a8c9d0e1f"',
     type="string",
     pattern=TAGS,
@@ -73,7 +76,7 @@ IF_MATCH = parameter(
 IF_NONE_MATCH = parameter(
     "header",
     "If-None-Match",
-    "Entity tags, none of which is the current one, or `*`",
+    "Entity tags, or `*`. If one of them is the current `ETag`, a read gets a 304, a write a 412.",
     '"5d3f0a0c7e2b4f6a8c9d0e1f"',
     type="string",
     pattern=TAGS,
@@ -81,15 +84,15 @@ IF_NONE_MATCH = parameter(
 PREFER = parameter(
     "header",
     "Prefer",
-    "`return=minimal` for an answer without a body (RFC 7240)",
+    "`return=minimal` asks for an answer without a body (RFC 7240)",
     "return=representation",
     type="string",
 )
 KEY = parameter(
     "header",
     "Idempotency-Key",
-    "Makes a retry safe: the same key and body store once, for 24 hours. The same key with another"
-    " body is a 422.",
+    "Makes a retry safe. For 24 hours a request with the same key and body gets the first answer,"
+    " and stores nothing more. The same key with another body is a 422.",
     "8e03978e-40d5-43e8-bc93-6894a57f9324",
     type="string",
     pattern=r'^("[ !#-\[\]-~]{1,255}"|[!#-~]{1,255})$',

@@ -23,8 +23,8 @@ MAX_Q = 200
 
 # The columns that the service sets, in seconds since the epoch.
 TIMES = {
-    "created_at": "When it was stored",
-    "updated_at": "When it was stored, or changed last",
+    "created_at": "The time when it was stored",
+    "updated_at": "The time when it was last changed, or stored",
 }
 
 
@@ -161,7 +161,7 @@ def with_id(new: type[Schema], name: str, *times: str) -> Schema:
 
     The times are names of TIMES. Their columns are BigInteger and NOT NULL.
     """
-    about = {"description": "Given by the service, and never again", "examples": [1]}
+    about = {"description": "The service assigns it, and never uses it twice", "examples": [1]}
     meta = type("Meta", (), {"fields": ("id", *new._declared_fields, *times)})
     given = {
         "Meta": meta,

@@ -25,8 +25,8 @@ from service.resources.orders import Sort
 from service.schemas.fields import MAX_ID, NO_NUL, Choice, Integer, Text, Timestamp
 
 _A_TAG = '"5d3f0a0c7e2b4f6a8c9d0e1f"'
-_APPLIED = {"Preference-Applied": header("What was done of Prefer", "return=minimal")}
-_MINIMAL = {"204": {"description": "Done, as Prefer: return=minimal wants it", "headers": _APPLIED}}
+_APPLIED = {"Preference-Applied": header("The preference that was applied", "return=minimal")}
+_MINIMAL = {"204": {"description": "Success without a body (return=minimal)", "headers": _APPLIED}}
 _PREFER_NDJSON = "`Accept: application/x-ndjson`"
 
 Description = dict[str, Any]
@@ -67,12 +67,12 @@ class Descriptions:
             self._item: definition.shape,
         }
         self._items = {"type": "array", "items": {"$ref": f"#/components/schemas/{self._item}"}}
-        etag = {"ETag": header(f"A strong entity tag of the {name}", _A_TAG)}
-        path = {"Content-Location": header(f"The path of the {name} that is meant", f"/{plural}/1")}
+        etag = {"ETag": header(f"The {name}'s entity tag", _A_TAG)}
+        path = {"Content-Location": header(f"The path of the {name}", f"/{plural}/1")}
         found = {**response("Successful Response", self._item), "headers": etag}
         self._found = {
             "200": found,
-            "304": {"description": f"The {name} is what the client has", "headers": etag},
+            "304": {"description": f"The {name} has not changed", "headers": etag},
         }
         self._written = {"200": {**found, "headers": {**etag, **path}}}
         # The tag of what is stored is no tag of what was sent (RFC 9110, section 9.3.4).
@@ -81,16 +81,16 @@ class Descriptions:
         table = definition.table
         unique = [one for one in table.constraints if isinstance(one, UniqueConstraint)]
         self._conflict = (
-            {"409": response("Another has a value that is unique", "HTTPValidationError")}
+            {"409": response(f"Another {name} already has this value", "HTTPValidationError")}
             if unique or any(index.unique for index in table.indexes)
             else {}
         )
         self._not_found = {"404": response(f"There is no such {name}", "Error")}
         self._changed = {
-            "412": response(f"The {name} is not what If-Match or If-None-Match want", "Error")
+            "412": response("The condition in If-Match or If-None-Match is not met", "Error")
         }
         self._conditions = (
-            f"With `If-Match` or `If-None-Match` only if the {name} is as they want it; else the"
+            "If the condition in `If-Match` or `If-None-Match` is not met, nothing changes and the"
             " answer is a 412."
         )
         an_id = {"minimum": 1, "maximum": MAX_ID}
@@ -104,14 +104,15 @@ class Descriptions:
         return {
             **self._tag,
             "description": (
-                f"All {plural}, in the order of their ids{sorted_too}.\n\n"
-                "With `limit` it is a page; `Link` leads to the next one, if there is one.\n\n"
-                f"With {_PREFER_NDJSON} each {self._definition.name} is a line of its own, without"
+                f"Lists {plural} in the order of their ids{sorted_too}.\n\n"
+                "With `limit` the answer is one page. If there is a next page, the `Link` header "
+                "leads to it.\n\n"
+                f"With {_PREFER_NDJSON} the answer has one {self._definition.name} a line, without"
                 " brackets and commas.\n\n"
-                "Other errors have a sentence in `detail`: 406 for a client that takes neither "
-                "gzip nor the plain body, 412 for an `If-Match` that does not name the listing, "
-                "414 for more than 1,000 parameters, 503 with `Retry-After` for a database that is "
-                "away, full or slow."
+                "Other errors have a sentence in `detail`: 406 if the client accepts neither gzip "
+                "nor the plain body, 412 if the condition in `If-Match` is not met, 414 if the "
+                "query has more than 1,000 parameters, and 503 with `Retry-After` if the database "
+                "is unavailable, full or slow."
             ),
             "parameters": self._listing_parameters(),
             "responses": {
@@ -123,23 +124,27 @@ class Descriptions:
                     ),
                     "headers": {
                         "Link": header(
-                            "The page that follows, with rel=next (RFC 8288)",
+                            "The URL of the next page, with rel=next (RFC 8288)",
                             f'<http://localhost:8000/{plural}/?limit=100&after=100>; rel="next"',
                         ),
                         "ETag": header(
-                            "A strong entity tag, but for listings of over"
-                            f" {MAX_PAGE:,} {plural} or 2 MB of text",
+                            "The listing's entity tag. A listing without `limit` of more than"
+                            f" {MAX_PAGE:,} {plural} or 2 MB of text has none.",
                             _A_TAG,
                         ),
                         "X-Total-Count": header(
-                            f"How many {plural} are selected, for count=exact", 3, "integer"
+                            f"The number of {plural} that the filters select, with count=exact",
+                            3,
+                            "integer",
                         ),
-                        "Preference-Applied": header("What was done of Prefer", "count=exact"),
+                        "Preference-Applied": header(
+                            "The preference that was applied", "count=exact"
+                        ),
                     },
                 },
                 "304": {
-                    "description": "The client has this listing already",
-                    "headers": {"ETag": header("The listing's tag", _A_TAG)},
+                    "description": "The listing has not changed",
+                    "headers": {"ETag": header("The listing's entity tag", _A_TAG)},
                 },
                 **INVALID,
             },
@@ -150,11 +155,11 @@ class Descriptions:
         page = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}
         after = {"type": "integer", "minimum": 0, "maximum": MAX_ID}
         order = {"type": "string", "enum": ["asc", "desc"], "default": "asc"}
-        about = "The id behind which to go on, as the Link header has it"
+        about = "The page begins after this id. The `Link` header gives it."
         found = [
-            parameter("query", "limit", f"{plural.capitalize()} a page", 100, **page),
+            parameter("query", "limit", f"The greatest number of {plural} on a page", 100, **page),
             parameter("query", "after", about, 100, **after),
-            parameter("query", "order", "Of the ids", "desc", **order),
+            parameter("query", "order", "The order of the ids", "desc", **order),
         ]
         for name, (_, about, example, _) in self._definition.filters.items():
             kind = _type_of(self._definition.filter_field(name))
@@ -163,20 +168,21 @@ class Descriptions:
         if isinstance(sort, Sort):
             name = self._definition.sorts[0].name
             about = (
-                "Names in turn, each with a minus if it descends. What is the same in all of them"
-                " comes in the order of the ids. It takes the place of `order`."
+                "Names of fields, separated by commas. A minus before a name reverses its order."
+                " Items with equal values are in the order of their ids. `sort`"
+                " replaces `order`."
             )
             kind = {"type": "string", "pattern": sort.pattern}
             found.append(parameter("query", "sort", about, f"-{name},id", **kind))
-            about = "With `sort`, where to go on, as the Link header has it"
+            about = "With `sort`, the place where the page begins. The `Link` header gives it."
             found.append(parameter("query", "cursor", about, "WzEsMl0", type="string"))
         if search := self._definition.search:
-            about = f"Only {plural} that contain this, in upper or lower case"
+            about = f"Only {plural} that contain this text, in upper or lower case"
             text = {"type": "string", "maxLength": MAX_Q, "pattern": NO_NUL}
             found.append(parameter("query", "q", about, search.example, **text))
         tags = {"type": "string", "pattern": TAGS}
-        about = "Entity tags, none of which the listing has"
-        count = f"`count=exact` for the number of all selected {plural} (RFC 7240)"
+        about = "Entity tags. If the listing has one of them, the answer is a 304."
+        count = f"`count=exact` asks for the number of {plural} that the filters select (RFC 7240)"
         return [
             *found,
             parameter("header", "If-None-Match", about, _A_TAG, **tags),
@@ -187,12 +193,12 @@ class Descriptions:
         return {
             **self._tag,
             "description": (
-                f"Stores {self._a_name}, and gives it its id.\n\n"
-                "With `Prefer: return=minimal` the answer is a 204 without a body; `Location` is "
+                f"Stores {self._a_name} and gives it an id.\n\n"
+                "With `Prefer: return=minimal` the answer is a 204 without a body. `Location` has "
                 f"the {self._definition.name}'s URL.\n\n"
-                "Other errors say in `detail`, in words, what is wrong: 400 for a body that can't "
-                "be decoded, 413 for one over the limit, 415 for one with a `Content-Encoding`, "
-                "503 with `Retry-After` for a database that is away, full or slow."
+                "Other errors have a sentence in `detail`: 400 if the body can't be decoded, 413 "
+                "if it is too large, 415 if it has a `Content-Encoding`, and 503 with "
+                "`Retry-After` if the database is unavailable, full or slow."
             ),
             "parameters": [KEY, PREFER],
             "requestBody": {"required": True, **json_content(self._new)},
@@ -217,7 +223,9 @@ class Descriptions:
             "parameters": [KEY, PREFER],
             "requestBody": {"required": True, **json_content(new)},
             "responses": {
-                "200": response(f"The stored {plural} in the order sent", self._items),
+                "200": response(
+                    f"The stored {plural}, in the order in which they were sent", self._items
+                ),
                 **_MINIMAL,
                 **self._conflict,
                 **BODY_ERRORS,
@@ -229,19 +237,19 @@ class Descriptions:
         return {
             **self._tag,
             "description": (
-                f"{self._a_name.capitalize()} by its id. With `If-None-Match` and the `ETag` of an "
-                f"answer before, an unchanged {name} is a 304 without a body."
+                f"Reads {self._a_name} by its id. If `If-None-Match` has the `ETag` of an earlier "
+                f"answer and the {name} has not changed, the answer is a 304 without a body."
             ),
             "parameters": [self._id, IF_NONE_MATCH, IF_MATCH],
             "responses": {**self._found, **self._not_found, **self._changed, **UNAVAILABLE},
         }
 
     def replace(self) -> Description:
-        about = f"Gives {self._a_name} other values for all its fields."
+        about = f"Replaces all fields of {self._a_name}."
         return self._write(about, self._new, self._minimal_put)
 
     def change(self) -> Description:
-        about = f"Gives {self._a_name} other values for the fields in the body."
+        about = f"Changes those fields of {self._a_name} that are in the body."
         return self._write(about, self._patch, self._minimal_patch)
 
     def _write(self, about: str, schema: str, minimal: Description) -> Description:
@@ -264,14 +272,14 @@ class Descriptions:
         name, table = self._definition.name, self._definition.table
         keys = [key for other in table.metadata.tables.values() for key in other.foreign_keys]
         is_referred_to = any(key.column.table is table for key in keys)
-        about = f"Others refer to this {name}"
+        about = f"Other items refer to this {name}"
         referred = {"409": response(about, "Error")} if is_referred_to else {}
         return {
             **self._tag,
-            "description": f"Removes {self._a_name} for good. {self._conditions}",
+            "description": f"Deletes {self._a_name} permanently. {self._conditions}",
             "parameters": [self._id, IF_MATCH, IF_NONE_MATCH],
             "responses": {
-                "204": {"description": f"The {name} is gone"},
+                "204": {"description": f"The {name} was deleted"},
                 **self._not_found,
                 **referred,
                 **self._changed,

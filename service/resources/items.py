@@ -216,7 +216,7 @@ class Items:
         try:
             await conditions.write(request, lambda: self._get(which), self._tag, delete)
         except dialect.CONFLICT:
-            raise HTTPException(409, f"Others refer to this {self.definition.name}") from None
+            raise HTTPException(409, f"Other items refer to this {self.definition.name}") from None
         return Response(status_code=204)
 
     async def _write(
@@ -315,7 +315,7 @@ class Items:
         if errors:
             return Conflict(*errors)
         # It is a constraint of another kind, or nothing is in the way any more.
-        return HTTPException(409, "This breaks a constraint of the database")
+        return HTTPException(409, "The values break a constraint of the database")
 
     def _tag(self, row: Row) -> str:
         return conditions.etag(self.encode(row))

@@ -16,10 +16,10 @@ from service.users.schemas import MAX_USERNAME, user_out
 
 SCHEMAS = {"User": user_out}
 
-TAG = tag("Users", "The users of a service that asks for a token.")
+TAG = tag("Users", "The users of a service that requires tokens.")
 NOT_FOUND = {"404": response("There is no such user", "Error")}
-CHANGED = {"412": response("If-Match does not name the user's state", "Error")}
-ETAG = {"ETag": header("A strong entity tag of the user", '"5d3f0a0c7e2b4f6a8c9d0e1f"')}
+CHANGED = {"412": response("The condition in If-Match is not met", "Error")}
+ETAG = {"ETag": header("The user's entity tag", '"5d3f0a0c7e2b4f6a8c9d0e1f"')}
 USERNAME = parameter(
     "path",
     "username",
@@ -29,15 +29,15 @@ USERNAME = parameter(
     pattern=f"^[A-Za-z0-9._-]{{1,{MAX_USERNAME}}}$",
 )
 
-ALONE = " Each user finds themself alone." if ACCESS == "private" else ""
+ALONE = " Each user can read only their own entry." if ACCESS == "private" else ""
 
 READ_USER: dict[str, Any] = {
     **TAG,
-    "description": f"A user by name. Users are added by the operators of the service.{ALONE}",
+    "description": f"Reads a user by name. The operators of the service add users.{ALONE}",
     "parameters": [USERNAME, IF_NONE_MATCH, IF_MATCH],
     "responses": {
         "200": {**response("Successful Response", "User"), "headers": ETAG},
-        "304": {"description": "The client has this user already", "headers": ETAG},
+        "304": {"description": "The user has not changed", "headers": ETAG},
         **NOT_FOUND,
         **CHANGED,
         **UNAVAILABLE,

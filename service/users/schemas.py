@@ -12,17 +12,27 @@ class User(Schema):
 
     id = fields.Integer(
         required=True,
-        metadata={"description": "Given by the service, and never again", "examples": [1]},
+        metadata={
+            "description": "The service assigns it, and never uses it twice",
+            "examples": [1],
+        },
     )
     username = fields.String(
-        required=True, metadata={"description": "In lower case", "examples": ["bob"]}
+        required=True, metadata={"description": "The name, in lower case", "examples": ["bob"]}
     )
     is_active = Boolean(
-        required=True, metadata={"description": "Whether the token counts", "examples": [True]}
+        required=True,
+        metadata={
+            "description": "Whether the service accepts the user's token",
+            "examples": [True],
+        },
     )
     created_at = Timestamp(
         required=True,
-        metadata={"description": "In UTC", "examples": ["2026-02-28T12:00:00Z"]},
+        metadata={
+            "description": "The time when the user was added, in UTC",
+            "examples": ["2026-02-28T12:00:00Z"],
+        },
     )
 
 

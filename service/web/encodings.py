@@ -33,7 +33,7 @@ NEGOTIATED = {b"accept-encoding", *conditions.CONDITIONS}
 
 
 def is_large(response: Response) -> bool:
-    """Whether the answer is worth to be compressed."""
+    """Whether it is worth compressing the answer."""
     if len(response.body) > MIN_BYTES:
         return response.media_type != "image/png"
     return type(response) is Stream

@@ -58,7 +58,7 @@ async def answer(error: Exception) -> Response | None:
             # No client reads this. It keeps a traceback out of the log, as this is no defect.
             return error_response("Client disconnected", 400)
         case _ if isinstance(error, dialect.CONFLICT):
-            return error_response("This breaks a constraint of the database", 409)
+            return error_response("The values break a constraint of the database", 409)
         case DatabaseUnavailable():
             _log(error)
             return error_response("Service Unavailable", 503, RETRY)

@@ -25,8 +25,8 @@ def author(library: httpx2.Client) -> int:
     return int(library.post("/authors/", json={"name": "Ada"}).json()["id"])
 
 
-NOT_UNIQUE = {"type": "not_unique", "msg": "Another item has this value"}
-NOT_FOUND = {"type": "not_found", "msg": "There is nothing with this value"}
+NOT_UNIQUE = {"type": "not_unique", "msg": "Another item already has this value"}
+NOT_FOUND = {"type": "not_found", "msg": "No item has this value"}
 
 
 def test_a_value_that_another_item_has(library: httpx2.Client, author: int) -> None:
@@ -90,7 +90,10 @@ def test_what_is_referred_to_stays(library: httpx2.Client, author: int) -> None:
     """The deletion of an author with a book is a 409, and works without the book."""
     book = library.post("/books/", json={"author_id": author, "title": "a"}).json()["id"]
     answer = library.delete(f"/authors/{author}")
-    assert (answer.status_code, answer.json()["detail"]) == (409, "Others refer to this author")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        409,
+        "Other items refer to this author",
+    )
     assert library.delete(f"/books/{book}").status_code == 204
     assert library.delete(f"/authors/{author}").status_code == 204
 
@@ -107,7 +110,7 @@ def test_a_constraint_of_another_kind(library: httpx2.Client, author: int) -> No
     """A CHECK that a value breaks is a 409, too, and an item that is gone a 404."""
     book = {"author_id": author, "title": "a", "shelf": 13}
     answer = library.post("/books/", json=book)
-    told = "This breaks a constraint of the database"
+    told = "The values break a constraint of the database"
     assert (answer.status_code, answer.json()) == (409, {"detail": told})
     assert library.put("/books/999999", json=book).status_code == 404
 

@@ -79,7 +79,7 @@ LISTS = Definition(
     name="list",
     new=ListIn(),
     shape=with_id(ListIn, "List"),
-    filters={"shared": Filter(lists.c.shared, "Only lists that are or aren't", True)},
+    filters={"shared": Filter(lists.c.shared, "Shared lists (`true`) or other ones", True)},
     search=Search(lists.c.name, lists.c.folded, "a"),
     owner=lists.c.owner_id,
 )

@@ -55,7 +55,7 @@ def test_a_broken_constraint_is_its_own_clients_alone(database_url: str, tmp_pat
         answers = post_all(client, texts, locked(database_url))
         assert Counter(answer.status_code for answer in answers) == {200: 29, 409: 1}
         (refused,) = [answer for answer in answers if answer.status_code == 409]
-        assert refused.json() == {"detail": "This breaks a constraint of the database"}
+        assert refused.json() == {"detail": "The values break a constraint of the database"}
         assert sorted(note["text"] for note in client.get("/notes/").json()) == sorted(set(texts))
         # A lone one, and every other way to write it.
         note = {"text": "twice", "completed": True}
