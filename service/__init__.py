@@ -1,3 +1,3 @@
 """An asynchronous JSON notes service on Starlette, encode/databases and SQLAlchemy Core."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
