@@ -207,8 +207,8 @@ def test_a_slow_search_closes_no_other_connection(proxy: Proxy, tmp_path: Path) 
         for link in proxy.links:
             link.hangs = False
         until_served(service.read)
-        poll(lambda: len(connection_ids(proxy.target)) == 1)
-        assert connection_ids(proxy.target) < both
+        # Beside them there may be one for a moment, which ends the search on the server.
+        poll(lambda: len(left := connection_ids(proxy.target)) == 1 and left < both)
 
 
 def test_the_wait_for_the_pool(served_database_url: str, tmp_path: Path) -> None:
