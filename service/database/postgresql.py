@@ -192,6 +192,11 @@ class _Connection(Session):
         with suppress(*UNAVAILABLE):
             await self.close(timeout=CLOSE_SECONDS)
 
+    def forget_statements(self) -> None:
+        """Prepares each statement again at its next use."""
+        self.planned.clear()
+        self._drop_global_statement_cache()  # type: ignore[attr-defined]
+
     # asyncpg has sent a cancel request, for which `close` waits; but the server may hang.
     kill = end
 
@@ -268,8 +273,23 @@ class _AskingPool(Pool):
         return await super().use(lane, ask_and_work)
 
 
+class _PreparingPool(Pool):
+    """Has all connections prepare their statements again, if one of them noticed an alteration.
+
+    Otherwise a transaction could meet one connection after the other that hasn't noticed it.
+    """
+
+    async def use(self, lane: Lane, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        try:
+            return await super().use(lane, work)
+        except asyncpg.InvalidCachedStatementError:
+            for session in (*self._idle, *self._used):
+                as_type("_Connection", session).forget_statements()
+            raise
+
+
 def connections() -> Pool:
-    return (_AskingPool if _ASKS else Pool)(open_session, SERVER_LOST)
+    return (_AskingPool if _ASKS else _PreparingPool)(open_session, SERVER_LOST)
 
 
 async def roll_back(raw: Any, error: BaseException) -> None:
