@@ -111,7 +111,8 @@ class Protocol(HttpToolsProtocol):
     waits_seconds = 0.0
     is_kept_alive = False
     # One timer for many requests: to make one for each would cost more.
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.Handle | None = None
+    timer_ends = 0.0
     in_head = False
     in_trailers = False
     in_chunks = False
@@ -374,11 +375,11 @@ class Protocol(HttpToolsProtocol):
         self.is_kept_alive = False
         self.waits_since = self.loop.time()
         self.waits_seconds = seconds
-        if self.timer is not None and self.timer.when() > self.waits_since + seconds:
+        if self.timer is not None and self.timer_ends > self.waits_since + seconds:
             self.timer.cancel()
             self.timer = None
         if self.timer is None:
-            self.timer = self.loop.call_later(seconds, self._look_at_time)
+            self._set_timer(seconds)
 
     def _keep_alive(self) -> None:
         self._wait(self.timeout_keep_alive)
@@ -390,7 +391,12 @@ class Protocol(HttpToolsProtocol):
         if left <= 0:
             self.transport.close()
         elif left < math.inf:
-            self.timer = self.loop.call_later(left, self._look_at_time)
+            self._set_timer(left)
+
+    def _set_timer(self, seconds: float) -> None:
+        # A timer of uvloop that is due at once can't tell when.
+        self.timer_ends = self.loop.time() + seconds
+        self.timer = self.loop.call_later(seconds, self._look_at_time)
 
 
 def _parsable_size(data: bytes | bytearray) -> int:

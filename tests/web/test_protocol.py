@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import httpx2
 import pytest
 import uvicorn
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn import Config
@@ -276,6 +277,26 @@ def test_an_early_answer_leaves_its_connection_idle(
         assert read_answer(client)[0].status == 404
         client.sendall(b"b")
         assert is_closed(client)
+
+
+def test_a_head_has_time_where_nothing_is_kept_alive() -> None:
+    """Where idle connections end at once, one with half of the next head has its answer."""
+    config = Config(echo, http=Protocol, log_config=None, lifespan="off", timeout_keep_alive=0)
+    config.load()
+
+    async def live(client: socket.socket) -> None:
+        wire = Wire(client)
+        protocol = Protocol(config, ServerState(), {})
+        protocol.connection_made(wire)
+        for packet in (GET + GET[:9], GET[9:]):
+            protocol.data_received(packet)
+            await turns_until(lambda: not protocol.tasks)
+        await turns_until(lambda: wire.closed)
+        assert wire.received.count(b"HTTP/1.1 200") == 2
+        protocol.connection_lost(None)
+
+    with socket.socket() as client, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(live(client))
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
