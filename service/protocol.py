@@ -371,7 +371,7 @@ class Protocol(HttpToolsProtocol):
             super().shutdown()
 
     def _wait(self, seconds: float) -> None:
-        """Closes the connection after so many seconds, unless a head has come."""
+        """Closes the connection after these seconds, unless a head has come."""
         self.is_kept_alive = False
         self.waits_since = self.loop.time()
         self.waits_seconds = seconds

@@ -28,7 +28,7 @@ PATIENCE = (
     else None
 )
 
-# After so many queries during which nobody else came, a caller serves itself.
+# After this number of queries during which nobody else came, a caller serves itself.
 LONE_QUERIES = 8
 
 

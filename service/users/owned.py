@@ -17,7 +17,7 @@ from service.tables import OWNER, metadata, users
 
 # A row may have 1 MB, and SQLite writes all of it.
 BATCH = 100
-# So many are looked at for rows without an owner, which no index has.
+# The number of rows among which those without an owner are looked for, as no index has these.
 SEEN = 1000
 
 
