@@ -7,8 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from benchmarks.report import number
-from benchmarks.results import Cell, Results, ratio
+from benchmarks.report import Cell, Results, against, number, peers
 
 CONNECTIONS = 32
 COLUMNS = 2
@@ -23,8 +22,8 @@ def write_chart(results: Results, folder: Path) -> None:
     """Writes results.svg, where there is something to draw."""
     cells = [
         cell
-        for cell in results.cells
-        if cell.connections == CONNECTIONS and len(others(results, cell)) > 1
+        for cell in results["workloads"]
+        if cell["connections"] == CONNECTIONS and len(others(results, cell)) > 1
     ]
     if not cells:
         return
@@ -36,11 +35,7 @@ def write_chart(results: Results, folder: Path) -> None:
 
 def others(results: Results, cell: Cell) -> list[str]:
     """Returns those that the service can be compared with."""
-    return [
-        name
-        for name in results.names()
-        if name != "service" and ratio(cell, "service", name) is not None
-    ]
+    return [name for name in peers(results) if against(cell, "service", name) is not None]
 
 
 def draw(results: Results, cells: list[Cell]) -> Figure:
@@ -69,7 +64,7 @@ def draw(results: Results, cells: list[Cell]) -> Figure:
 def draw_workload(panel: Axes, cell: Cell, results: Results) -> None:
     """Draws the median ratios as bars from 1, and lines from the lowest to the highest."""
     names = others(results, cell)
-    found = [one for name in names if (one := ratio(cell, "service", name)) is not None]
+    found = [one for name in names if (one := against(cell, "service", name)) is not None]
     for place, one in enumerate(found):
         colour = AHEAD if one.median >= 1 else BEHIND
         panel.barh(place, one.median - 1, left=1, height=0.7, color=colour)
@@ -88,7 +83,7 @@ def draw_workload(panel: Axes, cell: Cell, results: Results) -> None:
     panel.set_axis_on()
     panel.set_frame_on(False)
     panel.xaxis.set_visible(False)
-    panel.set_yticks(range(len(names)), [results.title(name) for name in names])
+    panel.set_yticks(range(len(names)), [results["contenders"][name] for name in names])
     panel.tick_params(axis="y", length=0, labelcolor=TEXT)
     panel.invert_yaxis()
-    panel.set_title(cell.workload.title, loc="left", fontsize=10, fontweight="bold", color=TEXT)
+    panel.set_title(cell["title"], loc="left", fontsize=10, fontweight="bold", color=TEXT)

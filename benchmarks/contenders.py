@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from socket import create_server
+from typing import Literal
 
 from benchmarks import processes
 from benchmarks.answers import ask
@@ -21,44 +22,179 @@ ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0
 QUIET_SECONDS = 20.0
 
+LISTS = ("list5", "list100", "list1000")
 # What the FastAPI example does; pages are added to most, searches to few.
-BASIC = ("list5", "list100", "list1000", "one", "create", "mix")
+BASIC = (*LISTS, "changing5", "changing100", "changing1000", "one", "create", "mix")
 PAGES = (*BASIC, "pages")
 SEARCHES = (*PAGES, "search")
+# Enough to see what a method of this service brings.
+FEW = ("list100", "one", "create")
+
+# As scripts/web has them.
+UVICORN = [
+    *["--loop", "uvloop", "--timeout-keep-alive", "95", "--timeout-graceful-shutdown", "20"],
+    *["--no-server-header", "--no-access-log", "--forwarded-allow-ips"],
+    "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
+]
+
+# Standard: as the documentation shows an application. Tuned: written or configured for speed.
+# A variant is this service in another way, and a bound is no alternative to it.
+Kind = Literal["standard", "tuned", "variant", "bound"]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A server to measure, and the workloads that it takes part in.
+    """A server to measure, what it is, and the workloads that it takes part in.
 
-    `app` is an application for uvicorn or Granian, or the folder of one that npm installs.
+    `app` is an application for uvicorn or Granian, or the folder of one that npm installs. `page`
+    is the documentation that recommends this configuration. `without` is a key of METHODS in
+    without.py.
     """
 
     name: str
     title: str
+    kind: Kind
     app: str
+    about: str = ""
+    page: str = ""
     server: str = "uvicorn"
     workloads: tuple[str, ...] = PAGES
     access: str = "open"
     processes: int = 1
     database: str = "postgresql"
+    without: str = ""
 
 
-# The last two are no alternatives: one has no framework, and one has no database.
+SERVICE = Contender(
+    "service",
+    "this service",
+    "tuned",
+    "service.app:app",
+    "as `scripts/web` runs it",
+    "deploying.md",
+    workloads=SEARCHES,
+)
+
+
+def variant(without: str, title: str, about: str, workloads: tuple[str, ...] = FEW) -> Contender:
+    """This service without one of its methods."""
+    app = "benchmarks.without:app"
+    name = f"without-{without}"
+    return Contender(name, title, "variant", app, about, workloads=workloads, without=without)
+
+
 CONTENDERS = [
-    # As scripts/web runs it.
-    Contender("service", "this service", "service.app:app", workloads=SEARCHES),
-    Contender("token", "with ACCESS=token", "service.app:app", workloads=("mix",), access="token"),
-    Contender("mysql", "on MariaDB", "service.app:app", workloads=SEARCHES, database="mysql"),
-    Contender("twin", "FastAPI example", "benchmarks.fastapi_twin_by_id:app", workloads=BASIC),
-    Contender("plain", "Starlette, plain", "benchmarks.starlette_plain:app"),
-    Contender("litestar", "Litestar", "benchmarks.litestar_app:app"),
-    Contender("blacksheep", "BlackSheep", "benchmarks.blacksheep_app:app"),
-    Contender("granian", "Granian", "benchmarks.granian_app:app", "granian"),
-    Contender("fastify", "Fastify", "fastify", "node"),
-    Contender("bun", "Bun", "bun", "bun"),
-    Contender("bare", "bare ASGI", "benchmarks.bare_asgi:app", workloads=SEARCHES),
-    Contender("constant", "constant body", "benchmarks.constant:app", workloads=BASIC),
+    SERVICE,
+    variant("sharing", "one query for each request", "queries aren't shared", SEARCHES),
+    Contender(
+        "twin",
+        "FastAPI example",
+        "standard",
+        "benchmarks.fastapi_twin_by_id:app",
+        "the example on today's FastAPI, with a route for one note in addition",
+        "https://github.com/fastapi/fastapi/blob/0.115.0/docs_src/async_sql_databases/tutorial001.py",
+        workloads=BASIC,
+    ),
+    Contender(
+        "plain",
+        "Starlette, plain",
+        "standard",
+        "benchmarks.starlette_plain:app",
+        "databases, marshmallow and `JSONResponse`: the libraries of this service",
+        "https://github.com/encode/databases/blob/master/docs/database_queries.md",
+    ),
+    Contender(
+        "litestar",
+        "Litestar",
+        "standard",
+        "benchmarks.litestar_app:app",
+        "with msgspec and an asyncpg pool",
+        "https://docs.litestar.dev/2/usage/applications.html",
+    ),
+    Contender(
+        "blacksheep",
+        "BlackSheep",
+        "tuned",
+        "benchmarks.blacksheep_app:app",
+        "with msgspec, an asyncpg pool, and its low-level responses",
+        "https://github.com/Neoteroi/BlackSheep-Docs/blob/main/docs/responses.md",
+    ),
+    Contender(
+        "granian",
+        "Granian",
+        "tuned",
+        "benchmarks.granian_app:app",
+        "an RSGI application without a framework, with msgspec and an asyncpg pool",
+        "https://github.com/emmett-framework/granian/blob/master/README.md",
+        "granian",
+    ),
+    Contender(
+        "fastify",
+        "Fastify",
+        "standard",
+        "fastify",
+        "on Node, with schemas and postgres.js",
+        "https://fastify.dev/docs/latest/Reference/Validation-and-Serialization/",
+        "node",
+    ),
+    Contender(
+        "bun",
+        "Bun",
+        "standard",
+        "bun",
+        "`Bun.serve` with `Bun.SQL`",
+        "https://bun.sh/docs/runtime/sql",
+        "bun",
+    ),
+    Contender(
+        "bare",
+        "bare ASGI",
+        "bound",
+        "benchmarks.bare_asgi:app",
+        "a function without a framework, with msgspec and an asyncpg pool",
+        "https://jcristharif.com/msgspec/perf-tips.html",
+        workloads=SEARCHES,
+    ),
+    Contender(
+        "constant",
+        "constant body",
+        "bound",
+        "benchmarks.constant:app",
+        "Starlette without a database; it answers with bodies made in advance",
+        workloads=FEW,
+    ),
+    Contender(
+        "token",
+        "with ACCESS=token",
+        "variant",
+        SERVICE.app,
+        "with the token of a user in each request",
+        workloads=("mix",),
+        access="token",
+    ),
+    Contender(
+        "mysql",
+        "on MariaDB",
+        "variant",
+        SERVICE.app,
+        "instead of PostgreSQL, and of the same durability",
+        workloads=("one", "create", "mix"),
+        database="mysql",
+    ),
+    variant(
+        "statements",
+        "without compiled statements",
+        "as encode/databases does",
+    ),
+    variant("schemas", "without compiled schemas", "with marshmallow's `load` and `dump`"),
+    variant("layer", "with three layers", "Starlette's two around the service's own"),
+    variant("write", "without one write", "head and body are written apart, as uvicorn does"),
+    variant(
+        "pages",
+        "without kept pages",
+        "encoded also if the rows are the same",
+    ),
+    variant("all", "without all six", "all of these changes at once"),
 ]
 
 
@@ -147,12 +283,13 @@ def command(contender: Contender, port: int) -> list[str]:
         program = "node" if contender.server == "node" else str(bun_programs(contender)[0])
         return [program, str(folder_of(contender) / "server.js")]
     python = [sys.executable, "-m", contender.server, contender.app]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--loop", "uvloop"]
-    options += ["--log-level", "warning", "--no-access-log"]
+    options = ["--host", "127.0.0.1", "--port", str(port)]
     if contender.server == "granian":
+        options += ["--loop", "uvloop", "--log-level", "warning", "--no-access-log"]
         return [*python, *options, "--interface", "rsgi", "--http", "1", "--workers", "1"]
-    http = "service.protocol:Protocol" if contender.app == "service.app:app" else "httptools"
-    return [*python, *options, "--http", http]
+    is_service = contender.app == SERVICE.app or contender.without
+    http = "service.protocol:Protocol" if is_service else "httptools"
+    return [*python, *options, *UVICORN, "--http", http]
 
 
 async def start(
@@ -163,6 +300,7 @@ async def start(
     env = os.environ | database_env
     env |= {"ACCESS_LOG": "0", "PORT": str(port), "NODE_ENV": "production"}
     env |= {"ACCESS": contender.access, "WEB_CONCURRENCY": str(contender.processes)}
+    env |= {"WITHOUT": contender.without}
     headers = {"Authorization": f"Bearer {token}"} if contender.access == "token" else {}
     with log.open("ab") as output:
         began = time.perf_counter()

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.answers import ask
-from benchmarks.contenders import CONTENDERS, Server, start, stop
+from benchmarks.contenders import SERVICE, Server, start, stop
 from benchmarks.load import WORKLOADS, Shot, Workload
 from benchmarks.report import about, table
-from benchmarks.results import Results, versions
+from benchmarks.results import machine, today, versions
 from benchmarks.tables import Postgresql
 from benchmarks.turns import Bench, progress, reset, say, set_up, turn
 
 CONNECTIONS_PER_PROCESS = 32
-SERVICE = next(contender for contender in CONTENDERS if contender.name == "service")
 
 
 class Batches(NamedTuple):
@@ -162,7 +161,8 @@ def markdown(growth: Growth) -> str:
     for title, by_count in growth.samples.items():
         head = [title, "requests a second", "callers a query", "PostgreSQL", "connections"]
         lines += ["", *table([head, *(row(count, by_count[count]) for count in by_count)])]
-    lines += ["", about(Results(settings={}, versions=growth.versions))]
+    results = {"machine": machine(), "date": today(), "versions": growth.versions}
+    lines += ["", about(results)]
     return "\n".join(lines) + "\n"
 
 

@@ -63,8 +63,11 @@ function request()
 end
 
 -- Whether the body has as many notes in a row as were asked for. While notes are created, a
--- listing of all may have more behind them.
+-- listing of all may have more behind them. Notes that change keep their length, and may move.
 local function is_array(body)
+  if has.changing then
+    return #body == ends[#notes] + 1 and body:sub(1, 7) == '[{"id":' and body:sub(-2) == "}]"
+  end
   local first = tonumber(body:match('^%[{"id":(%d+),'))
   local count = has.page and PAGE or has.search and 1 or #notes
   local last = first and first + count - 1

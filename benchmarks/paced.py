@@ -87,7 +87,7 @@ def plan(order: Order) -> list[tuple[float, bytes, Exchange]]:
     # These are always the same, and may be large.
     fixed = {
         kind: make_exchange(kind, notes, order.ids, random)
-        for kind in set(order.kinds) & {"list", "create"}
+        for kind in set(order.kinds) & {"list", "changing", "create"}
     }
     for kind in cycle(order.kinds):
         due += random.expovariate(order.rate)
@@ -161,16 +161,17 @@ def percentile(values: list[float], percent: float) -> float:
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)] if ordered else 0.0
 
 
-def read(output: bytes) -> tuple[float, float, str]:
-    """Returns the median and the 99th percentile in seconds, and what went wrong."""
-    p50, p99, spoiled = json.loads(output)
-    return float(p50), float(p99), str(spoiled)
+def read(output: bytes) -> tuple[int, float, float, str]:
+    """Returns the number of answers, p50 and p99 in seconds, and what went wrong."""
+    count, p50, p99, spoiled = json.loads(output)
+    return int(count), float(p50), float(p99), str(spoiled)
 
 
 def main() -> None:
     gc.disable()
     latencies, spoiled = drive(Order(**json.load(sys.stdin)))
-    print(json.dumps([percentile(latencies, 50), percentile(latencies, 99), spoiled]))
+    p50, p99 = percentile(latencies, 50), percentile(latencies, 99)
+    print(json.dumps([len(latencies), p50, p99, spoiled]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""What processes use: the CPU and the memory of one with all that it started."""
+"""The CPU and the memory of processes with all that they started, and the CPU that others take."""
+
+import os
+import time
+from typing import NamedTuple
 
 import psutil
 
@@ -14,10 +18,13 @@ def tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def cpu_seconds(pid: int) -> float:
-    """Returns the CPU seconds of a process and of its children, those that have ended included."""
+def cpu_seconds(*pids: int) -> float:
+    """Returns the CPU seconds of processes and of their children, those that have ended included.
+
+    A process that is among the children of another one counts once.
+    """
     seconds = 0.0
-    for process in tree(pid):
+    for process in {process for pid in pids for process in tree(pid)}:
         try:
             seconds += sum(process.cpu_times()[:4])
         except GONE:
@@ -44,3 +51,43 @@ def postmaster(backend: int) -> int | None:
     except GONE:
         return None
     return parent.pid if parent and name in ("postgres", "postmaster") else None
+
+
+class Usage(NamedTuple):
+    """CPU seconds at a moment: those of the whole machine, and those of the benchmark."""
+
+    at: float
+    machine: float
+    own: float
+
+    def others_since(self, before: "Usage") -> float:
+        """Returns how many cores others took on average. A hypervisor is one of them."""
+        others = (self.machine - before.machine) - (self.own - before.own)
+        return max(0.0, others / (self.at - before.at))
+
+
+def usage(*databases: int) -> Usage:
+    """Looks at /proc/stat, and at this process, all that it started, and the databases' servers."""
+    times = psutil.cpu_times()
+    busy = ("user", "nice", "system", "irq", "softirq", "steal")
+    machine = sum(getattr(times, name, 0.0) for name in busy)
+    return Usage(time.perf_counter(), machine, cpu_seconds(os.getpid(), *databases))
+
+
+def divide(cores: set[int]) -> tuple[set[int], set[int]]:
+    """Returns the cores for the servers and those for the load; fewer than four are shared."""
+    ordered = sorted(cores)
+    half = len(ordered) // 2
+    return (set(ordered[half:]), set(ordered[:half])) if len(ordered) >= 4 else (cores, cores)
+
+
+if hasattr(os, "sched_setaffinity"):
+    SERVERS, LOAD = divide(os.sched_getaffinity(0))
+else:
+    SERVERS, LOAD = set(), set()
+
+
+def pin(cores: set[int]) -> None:
+    """Puts this thread on cores, and with it the processes that it starts from now on."""
+    if SERVERS != LOAD:
+        os.sched_setaffinity(0, cores)

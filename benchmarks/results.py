@@ -1,13 +1,16 @@
-"""What a run measured, and the medians and ratios of it."""
+"""What a run measured, and the file that it goes into."""
 
+import argparse
 import json
 import platform
 import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import psutil
 from benchmarks.contenders import ROOT, Contender
 from benchmarks.large import Listing
 from benchmarks.load import Paced, Shot, Workload
+from benchmarks.paced import percentile
 
 PACKAGES = [
     *["fastapi", "starlette", "litestar", "blacksheep", "granian", "uvicorn", "uvloop"],
@@ -27,19 +31,24 @@ NPM_PACKAGES = {"fastify/fastify": "fastify", "fastify/postgres": "postgres.js",
 
 @dataclass
 class Cell:
-    """The shots at every contender for one workload, in rounds; then one at half its rate."""
+    """The shots at every contender for one workload, in rounds; then all at the same rate."""
 
     workload: Workload
     connections: int
     shots: dict[str, list[Shot]]
     paced: dict[str, Paced] = field(default_factory=dict)
 
+    def others(self) -> list[float]:
+        """Returns for each round how many cores other programs took, in its worst turn."""
+        rounds = zip_longest(*self.shots.values())
+        return [max(shot.others for shot in shots if shot is not None) for shots in rounds]
+
 
 @dataclass
 class Results:
     """Everything that a run measured."""
 
-    settings: dict[str, int]
+    options: argparse.Namespace
     contenders: list[Contender] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -52,30 +61,11 @@ class Results:
     def title(self, name: str) -> str:
         return next(one.title for one in self.contenders if one.name == name)
 
-    def names(self) -> list[str]:
-        return [one.name for one in self.contenders]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """The median of the rounds' ratios, and their range."""
-
-    median: float
-    low: float
-    high: float
-
 
 def rate(cell: Cell, name: str) -> float | None:
     """Returns the median of the requests per second over the rounds that are not spoiled."""
     rates = [shot.rate for shot in cell.shots.get(name, []) if not shot.spoiled]
     return statistics.median(rates) if rates else None
-
-
-def ratio(cell: Cell, of: str, to: str) -> Ratio | None:
-    """Returns how much faster one contender was than another, compared round by round."""
-    rounds = zip(cell.shots.get(of, []), cell.shots.get(to, []), strict=False)
-    ratios = [a.rate / b.rate for a, b in rounds if not a.spoiled and not b.spoiled]
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
 
 
 def cpu_per_thousand(cell: Cell, name: str) -> tuple[float, float | None] | None:
@@ -100,7 +90,7 @@ def spoiled(results: Results) -> list[str]:
         if shot.spoiled
     ]
     lines += [
-        f"{cell.workload.title}, at half the capacity, {results.title(name)}: {paced.spoiled}"
+        f"{cell.workload.title}, at the same rate, {results.title(name)}: {paced.spoiled}"
         for cell in results.cells
         for name, paced in cell.paced.items()
         if paced.spoiled
@@ -112,6 +102,79 @@ def spoiled(results: Results) -> list[str]:
         if listing.spoiled
     ]
     return lines
+
+
+def to_json(results: Results) -> dict[str, Any]:
+    """Returns the results as they go into the file, from which the tables are made."""
+    names = [one.name for one in results.contenders]
+    return {
+        "date": today(),
+        "machine": machine(),
+        "versions": results.versions,
+        "settings": {name: getattr(results.options, name) for name in ("rounds", "large")},
+        "contenders": {one.name: one.title for one in results.contenders},
+        "kinds": {one.name: one.kind for one in results.contenders},
+        "left_out": results.left_out,
+        "spoiled": spoiled(results),
+        "workloads": [cell_to_json(cell) for cell in results.cells],
+        "processes": {
+            name: {
+                "start_seconds": [round(one, 3) for one in results.start_seconds[name]],
+                "rest_bytes": results.memory_rest[name],
+                "after_bytes": results.memory_after[name],
+            }
+            for name in names
+        },
+        "large": {
+            name: {key: round(value, 1) for key, value in summarize(listings).items()}
+            for name, listings in results.large.items()
+        },
+    }
+
+
+def cell_to_json(cell: Cell) -> dict[str, Any]:
+    return {
+        "workload": cell.workload.name,
+        "title": cell.workload.title,
+        "connections": cell.connections,
+        "others": [round(cores, 3) for cores in cell.others()],
+        "contenders": {name: entry(cell, name) for name in cell.shots},
+    }
+
+
+def entry(cell: Cell, name: str) -> dict[str, Any]:
+    """Returns what is known of one contender in one workload; a spoiled round has no rate."""
+    found: dict[str, Any] = {
+        "rates": [None if shot.spoiled else round(shot.rate, 1) for shot in cell.shots[name]]
+    }
+    cpu = cpu_per_thousand(cell, name)
+    if cpu is not None:
+        keys = ("server", "database")
+        found["cpu_seconds_per_1000"] = {
+            key: round(value, 4) for key, value in zip(keys, cpu, strict=True) if value is not None
+        }
+    paced = cell.paced.get(name)
+    if paced is not None and not paced.spoiled:
+        figures = asdict(paced)
+        found["paced"] = {key: round(figures[key], 3) for key in figures if key != "spoiled"}
+    return found
+
+
+def summarize(listings: list[Listing]) -> dict[str, float]:
+    """Returns the medians of the listings, their largest memory, and the p99 of all creates."""
+    good = [listing for listing in listings if not listing.spoiled]
+    if not good:
+        return {}
+    return {
+        "first_byte_ms": statistics.median(listing.first_byte_ms for listing in good),
+        "total_ms": statistics.median(listing.total_ms for listing in good),
+        "memory_mb": max(listing.memory_mb for listing in good),
+        "create_p99_ms": percentile([late for one in good for late in one.creates_ms], 99),
+    }
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def first_line(*command: str) -> str:

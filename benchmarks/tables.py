@@ -7,9 +7,10 @@ import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,13 +18,15 @@ import asyncmy
 import asyncpg
 from databases import DatabaseURL
 
-from benchmarks.answers import make_note
+from benchmarks.answers import Note, make_changed, make_note
 from benchmarks.contenders import ROOT
 from benchmarks.processes import cpu_seconds, postmaster
 from tests.support.databases import create
 from tests.support.mariadb import running_mariadb
 
 POOL_MAX = 4
+# How often notes are changed, or removed again, while a server is loaded.
+PER_SECOND = 20
 # How many rows MariaDB gets at once.
 FILL_ROWS = 1000
 
@@ -48,26 +51,56 @@ class Database(ABC):
         """Removes the notes that a contender created."""
 
     @abstractmethod
+    async def write(self, note: Note) -> None:
+        """Gives a note in the table the text of this one."""
+
+    # The server's process, or None if it is not to be seen.
+    process: int | None
+
     def cpu_seconds(self) -> float | None:
         """Returns the CPU seconds of the server, or None if it is not to be seen."""
+        return None if self.process is None else cpu_seconds(self.process)
 
     @asynccontextmanager
     async def kept_at(self, count: int) -> AsyncIterator[None]:
         """Keeps removing the notes after the first, so that a fast contender lists no more."""
-        done = asyncio.Event()
-
-        async def sweep() -> None:
-            while not done.is_set():
-                await self.remove_after(count)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(done.wait(), 0.05)
-
-        task = asyncio.create_task(sweep())
-        try:
+        async with repeating(lambda: self.remove_after(count)):
             yield
-        finally:
-            done.set()
-            await task
+
+    @asynccontextmanager
+    async def changing(self, count: int) -> AsyncIterator[None]:
+        """Keeps changing notes, one after the other at random, there and back."""
+        random, changed = Random(1), set[int]()
+
+        async def change() -> None:
+            number = random.randint(1, count)
+            changed.symmetric_difference_update({number})
+            await self.write(make_changed(number) if number in changed else make_note(number))
+
+        async with repeating(change):
+            yield
+
+
+@asynccontextmanager
+async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Acts PER_SECOND times a second, from the first moment on."""
+    done = asyncio.Event()
+
+    async def repeat() -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while not done.is_set():
+            await act()
+            due += 1 / PER_SECOND
+            with suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), max(0.0, due - loop.time()))
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        done.set()
+        await task
 
 
 class Postgresql(Database):
@@ -94,13 +127,14 @@ class Postgresql(Database):
     async def remove_after(self, count: int) -> None:
         await self.connection.execute("DELETE FROM notes WHERE id > $1", count)
 
+    async def write(self, note: Note) -> None:
+        update = "UPDATE notes SET text = $1 WHERE id = $2"
+        await self.connection.execute(update, note["text"], note["id"])
+
     async def connections(self, name: str) -> int:
         """Returns how many connections the servers of this `application_name` have."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
         return int(await self.connection.fetchval(query, name))
-
-    def cpu_seconds(self) -> float | None:
-        return None if self.process is None else cpu_seconds(self.process)
 
 
 class Mariadb(Database):
@@ -134,8 +168,8 @@ class Mariadb(Database):
     async def remove_after(self, count: int) -> None:
         await self.execute("DELETE FROM notes WHERE id > %s", count)
 
-    def cpu_seconds(self) -> float | None:
-        return cpu_seconds(self.process)
+    async def write(self, note: Note) -> None:
+        await self.execute("UPDATE notes SET text = %s WHERE id = %s", note["text"], note["id"])
 
 
 @contextmanager

@@ -6,10 +6,16 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import processes
 from benchmarks.answers import (
     NEW_NOTE,
     SPECIAL_NOTE,
@@ -21,6 +27,7 @@ from benchmarks.answers import (
 )
 from benchmarks.contenders import Contender, Server, start, stop
 from benchmarks.load import Shot, Workload, shoot
+from benchmarks.options import REPEATED, count_turns
 from benchmarks.tables import OWN, Database, add_user
 
 
@@ -43,6 +50,13 @@ class Bench:
     folder: Path
     options: argparse.Namespace
     token: str
+    repeats: int
+    """How many turns may be done again."""
+
+    def may_repeat(self) -> bool:
+        """Counts a turn that is done again, if one may be."""
+        self.repeats -= 1
+        return self.repeats >= 0
 
     def database_of(self, contender: Contender) -> Database:
         return self.databases[contender.database]
@@ -60,6 +74,7 @@ async def set_up(options: argparse.Namespace, contenders: list[Contender]) -> As
     # Servers and databases would stay behind otherwise, as they have sessions of their own.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     progress("Starting the databases")
+    processes.pin(processes.SERVERS)
     with tempfile.TemporaryDirectory(prefix="notes-benchmark-") as temporary:
         async with AsyncExitStack() as stack:
             databases = {
@@ -69,7 +84,8 @@ async def set_up(options: argparse.Namespace, contenders: list[Contender]) -> As
             token = ""
             if any(contender.access == "token" for contender in contenders):
                 token = await add_user(databases["postgresql"].env)
-            yield Bench(databases, Path(temporary), options, token)
+            turns = count_turns(options, contenders)
+            yield Bench(databases, Path(temporary), options, token, round(REPEATED * turns))
 
 
 @asynccontextmanager
@@ -77,11 +93,13 @@ async def running(bench: Bench, contenders: list[Contender]) -> AsyncIterator[li
     """Starts every contender, and stops them all."""
     servers: list[Server] = []
     try:
+        processes.pin(processes.SERVERS)
         for contender in contenders:
             progress(f"Starting {contender.title}")
             log = bench.folder / f"{contender.name}.log"
             env = bench.database_of(contender).env
             servers.append(await start(contender, env, bench.token, log))
+        processes.pin(processes.LOAD)
         yield servers
     finally:
         for server in servers:
@@ -126,10 +144,14 @@ async def ready(bench: Bench, server: Server, workload: Workload) -> AsyncIterat
     """
     count = workload.notes
     database = bench.database_of(server.contender)
-    if workload.writes:
+    if workload.writes or workload.changes:
         await database.fill(count)
-    lists = "list" in workload.kinds
-    async with database.kept_at(count) if workload.writes and lists else nullcontext():
+    meanwhile: AbstractAsyncContextManager[None] = nullcontext()
+    if workload.changes:
+        meanwhile = database.changing(count)
+    elif workload.writes and "list" in workload.kinds:
+        meanwhile = database.kept_at(count)
+    async with meanwhile:
         yield
         await server.quiet()
 
@@ -141,9 +163,13 @@ async def turn(
     notes = write_notes(bench, workload.notes)
     database = bench.database_of(server.contender)
     async with ready(bench, server, workload):
+        pids = [one.process for one in bench.databases.values() if one.process is not None]
+        usage = processes.usage(*pids)
         database_before, before = database.cpu_seconds(), server.cpu_seconds()
         requests, found, spoiled = await shoot(workload, server, connections, seconds, notes)
         server_cpu, database_after = server.cpu_seconds() - before, database.cpu_seconds()
-    if database_before is None or database_after is None:
-        return Shot(requests, found, server_cpu, None, spoiled)
-    return Shot(requests, found, server_cpu, database_after - database_before, spoiled)
+        others = processes.usage(*pids).others_since(usage)
+    database_cpu = None
+    if database_before is not None and database_after is not None:
+        database_cpu = database_after - database_before
+    return Shot(requests, found, server_cpu, database_cpu, others, spoiled)

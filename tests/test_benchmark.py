@@ -1,20 +1,29 @@
 """The benchmark's own client, whose latencies and checks the published figures rest on."""
 
+import asyncio
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from random import Random
 from threading import Thread
+from typing import Any
 
 import pytest
 
-from benchmarks import pages
-from benchmarks.answers import make_note, to_json
+from benchmarks import paced, pages, report
+from benchmarks.answers import make_changed, make_exchange, make_note, to_json
+from benchmarks.contenders import CONTENDERS, UVICORN
 from benchmarks.growth import Batches, Growth, Sample, markdown, parse_batches
-from benchmarks.load import Shot, parse
+from benchmarks.load import Shot, parse, quietly
 from benchmarks.paced import Order, drive
+from benchmarks.processes import Usage, divide
 from tests.support.databases import ROOT
 
 
@@ -110,30 +119,129 @@ def test_what_grows_with_the_processes() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("page", "name", "make"),
-    [("README.md", "speed", pages.chart), ("docs/benchmark.md", "ratios", pages.ratios)],
-)
-def test_published_figures_are_those_of_the_run(
-    page: str, name: str, make: Callable[[dict[str, object]], list[str]]
-) -> None:
+RESULTS = json.loads((ROOT / "benchmarks/results.json").read_text())
+
+
+@pytest.mark.parametrize(("page", "name"), pages.blocks(RESULTS))
+def test_published_figures_are_those_of_the_run(page: str, name: str) -> None:
     """The figures of a page are what the published results.json says, and nothing else."""
-    results = json.loads((ROOT / "benchmarks/results.json").read_text())
-    assert results["spoiled"] == []
-    block = "\n".join(["", *make(results), ""])
+    assert RESULTS["spoiled"] == []
+    block = "\n".join(["", *pages.blocks(RESULTS)[page, name], ""])
     assert f"<!-- {name} -->{block}<!-- /{name} -->" in (ROOT / page).read_text()
+
+
+def cell_of(rates: dict[str, list[float | None]]) -> dict[str, Any]:
+    contenders = {name: {"rates": found} for name, found in rates.items()}
+    return {"title": "create", "connections": 1, "contenders": contenders}
 
 
 def test_a_lead_is_one_in_every_round() -> None:
     """A contender that was ahead in some rounds only is named as undecided."""
-    rates = {"service": [10, 10], "bun": [11, 12], "bare": [9, 11], "twin": [5, 4]}
-    cell = {
-        "title": "create",
-        "connections": 1,
-        "contenders": {name: {"rates": found} for name, found in rates.items()},
-    }
-    (line,) = pages.leads({"contenders": {name: name for name in rates}}, [cell], [*rates])
-    assert line == (
+    cell = cell_of({"service": [10, 10], "bun": [11, 12], "bare": [9, 11], "twin": [5, 4]})
+    names = [*cell["contenders"]]
+    assert report.leads({"contenders": dict(zip(names, names, strict=True))}, [cell], names) == (
         "**Ahead of this service with 1 connection:** bun (create)."
         " Undecided, because the rounds differ: bare (create)."
     )
+
+
+def test_a_figure_whose_spread_includes_1_is_marked() -> None:
+    """The rounds that both have are compared one by one; those that were spoiled are left out."""
+    cell = cell_of({"service": [10, 12, 30, None], "bun": [11, 10, 20], "twin": [5, 4, 5, 9]})
+
+    assert str(report.against(cell, "service", "bun")) == "~1.20 (0.91-1.50)"
+    assert str(report.against(cell, "service", "twin")) == "3.00 (2.00-6.00)"
+
+
+def test_the_sentence_on_frameworks_follows_from_the_figures() -> None:
+    """It says that leaving out FastAPI gains little only where the run has shown it."""
+    little = cell_of({"service": [50], "plain": [11], "twin": [10]})
+    much = cell_of({"service": [50], "plain": [40], "twin": [10]})
+
+    assert "1.10 to 1.10 times" in report.versus([little])
+    assert "gains little" in report.versus([little])
+    assert "gains little" not in report.versus([much])
+    assert "1.10 to 4.00 times" in report.versus([little, much])
+
+
+@pytest.mark.parametrize(
+    ("others", "repeats", "chosen"),
+    [
+        ([0.2], 5, 0.2),
+        ([0.9, 0.1], 5, 0.1),
+        ([0.9, 0.3, 0.6], 2, 0.3),
+        ([0.9], 0, 0.9),
+        ([0.9, 0.8, 0.6, 0.7], 9, 0.6),
+    ],
+)
+def test_a_turn_that_others_disturb_is_done_again(
+    others: list[float], repeats: int, chosen: float
+) -> None:
+    """It is done again until it is quiet or a limit is reached, and the quietest counts."""
+    shots = iter([Shot(others=cores) for cores in others])
+    left = iter(range(repeats))
+
+    async def take() -> Shot:
+        return next(shots)
+
+    shot = asyncio.run(quietly(take, lambda: next(left, None) is not None))
+
+    assert shot.others == chosen
+    assert next(shots, None) is None
+
+
+def test_the_cpu_of_others_is_that_of_the_machine_without_the_benchmark() -> None:
+    """It counts in cores; small differences of the clocks are nobody's CPU."""
+    before = Usage(at=10.0, machine=100.0, own=50.0)
+
+    assert Usage(at=12.0, machine=104.0, own=53.0).others_since(before) == 0.5
+    assert Usage(at=12.0, machine=104.0, own=54.1).others_since(before) == 0.0
+
+
+def test_load_and_servers_share_cores_only_where_there_are_few() -> None:
+    """From four cores on each has its own."""
+    assert divide({0, 1, 2}) == ({0, 1, 2}, {0, 1, 2})
+    assert divide({0, 1, 2, 3, 7}) == ({2, 3, 7}, {0, 1})
+
+
+def test_requests_are_due_at_the_rate_that_is_ordered() -> None:
+    """Every server gets the same requests at the same moments, whatever it can answer."""
+    order = Order(1, {}, 32, rate=500, seconds=4, notes=5, ids=5, kinds=("one",))
+    due = [request[0] for request in paced.plan(order)]
+
+    assert due == sorted(due)
+    assert due[-1] <= 4
+    assert len(due) == pytest.approx(2000, rel=0.1)
+    assert paced.plan(replace(order, port=2)) == paced.plan(order)
+
+
+def test_a_changed_note_is_as_long() -> None:
+    """Answers can be checked while notes change, and a note that is missing is noticed."""
+    notes = [make_note(number) for number in (1, 2, 3)]
+    exchange = make_exchange("changing", [to_json(note) for note in notes], 3, Random(1))
+
+    assert exchange.is_answered_by(to_json([notes[0], make_changed(2), notes[2]]), growing=False)
+    assert not exchange.is_answered_by(to_json(notes[:2]), growing=False)
+
+
+def test_all_servers_on_uvicorn_run_as_scripts_web_does() -> None:
+    """The options are those of the script, and so are its networks."""
+    script = (ROOT / "scripts/web").read_text()
+    *flags, networks = UVICORN
+    assert f"networks={networks}" in script
+    for option in " ".join(flags).split(" --"):
+        assert option in script
+
+
+def test_each_method_has_a_variant_without_it() -> None:
+    """Each can be turned off, and all of them together."""
+    found = subprocess.run(
+        [sys.executable, "-c", "from benchmarks.without import METHODS; print(*METHODS)"],
+        cwd=ROOT,
+        env=os.environ | {"WITHOUT": "all"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    variants = {one.without for one in CONTENDERS if one.without}
+    assert variants == {*found.stdout.split(), "all"}
