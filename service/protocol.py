@@ -20,12 +20,12 @@ from service.descriptors import MAX_CONNECTIONS
 from service.hosts import name_of
 from service.one_write import MAX_BUFFERED_BYTES, BufferedTransport, Cycle, OldCycle
 
-# At shutdown, a client that has connected may still send its first request for so many seconds.
+# At shutdown, a client that has connected may still send its first request for this time.
 LAST_REQUEST_SECONDS = 1.0
 
 shutdown.install()
 
-# So long, and so much, is read on for a client that has been answered while it was sending.
+# How long, and how much, is still read from a client that was answered while it was sending.
 # Closing at once would reset the connection, and the client could lose the answer (RFC 9112,
 # section 9.6).
 LINGER_SECONDS = 10.0

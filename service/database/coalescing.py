@@ -20,7 +20,7 @@ from service import settings
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-# After so many seconds a query is slow. A second one needs a second connection, and SQLite has one
+# After these seconds a query is slow. A second one needs a second connection, and SQLite has one
 # for each lane.
 PATIENCE = (
     0.25

@@ -29,7 +29,7 @@ class Operation(NamedTuple):
 
 
 def slots_of_server(connections: int) -> dict[Lane, list[asyncio.Semaphore]]:
-    """The slots of each lane, for a server with so many connections.
+    """The slots of each lane, for a server with this number of connections.
 
     Searches get half of them, and so do large writes; the last one is for neither. Large reads
     don't take as long, and get a quarter.
@@ -49,7 +49,7 @@ def slots_of_server(connections: int) -> dict[Lane, list[asyncio.Semaphore]]:
 class PageBounds(NamedTuple):
     """How large a page may be whose values may be large, each of them in bytes.
 
-    A page that would have over `max_bytes` has `short` rows at most. It has so many only with
+    A page that would have over `max_bytes` has `short` rows at most. It has that number only with
     values of over `large` bytes, which an index has.
     """
 

@@ -46,7 +46,7 @@ class Pool:
         self._lost = lost
         self._forget = forget
         self.slots = slots_of_server(settings.DATABASE_POOL_MAX)
-        # The last one is used first. So many at the front were not used since the last look.
+        # The last one is used first. `_unused` at the front were not used since the last look.
         self._idle: list[Session] = []
         self._unused = 0
         self._used: set[Session] = set()

@@ -133,10 +133,10 @@ _ASKS = _KIND in WRITABLE and not settings.DATABASE_STATEMENT_CACHE
 ASK_SECONDS = 1
 
 CLOSE_SECONDS = 1
-# PostgreSQL plans so many first uses of a prepared statement for their values. Later it may reuse
+# PostgreSQL plans this number of uses of a prepared statement for their values. Later it may reuse
 # one plan for any values (its documentation of PREPARE).
 PLANNED_USES = 5
-# A connection keeps so many of them.
+# The number of them that a connection keeps.
 MAX_PLANNED = 50
 
 

@@ -27,7 +27,7 @@ DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 THREAD_SECONDS = 5
 INTERRUPT_SECONDS = 0.1
 
-# The write-ahead log is emptied after so many seconds without a write, or beyond so many bytes.
+# The write-ahead log is emptied after these seconds without a write, or beyond these bytes.
 # SQLite itself begins it again at 4 MB, if nobody reads from it then.
 QUIET_SECONDS = 1
 LOG_BYTES = 8_000_000

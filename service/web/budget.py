@@ -18,7 +18,7 @@ from service.web.errors import RETRY
 # previous one.
 LARGE_BYTES = 65_536
 PART_BYTES = 131_072
-# Answers over so many bytes leave an eighth of the budget to the others.
+# Answers over this number of bytes leave an eighth of the budget to the others.
 HUGE_BYTES = 1_000_000
 
 _held = 0
@@ -37,7 +37,7 @@ class Hold:
         self.settle(size)
 
     def settle(self, size: int) -> None:
-        """Holds so many bytes instead."""
+        """Holds this number of bytes instead."""
         before, self._size = self._size, size
         _change(size - before)
 
@@ -118,7 +118,7 @@ async def claim_write(scope: Scope, body: bytes) -> None:
 
 
 def settle(scope: Scope, size: int) -> None:
-    """Holds so many bytes for an answer to a write, instead of those for its values."""
+    """Holds this number of bytes for an answer to a write, instead of those for its values."""
     release(scope)
     keep(scope, Hold(size))
 
