@@ -82,8 +82,28 @@ users = sqlalchemy.Table(
     sqlalchemy.Column("is_active", sqlalchemy.Boolean, nullable=False),
     # Seconds since the epoch.
     sqlalchemy.Column("created_at", sqlalchemy.BigInteger, nullable=False),
-    # SHA-256 of the user's token, in hexadecimal. The token itself is not stored.
+    # SHA-256 of the user's token `default`, in hexadecimal. The token itself is not stored. A user
+    # without it has a value that begins with a hyphen instead.
     sqlalchemy.Column("token_sha256", sqlalchemy.String(64), nullable=False, unique=True),
+    # When the token was last used, to the hour. NULL if it never was.
+    sqlalchemy.Column("token_used_at", sqlalchemy.BigInteger),
     sqlalchemy.CheckConstraint("username = lower(username)", name="users_username_lower"),
     sqlite_autoincrement=True,
+)
+
+# The other tokens of users.
+tokens = sqlalchemy.Table(
+    "tokens",
+    metadata,
+    sqlalchemy.Column(
+        "user_id", ID, sqlalchemy.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
+    ),
+    # In lower case.
+    sqlalchemy.Column("name", sqlalchemy.String(64), primary_key=True),
+    sqlalchemy.Column("token_sha256", sqlalchemy.String(64), nullable=False, unique=True),
+    # Seconds since the epoch. A token without an end has NULL.
+    sqlalchemy.Column("created_at", sqlalchemy.BigInteger, nullable=False),
+    sqlalchemy.Column("expires_at", sqlalchemy.BigInteger),
+    sqlalchemy.Column("read_only", sqlalchemy.Boolean, nullable=False),
+    sqlalchemy.Column("last_used_at", sqlalchemy.BigInteger),
 )

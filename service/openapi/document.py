@@ -80,12 +80,21 @@ INFO: dict[str, Any] = {
 TOKEN = {
     "type": "http",
     "scheme": "bearer",
-    "description": "The token of an active user. Without one every answer is a 401.",
+    "description": "The token of an active user. Without one every answer is a 401. A read-only"
+    " one gets a 403 for writes.",
 }
 UNAUTHENTICATED = {
     "401": {
         **response("No token of an active user", "Error"),
         "headers": {"WWW-Authenticate": header("How to authenticate", "Bearer")},
+    }
+}
+FORBIDDEN = {
+    "403": {
+        **response("The token is read-only", "Error"),
+        "headers": {
+            "WWW-Authenticate": header("What is missing", 'Bearer error="insufficient_scope"')
+        },
     }
 }
 TOO_MANY = {
@@ -109,7 +118,8 @@ def operations(path: Path, by_token: bool, is_limited: bool) -> dict[str, Any]:
         if by_token:
             described = {**described, "security": [{"token": []}]}
             if not described["responses"].keys() <= OF_THE_EXAMPLE:
-                described["responses"] = {**described["responses"], **UNAUTHENTICATED}
+                refusals = UNAUTHENTICATED if method == "GET" else UNAUTHENTICATED | FORBIDDEN
+                described["responses"] = {**described["responses"], **refusals}
         if is_limited and not described["responses"].keys() <= OF_THE_EXAMPLE:
             described = {**described, "responses": {**described["responses"], **TOO_MANY}}
         item[method.lower()] = {

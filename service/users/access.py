@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -15,12 +16,15 @@ from service.database.errors import DatabaseUnavailable
 from service.settings import ACCESS, ACCESS_CACHE_SECONDS
 from service.tables import Row
 from service.users import queries
+from service.users.uses import Uses
 from service.web.rate_limits import limits
 from service.web.requests import bearer_token
 
 logger = logging.getLogger("service")
 
 CAPACITY = 10_000
+# The methods that a read-only token may use.
+SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class TokenMemory:
@@ -32,8 +36,9 @@ class TokenMemory:
     def __init__(self, seconds: float, capacity: int) -> None:
         self._seconds = seconds
         self._capacity = capacity
-        # By digest: the user, and the time of expiry.
+        # By digest: the user, and the time of expiry of this entry.
         self._users: dict[str, tuple[Row, float]] = {}
+        self._uses = Uses(queries.set_used, capacity)
         self._ask = coalesce(self._ask_all, max_batch=1_000, observe=metrics.batch("get_active"))
 
     def __len__(self) -> int:
@@ -44,21 +49,28 @@ class TokenMemory:
         return self._users[digest][0] if digest in self._users else None
 
     async def find(self, digest: str) -> Row | None:
-        """The active user whose token has this digest: `id` and `username`."""
+        """The active user whose token has this digest: `id`, `username` and `read_only`."""
         user, until = self._users.get(digest, (None, 0.0))
         return user if until > time.monotonic() else await self._ask(digest)
 
     async def _ask_all(self, digests: list[str]) -> list[Row | None]:
         # The lifetime starts before the query, so a token that is revoked meanwhile gains no time.
         until = time.monotonic() + self._seconds
-        active = await queries.get_active(set(digests))
+        found = await queries.get_active(set(digests))
+        now, clock = time.time(), time.monotonic()
+        active = {
+            digest: (user, min(until, clock + (user["expires_at"] or math.inf) - now))
+            for digest, user in found.items()
+            if user["expires_at"] is None or user["expires_at"] > now
+        }
         if len(self._users) + len(active) > self._capacity:
             self._users.clear()
-        self._users.update({digest: (user, until) for digest, user in active.items()})
+        self._users.update(active)
         for digest in digests:
             if digest not in active:
                 self._users.pop(digest, None)
-        return [active.get(digest) for digest in digests]
+        self._uses.add({digest: user["last_used_at"] for digest, (user, _) in active.items()})
+        return [active[digest][0] if digest in active else None for digest in digests]
 
 
 memory = TokenMemory(ACCESS_CACHE_SECONDS, CAPACITY)
@@ -67,8 +79,9 @@ memory = TokenMemory(ACCESS_CACHE_SECONDS, CAPACITY)
 class Guard:
     """Puts the user into the scope as `user`.
 
-    Raises HTTPException 401 without a valid token, and 429 beyond RATE_LIMIT. To look up a token
-    counts for the client's address, unless it turns out to be a user's.
+    Raises HTTPException 401 without a valid token, 403 for a write with a read-only one, and 429
+    beyond RATE_LIMIT. To look up a token counts for the client's address, unless it turns out to be
+    a user's.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -87,6 +100,9 @@ class Guard:
         if limits and known is None:
             limits.recognize(scope, user)
         scope["user"] = user
+        if user["read_only"] and scope["method"] not in SAFE:
+            challenge = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+            raise HTTPException(403, "The token is read-only", challenge)
         await self.app(scope, receive, send)
 
 

@@ -1,4 +1,4 @@
-"""The shape of users."""
+"""The shape of users, and of their tokens."""
 
 from marshmallow import Schema, fields
 
@@ -23,7 +23,7 @@ class User(Schema):
     is_active = Boolean(
         required=True,
         metadata={
-            "description": "Whether the service accepts the user's token",
+            "description": "Whether the service accepts the user's tokens",
             "examples": [True],
         },
     )
@@ -36,4 +36,13 @@ class User(Schema):
     )
 
 
+class Token(Schema):
+    """A token as operators see it."""
+
+    read_only = Boolean()
+    expires_at = Timestamp()
+    last_used_at = Timestamp()
+
+
 user_out = User()
+token_out = Token()

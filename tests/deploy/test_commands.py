@@ -91,8 +91,10 @@ def test_help_suffices() -> None:
     text = (
         operate("sqlite:///notes.db", "--help").stdout
         + run_users("sqlite:///x.db", "--help").stdout
+        + operate("sqlite:///x.db", "tokens", "--help").stdout
     )
-    for command in ("users", "add", "list", "deactivate", "activate", "rotate", "adopt", "remove"):
+    names = "users add list deactivate activate rotate adopt remove tokens revoke"
+    for command in names.split():
         assert re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE)
 
 
@@ -108,7 +110,7 @@ def test_a_database_in_trouble(
     assert away.returncode == 1
     assert re.fullmatch(r"Error: The database is unavailable: \w+\n", away.stderr)
     empty = new_database(kind)
-    execute(empty, "DROP TABLE users")
+    execute(empty, "DROP TABLE tokens", "DROP TABLE users")
     missing = run_users(empty, *arguments)
     assert missing.returncode == 1
     assert missing.stderr == f"Error: The database is not migrated: {error}\n"

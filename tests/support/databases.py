@@ -25,7 +25,8 @@ NewDatabase = Callable[..., str]
 KINDS = ("sqlite", "postgresql", "mysql")
 # The kinds that a server serves.
 SERVED = ("postgresql", "mysql")
-TABLES = ("notes", "idempotency_keys", "users")
+# Those that refer to others come before them.
+TABLES = ("notes", "idempotency_keys", "tokens", "users")
 ROOT = Path(__file__).parents[2]
 SETTINGS = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
 # What the drivers raise for a server that can't be reached, refuses, or ends the connection.
@@ -312,6 +313,8 @@ def clear_by(run: Run, kind: str) -> None:
                 run(f"DELETE FROM {table}")
             run("SELECT setval('notes_id_seq', 1, false), setval('users_id_seq', 1, false)")
         case _:
+            # TRUNCATE refuses a table that another refers to, even an empty one.
+            run("SET foreign_key_checks = 0")
             for table in TABLES:
                 if run(
                     f"SELECT auto_increment > 1 OR EXISTS (SELECT 1 FROM {table})"
@@ -319,6 +322,7 @@ def clear_by(run: Run, kind: str) -> None:
                     f" WHERE table_schema = database() AND table_name = '{table}'"
                 ):
                     run(f"TRUNCATE {table}")
+            run("SET foreign_key_checks = 1")
 
 
 def create(server_url: str, template: str = "", name: str = "") -> str:
@@ -330,13 +334,16 @@ def create(server_url: str, template: str = "", name: str = "") -> str:
     if kind_of(server_url) == "postgresql":
         execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template or 'template0'}")
     else:
-        with session(server_url) as run:
+        with _fetching(server_url) as run:
             run(f"CREATE DATABASE {name}")
             if template:
+                run(f"USE {name}")
                 version = "alembic_version"
-                for table in (*TABLES, version):
-                    run(f"CREATE TABLE {name}.{table} LIKE {template}.{table}")
-                run(f"INSERT INTO {name}.{version} SELECT * FROM {template}.{version}")
+                for table in (version, *reversed(TABLES)):
+                    # `CREATE TABLE ... LIKE` leaves out foreign keys.
+                    ((_, statement),) = run(f"SHOW CREATE TABLE {template}.{table}")
+                    run(statement)
+                run(f"INSERT INTO {version} SELECT * FROM {template}.{version}")
     return urlsplit(server_url)._replace(path=f"/{name}").geturl()
 
 

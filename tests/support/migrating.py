@@ -12,7 +12,7 @@ from tests.support.databases import CONNECTED
 from tests.support.template import Process
 
 # The newest migration that tests of migrations know. A service with more fields has later ones.
-NEWEST = "0008"
+NEWEST = "0009"
 
 
 class Migration(NamedTuple):

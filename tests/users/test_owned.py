@@ -211,7 +211,7 @@ def test_a_service_in_use(database_url: str, tmp_path: Path) -> None:
                 # A request that has come in by then may take a second on a busy machine.
                 removed = operate(database_url, *remove, ACCESS_CACHE_SECONDS="2")
                 assert removed.returncode == 0, removed.stderr
-                assert removed.stderr == "Waiting 2 s, until no process takes bob's token.\n"
+                assert removed.stderr == "Waiting 2 s, until no process takes bob's tokens.\n"
                 assert writers["bob"].result(60) == 401
             finally:
                 over.set()
