@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import click
 
+from service import settings
 from service.database.connections import connected
 from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
@@ -106,8 +107,17 @@ def told(counts: Mapping[str, int]) -> str:
 
 @users_group.command()
 @name_argument
-def add(name: str) -> None:
+@click.option("--subject", help="The user's name at JWT_ISSUER, instead of a token: the claim sub.")
+def add(name: str, subject: str | None) -> None:
     """Add a user, and print the token, named default. It can't be shown again."""
+    if subject is not None:
+        if not settings.JWT_ISSUER:
+            raise click.ClickException("Set JWT_ISSUER to add a user of an identity provider.")
+        if not queries.is_subject(subject):
+            raise click.ClickException("A subject has 1 to 255 printable characters of ASCII.")
+        if not run(queries.add_identified, name, settings.JWT_ISSUER, subject):
+            raise click.ClickException(f"There is a user {name}, or one of this subject, already.")
+        return
     token = queries.new_token()
     if run(queries.add_user, name, token) is None:
         raise click.ClickException(f"There is a user {name} already.")
@@ -116,10 +126,12 @@ def add(name: str) -> None:
 
 @users_group.command("list")
 def list_all() -> None:
-    """List all users: name, state, and time of creation."""
-    for user in user_out.dump(run(queries.list_users), many=True):
+    """List all users: name, state, time of creation, and the name at the identity provider."""
+    for row in run(queries.list_users):
+        user = user_out.dump(row)
         state = "active" if user["is_active"] else "deactivated"
-        click.echo(f"{user['username']}\t{state}\t{user['created_at']}")
+        line = f"{user['username']}\t{state}\t{user['created_at']}"
+        click.echo(line if row["subject"] is None else f"{line}\t{row['subject']}")
 
 
 @users_group.command()

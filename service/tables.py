@@ -87,6 +87,10 @@ users = sqlalchemy.Table(
     sqlalchemy.Column("token_sha256", sqlalchemy.String(64), nullable=False, unique=True),
     # When the token was last used, to the hour. NULL if it never was.
     sqlalchemy.Column("token_used_at", sqlalchemy.BigInteger),
+    # The identity provider of the user, and the user's name there. NULL for other users.
+    sqlalchemy.Column("issuer", sqlalchemy.String(255)),
+    sqlalchemy.Column("subject", sqlalchemy.String(255)),
+    sqlalchemy.Index("users_identity", "issuer", "subject", unique=True),
     sqlalchemy.CheckConstraint("username = lower(username)", name="users_username_lower"),
     sqlite_autoincrement=True,
 )

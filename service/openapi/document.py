@@ -86,7 +86,9 @@ TOKEN = {
 UNAUTHENTICATED = {
     "401": {
         **response("No token of an active user", "Error"),
-        "headers": {"WWW-Authenticate": header("How to authenticate", "Bearer")},
+        "headers": {
+            "WWW-Authenticate": header("How to authenticate", 'Bearer error="invalid_token"')
+        },
     }
 }
 FORBIDDEN = {

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from environs import Env, EnvError, validate
 
+from service.settings import provider
 from service.settings.database_url import parse_database_url
 from service.settings.hosts import parse_address, parse_hosts, parse_networks, parse_origins
 from service.settings.rates import parse_rate
@@ -106,6 +107,14 @@ try:
     ACCESS_CACHE_SECONDS = _env.float(
         "ACCESS_CACHE_SECONDS", 5, validate=validate.Range(min=0, max=3600)
     )
+
+    # The tokens of an identity provider count, too.
+    JWT_ISSUER = _env.read("JWT_ISSUER", provider.parse_issuer)
+    JWT_AUDIENCE = _env.read("JWT_AUDIENCE", provider.parse_audience)
+    JWT_JWKS_URL = _env.read("JWT_JWKS_URL", provider.parse_url)
+    JWT_PUBLIC_KEY = _env.read("JWT_PUBLIC_KEY", provider.parse_public_key)
+    provider.check(JWT_ISSUER, JWT_AUDIENCE, JWT_JWKS_URL, JWT_PUBLIC_KEY, ACCESS)
+    JWT_CREATE_USERS = _env.bool("JWT_CREATE_USERS", True)
 
     ACCESS_LOG = _env.bool("ACCESS_LOG", True)
     METRICS = _env.bool("METRICS", True)

@@ -1,79 +1,43 @@
-"""Access with ACCESS=token or private: a request needs the token of an active user (RFC 6750)."""
+"""Access with ACCESS=token or private: a request needs the token of an active user (RFC 6750).
+
+The token is one that the operator made, or a JWT of the identity provider.
+"""
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import metrics
-from service.database.coalescing import coalesce
 from service.database.errors import DatabaseUnavailable
-from service.settings import ACCESS, ACCESS_CACHE_SECONDS
+from service.settings import ACCESS, ACCESS_CACHE_SECONDS, JWT_ISSUER
 from service.tables import Row
 from service.users import queries
-from service.users.uses import Uses
+from service.users.memory import CAPACITY, TokenMemory
 from service.web.rate_limits import limits
 from service.web.requests import bearer_token
 
+if TYPE_CHECKING:
+    from service.users.identities import Identities
+
 logger = logging.getLogger("service")
 
-CAPACITY = 10_000
 # The methods that a read-only token may use.
 SAFE = ("GET", "HEAD", "OPTIONS")
 
-
-class TokenMemory:
-    """A cache of active users by their token's digest: at most `capacity`, each for `seconds`.
-
-    A lookup compares only digests. Clients can't choose a digest, so timing reveals nothing.
-    """
-
-    def __init__(self, seconds: float, capacity: int) -> None:
-        self._seconds = seconds
-        self._capacity = capacity
-        # By digest: the user, and the time of expiry of this entry.
-        self._users: dict[str, tuple[Row, float]] = {}
-        self._uses = Uses(queries.set_used, capacity)
-        self._ask = coalesce(self._ask_all, max_batch=1_000, observe=metrics.batch("get_active"))
-
-    def __len__(self) -> int:
-        return len(self._users)
-
-    def known(self, digest: str | None) -> Row | None:
-        """The user whose token had this digest when it was last looked up, however long ago."""
-        return self._users[digest][0] if digest in self._users else None
-
-    async def find(self, digest: str) -> Row | None:
-        """The active user whose token has this digest: `id`, `username` and `read_only`."""
-        user, until = self._users.get(digest, (None, 0.0))
-        return user if until > time.monotonic() else await self._ask(digest)
-
-    async def _ask_all(self, digests: list[str]) -> list[Row | None]:
-        # The lifetime starts before the query, so a token that is revoked meanwhile gains no time.
-        until = time.monotonic() + self._seconds
-        found = await queries.get_active(set(digests))
-        now, clock = time.time(), time.monotonic()
-        active = {
-            digest: (user, min(until, clock + (user["expires_at"] or math.inf) - now))
-            for digest, user in found.items()
-            if user["expires_at"] is None or user["expires_at"] > now
-        }
-        if len(self._users) + len(active) > self._capacity:
-            self._users.clear()
-        self._users.update(active)
-        for digest in digests:
-            if digest not in active:
-                self._users.pop(digest, None)
-        self._uses.add({digest: user["last_used_at"] for digest, (user, _) in active.items()})
-        return [active[digest][0] if digest in active else None for digest in digests]
-
-
 memory = TokenMemory(ACCESS_CACHE_SECONDS, CAPACITY)
+
+# The users of JWT_ISSUER.
+identities: "Identities | None" = None
+if JWT_ISSUER:
+    # Only those who have an identity provider pay for these imports.
+    from service.users.identities import Identities
+    from service.users.keys import make_keys
+
+    identities = Identities(make_keys(), ACCESS_CACHE_SECONDS, CAPACITY)
 
 
 class Guard:
@@ -89,26 +53,42 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         token = bearer_token(scope)
-        digest = None if token is None else queries.digest(token)
+        digest = queries.digest(token) if token else None
         known = None
         if limits:
-            known = memory.known(digest)
+            known = known_user(token, digest)
             limits.count(scope, known)
-        user = None if digest is None else await memory.find(digest)
+        if not token:
+            raise refused(401, "Not authenticated", "Bearer")
+        if digest is not None:
+            user = await memory.find(digest)
+        else:
+            user = None if identities is None else await identities.find(token)
         if user is None:
-            raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
+            raise refused(401, "Not authenticated", 'Bearer error="invalid_token"')
         if limits and known is None:
             limits.recognize(scope, user)
         scope["user"] = user
         if user["read_only"] and scope["method"] not in SAFE:
-            challenge = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
-            raise HTTPException(403, "The token is read-only", challenge)
+            raise refused(403, "The token is read-only", 'Bearer error="insufficient_scope"')
         await self.app(scope, receive, send)
+
+
+def known_user(token: str | None, digest: str | None) -> Row | None:
+    """The user whom the token had when it was last looked up, however long ago."""
+    if digest is not None:
+        return memory.known(digest)
+    return identities.known(token) if token and identities else None
+
+
+def refused(status: int, detail: str, challenge: str) -> HTTPException:
+    """The answer to a request that may not be served, with its challenge (RFC 6750, section 3)."""
+    return HTTPException(status, detail, {"WWW-Authenticate": challenge})
 
 
 @asynccontextmanager
 async def hinting() -> AsyncIterator[None]:
-    """Logs how to add a user, if a request needs one and there is none."""
+    """Logs how to add a user, if a request needs one and there is none, nor a provider of users."""
     hint = asyncio.create_task(_hint())
     try:
         yield
@@ -117,7 +97,7 @@ async def hinting() -> AsyncIterator[None]:
 
 
 async def _hint() -> None:
-    if ACCESS != "open":
+    if ACCESS != "open" and not JWT_ISSUER:
         with suppress(DatabaseUnavailable):
             if not await queries.has_users():
                 logger.warning(

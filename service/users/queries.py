@@ -4,7 +4,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -39,10 +39,13 @@ PREFIX = "notes_"
 _is_token = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43}}").fullmatch
 _is_username = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_USERNAME}}}").fullmatch
 
+# OpenID Connect Core, section 2: at most 255 characters of ASCII.
+is_subject = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?").fullmatch
+
 _NAMED = users.c.username == bindparam("name", type_=String)
 
 _BY_NAME = dialect.prepare(select(*COLUMNS).where(_NAMED))
-_ALL = dialect.prepare(select(*COLUMNS).order_by(users.c.username))
+_ALL = dialect.prepare(select(*COLUMNS, users.c.subject).order_by(users.c.username))
 _ANY = dialect.prepare(select(users.c.id).limit(1))
 _DIGEST = bindparam("digest", type_=String)
 _INSERT = dialect.insert_or_replace(
@@ -102,6 +105,22 @@ _ACTIVE = dialect.prepare(
         .where(users.c.is_active, dialect.is_one_of(tokens.c.token_sha256, "digests")),
     )
 )
+_ISSUER, _SUBJECT = bindparam("issuer", type_=String), bindparam("subject", type_=String)
+_IDENTIFIED = dialect.prepare(
+    select(users.c.id, users.c.username, users.c.is_active, users.c.subject, *_DEFAULT_TOKEN).where(
+        users.c.issuer == _ISSUER, dialect.is_one_of(users.c.subject, "subjects")
+    )
+)
+_INSERT_IDENTIFIED = dialect.prepare(
+    users.insert().values(
+        username=bindparam("name", type_=String),
+        is_active=True,
+        created_at=bindparam("now", type_=BigInteger),
+        token_sha256=_DIGEST,
+        issuer=_ISSUER,
+        subject=_SUBJECT,
+    )
+)
 
 
 def _set_used(used: Column[int], digest: Column[str]) -> Update:
@@ -137,7 +156,7 @@ async def get_user(username: str) -> Row | None:
 
 
 async def list_users() -> Sequence[Row]:
-    """All users, in the order of their names."""
+    """All users, in the order of their names. Those of an identity provider have a `subject`."""
     return await fetch(_ALL)
 
 
@@ -243,3 +262,44 @@ async def set_used(digests: Iterable[str], hour: int) -> None:
     """
     for operation in _SET_USED:
         await fetch(operation, digests=list(digests), hour=hour)
+
+
+async def get_identified(issuer: str, subjects: Iterable[str]) -> dict[str, Row]:
+    """The users of a provider by their subject: `id`, `username` and `is_active`.
+
+    As rows of `get_active` they have `expires_at` and `read_only`, which restrict nothing.
+    """
+    rows = await fetch(_IDENTIFIED, issuer=issuer, subjects=list(subjects))
+    return {row["subject"]: row for row in rows}
+
+
+async def add_identified(username: str, issuer: str, subject: str) -> bool:
+    """Stores an active user of a provider, without a token. False if one exists."""
+    values = {"name": normalize(username), "issuer": issuer, "subject": subject}
+    try:
+        await fetch(_INSERT_IDENTIFIED, **values, now=int(time.time()), digest=_no_digest())
+    except dialect.CONFLICT:
+        return False
+    return True
+
+
+async def find_or_add(issuer: str, subject: str) -> Row | None:
+    """The user of a provider, who is added if need be. None if the names for it are taken.
+
+    Others may add the same user meanwhile: the database has one for each subject.
+    """
+    for name in names_for(issuer, subject):
+        found = await get_identified(issuer, [subject])
+        if found or await add_identified(name, issuer, subject):
+            break
+    return (found or await get_identified(issuer, [subject])).get(subject)
+
+
+def names_for(issuer: str, subject: str) -> Iterator[str]:
+    """Usernames for a user of a provider: the subject if it is one, or a name with its digest."""
+    if name := normalize(subject):
+        yield name
+    digest = hashlib.sha256(f"{issuer} {subject}".encode()).hexdigest()
+    readable = re.sub("[^a-z0-9._-]+", "-", subject.lower())
+    for length in (8, 32):
+        yield f"{readable[: MAX_USERNAME - length - 1]}-{digest[:length]}"

@@ -12,7 +12,7 @@ from tests.support.databases import CONNECTED
 from tests.support.template import Process
 
 # The newest migration that tests of migrations know. A service with more fields has later ones.
-NEWEST = "0009"
+NEWEST = "0010"
 
 
 class Migration(NamedTuple):

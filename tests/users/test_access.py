@@ -71,10 +71,13 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-def is_refused(answer: Answer, method: str = "GET") -> bool:
+INVALID = 'Bearer error="invalid_token"'
+
+
+def is_refused(answer: Answer, method: str = "GET", challenge: str = "Bearer") -> bool:
     """Whether the answer is the 401, which is the same for every reason."""
     body = b"" if method == "HEAD" else b'{"detail":"Not authenticated"}'
-    headers = {"content-type": "application/json", "www-authenticate": "Bearer"}
+    headers = {"content-type": "application/json", "www-authenticate": challenge}
     return answer == Answer(401, body, headers)
 
 
@@ -160,14 +163,18 @@ ATTEMPTS: dict[str, Callable[[str], str | None]] = {
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_nobody_else_comes_in(house: House, connection: HTTPConnection, attempt: str) -> None:
-    """Without the exact token every read and write gets the same 401."""
+    """Without the exact token every read and write gets the same 401.
+
+    It says that the token is invalid if there is one (RFC 6750, section 3.1).
+    """
     value = ATTEMPTS[attempt](house.token)
+    challenge = INVALID if re.match(r"bearer +[^ ]", value or "", re.I) else "Bearer"
     headers = {} if value is None else {"authorization": value}
     for method, path, body in (("GET", "/notes/", None), ("POST", "/notes/", NOTE)):
         answer = send(
             connection, method, path, body, {"content-type": "application/json", **headers}
         )
-        assert is_refused(answer), answer
+        assert is_refused(answer, method, challenge), answer
 
 
 def test_two_headers_are_refused(house: House) -> None:
@@ -254,7 +261,7 @@ def test_a_token_is_taken_back(house: House, command: str) -> None:
         while (answer := send(connection, "GET", "/notes/", None, bearer(token))).status == 200:
             assert asked - done < CACHE_SECONDS, "it still worked"
             asked = time.monotonic()
-        assert is_refused(answer)
+        assert is_refused(answer, challenge=INVALID)
         if command == "rotate":
             new = result.stdout.strip()
             assert send(connection, "GET", "/notes/", None, bearer(new)).status == 200
@@ -264,7 +271,8 @@ def test_a_token_is_taken_back(house: House, command: str) -> None:
         else:
             new = add_user(house.database_url, f"{command}d")
             assert send(connection, "GET", "/notes/", None, bearer(new)).status == 200
-            assert is_refused(send(connection, "GET", "/notes/", None, bearer(token)))
+            answer = send(connection, "GET", "/notes/", None, bearer(token))
+            assert is_refused(answer, challenge=INVALID)
 
 
 def test_without_memory_a_token_ends_at_once(
@@ -480,11 +488,15 @@ def test_the_document_has_the_scheme(house: House) -> None:
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     assert "401" in scheme["description"]
     for path, item in document["paths"].items():
-        for operation in item.values():
+        for method, operation in item.items():
             assert operation["security"] == [{"token": []}]
             # Those of the example have the example's answers alone, for generated clients.
             if path != "/notes/":
-                assert set(operation["responses"]["401"]["headers"]) == {"WWW-Authenticate"}
+                refusals = ("401",) if method == "get" else ("401", "403")
+                for status in refusals:
+                    answer = operation["responses"][status]
+                    assert set(answer["headers"]) == {"WWW-Authenticate"}
+                assert ("403" in operation["responses"]) == (method != "get")
 
 
 def test_an_open_service_asks_for_nothing(service: httpx2.Client) -> None:

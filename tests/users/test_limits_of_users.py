@@ -10,7 +10,8 @@ import pytest
 from service.users.queries import PREFIX
 from tests.support.databases import NewDatabase
 from tests.support.metrics import metric
-from tests.support.operating import Operate, operating
+from tests.support.operating import Operate, operate, operating
+from tests.support.provider import AUDIENCE, providing
 from tests.support.servers import nowhere, serving
 from tests.support.waiting import poll
 
@@ -120,6 +121,31 @@ def test_a_revoked_token_takes_nothing_from_its_user(limited: Limited) -> None:
         429,
     ]
     assert limited.status(new, "198.51.100.5") == 200
+
+
+def test_a_user_has_one_limit_for_all_tokens(new_database: NewDatabase, tmp_path: Path) -> None:
+    """Those of a provider count for their user, with the service's own; wrong ones don't."""
+    url = new_database("sqlite")
+    with providing() as provider:
+        variables = VARIABLES | {"JWT_ISSUER": provider.url, "JWT_AUDIENCE": AUDIENCE}
+        with serving(url, tmp_path / "log", **variables) as client:
+
+            def ask(token: str, address: str) -> int:
+                headers = {"authorization": f"Bearer {token}", "x-forwarded-for": address}
+                return client.get("/notes/", headers=headers).status_code
+
+            one, two = (provider.token(jti=number) for number in "12")
+            assert ask(one, "198.51.100.1") == 200
+            own = operate(url, "users", "rotate", "bob").stdout.strip()
+            tokens = (own, two, one, two, own)
+            statuses = [ask(token, f"198.51.100.{10 + n}") for n, token in enumerate(tokens)]
+            assert statuses == [200, 200, 429, 429, 429]
+            # The tokens of users cost the address nothing, and a known one needs nothing of it.
+            alice = provider.token(sub="alice")
+            assert ask(alice, "198.51.100.1") == 200
+            wrong = [ask(provider.token(aud=number), "198.51.100.1") for number in "1234"]
+            assert wrong == [401] * LIMIT + [429]
+            assert ask(alice, "198.51.100.1") == 200
 
 
 def test_the_database_is_not_asked_for_tokens(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from service.database.errors import DatabaseUnavailable
 from service.users import queries as users
 from service.users import uses
-from service.users.access import TokenMemory
+from service.users.memory import TokenMemory
 from service.users.uses import HOUR, Uses
 from tests.support import databases
 from tests.support.databases import NewDatabase, clear, execute

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.users import queries as users
-from service.users.access import TokenMemory
+from service.users.memory import TokenMemory
 from service.users.queries import normalize
 from service.users.schemas import user_out
 from tests.conftest import Server
