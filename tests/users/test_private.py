@@ -19,6 +19,7 @@ from service.users import queries
 from tests.support import databases
 from tests.support.notes import follow, known
 from tests.support.operating import add_user, operate
+from tests.support.provider import AUDIENCE, providing
 from tests.support.raw import connect
 from tests.support.servers import serving
 from tests.support.usual import LAWS, Law, find, hold
@@ -348,6 +349,37 @@ def test_a_private_service_asks_for_a_token(house: House) -> None:
         described = client.get("/openapi.json").json()
     validate(described, cls=OpenAPIV31SpecValidator)
     assert "token" in described["components"]["securitySchemes"]
+
+
+def test_all_tokens_of_a_user_have_the_same_notes(database_url: str, tmp_path: Path) -> None:
+    """Users of a provider have their own notes, which each of a user's tokens reaches."""
+    with providing() as provider:
+        variables = {"ACCESS": "private", "JWT_ISSUER": provider.url, "JWT_AUDIENCE": AUDIENCE}
+        with serving(database_url, tmp_path / "log", **variables) as client:
+
+            def ask(token: str, method: str, path: str, **options: Any) -> httpx2.Response:
+                headers = {"authorization": f"Bearer {token}", "idempotency-key": "one"}
+                return client.request(method, path, headers=headers, **options)
+
+            alice, bob = (provider.token(sub=name) for name in OTHERS)
+            notes = [ask(user, "POST", "/notes/", json=NOTE).json() for user in (alice, bob)]
+            assert [note["id"] for note in notes] == [1, 2]
+            add = ("tokens", "add", "bob")
+            writer = operate(database_url, *add, "writer").stdout.strip()
+            reader = operate(database_url, *add, "reader", "--read-only").stdout.strip()
+            # The key of a safe retry is the user's, whatever the token.
+            assert ask(writer, "POST", "/notes/", json=NOTE).json() == notes[1]
+            for token in (bob, writer, reader):
+                assert ask(token, "GET", "/notes/").json() == notes[1:]
+                assert ask(token, "GET", path_of(notes[0])).status_code == 404
+                assert ask(token, "GET", "/users/alice").status_code == 404
+            assert ask(alice, "GET", "/notes/").json() == notes[:1]
+            assert ask(alice, "DELETE", path_of(notes[1])).status_code == 404
+            for note in notes:
+                assert ask(reader, "DELETE", path_of(note)).status_code == 403
+            assert ask(reader, "POST", "/notes/", json=NOTE).status_code == 403
+            assert ask(writer, "DELETE", path_of(notes[1])).status_code == 204
+            assert ask(bob, "GET", "/notes/").json() == []
 
 
 def test_a_database_without_owners_is_told(database_url: str, tmp_path: Path) -> None:
