@@ -44,7 +44,8 @@ RESOURCES = [notes, users]
 guard = [Middleware(access.Guard)] if settings.ACCESS != "open" else []
 # A guard counts for its users, too.
 per_address = [Middleware(PerAddress, limits)] if limits else []
-document = make_document(RESOURCES, by_token=bool(guard), rate=settings.RATE_LIMIT)
+refuses_strangers = settings.JWT_ISSUER != "" and not settings.JWT_CREATE_USERS
+document = make_document(RESOURCES, bool(guard), settings.RATE_LIMIT, refuses_strangers)
 health_checks = [
     Route("/health/live", Methods(GET=health.live)),
     Route("/health/ready", Methods(GET=health.ready)),

@@ -91,12 +91,14 @@ UNAUTHENTICATED = {
         },
     }
 }
-FORBIDDEN = {
+MISSING = {"WWW-Authenticate": header("What is missing", 'Bearer error="insufficient_scope"')}
+FORBIDDEN = {"403": {**response("The token is read-only", "Error"), "headers": MISSING}}
+# With JWT_CREATE_USERS=0.
+STRANGE = {"403": response("There is no user for the token", "Error")}
+FORBIDDEN_OR_STRANGE = {
     "403": {
-        **response("The token is read-only", "Error"),
-        "headers": {
-            "WWW-Authenticate": header("What is missing", 'Bearer error="insufficient_scope"')
-        },
+        **response("The token is read-only, or there is no user for it", "Error"),
+        "headers": MISSING,
     }
 }
 TOO_MANY = {
@@ -113,14 +115,20 @@ TOO_MANY = {
 OF_THE_EXAMPLE = {"200", "304", "422"}
 
 
-def operations(path: Path, by_token: bool, is_limited: bool) -> dict[str, Any]:
+def operations(
+    path: Path, by_token: bool, is_limited: bool, refuses_strangers: bool
+) -> dict[str, Any]:
     """The path's operations, named as FastAPI names them."""
+    forbidden_to_read, forbidden_to_write = (
+        (STRANGE, FORBIDDEN_OR_STRANGE) if refuses_strangers else ({}, FORBIDDEN)
+    )
     item = {}
     for method, (name, _, described) in path.operations.items():
         if by_token:
             described = {**described, "security": [{"token": []}]}
             if not described["responses"].keys() <= OF_THE_EXAMPLE:
-                refusals = UNAUTHENTICATED if method == "GET" else UNAUTHENTICATED | FORBIDDEN
+                forbidden = forbidden_to_read if method == "GET" else forbidden_to_write
+                refusals = UNAUTHENTICATED | forbidden
                 described["responses"] = {**described["responses"], **refusals}
         if is_limited and not described["responses"].keys() <= OF_THE_EXAMPLE:
             described = {**described, "responses": {**described["responses"], **TOO_MANY}}
@@ -134,11 +142,15 @@ def operations(path: Path, by_token: bool, is_limited: bool) -> dict[str, Any]:
 
 
 def document(
-    resources: Sequence[Resource], by_token: bool, rate: Rate | None = None
+    resources: Sequence[Resource],
+    by_token: bool,
+    rate: Rate | None = None,
+    refuses_strangers: bool = False,
 ) -> dict[str, Any]:
     """The OpenAPI 3.1 document of the resources.
 
-    They may be open by token only. A client may send requests up to a rate.
+    They may be open by token only, and refuse valid tokens of an identity provider whose users the
+    operator hasn't added. A client may send requests up to a rate.
     """
     info = dict(INFO)
     if rate:
@@ -174,7 +186,9 @@ def document(
         for tag in tags.values():
             spec.tag(tag)
         for path in resource.paths:
-            spec.path(path.path, operations=operations(path, by_token, bool(rate)))
+            spec.path(
+                path.path, operations=operations(path, by_token, bool(rate), refuses_strangers)
+            )
     result = spec.to_dict()
     for name in schemas:
         component = result["components"]["schemas"][name]

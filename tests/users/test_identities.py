@@ -18,6 +18,7 @@ import httpx2
 import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from service.users.queries import names_for, normalize
 from tests.support.databases import ROOT, NewDatabase, environment, execute
@@ -321,6 +322,12 @@ def test_unknown_users_are_refused_if_told_so(new_database: NewDatabase, tmp_pat
                 {"detail": "There is no user for this token"},
             )
             assert status(client, provider.token(aud="x")) == 401
+            document = client.get("/openapi.json").json()
+            validate(document, cls=OpenAPIV31SpecValidator)
+            for path, item in document["paths"].items():
+                # Those of the example have the example's answers alone, for generated clients.
+                for operation in item.values() if path != "/notes/" else ():
+                    assert "no user" in operation["responses"]["403"]["description"]
             assert execute(url, "SELECT count(*) FROM users") == 0
             add = ("users", "add", "bob", "--subject", "auth0|1")
             assert operate(url, *add, **variables).returncode == 0
