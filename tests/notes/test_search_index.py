@@ -105,6 +105,7 @@ def many(debian: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     databases.execute(
         url,
         *(f"DROP INDEX {name}" for name in INDEXES),
+        "DROP TABLE IF EXISTS tokens",
         "DROP TABLE IF EXISTS users",
         "INSERT INTO notes (text, completed)"
         f" SELECT {TEXT}, n % 1000 = 0 FROM generate_series(1, {COUNT}) n",
