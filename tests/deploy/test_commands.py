@@ -2,8 +2,10 @@
 
 import itertools
 import re
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from tests.database.test_starting import LIMITED
 from tests.support.databases import ROOT, NewDatabase, clear, environment, execute, run
 from tests.support.operating import Operate, operate, operating
-from tests.support.servers import nowhere
+from tests.support.servers import nowhere, started
 
 TOKEN = re.compile(r"notes_[A-Za-z0-9_-]{43}\n")
 
@@ -93,7 +95,7 @@ def test_help_suffices() -> None:
         + run_users("sqlite:///x.db", "--help").stdout
         + operate("sqlite:///x.db", "tokens", "--help").stdout
     )
-    names = "users add list deactivate activate rotate adopt remove tokens revoke"
+    names = "health users add list deactivate activate rotate adopt remove tokens revoke"
     for command in names.split():
         assert re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE)
 
@@ -163,11 +165,49 @@ def test_a_token_that_cannot_be_printed(new_database: NewDatabase, command: str)
     assert run_users(database_url, "rotate", "bob").returncode == 0
 
 
+@pytest.mark.parametrize("is_migrated", [True, False])
+def test_health(
+    new_database: NewDatabase, new_empty_database: NewDatabase, tmp_path: Path, is_migrated: bool
+) -> None:
+    """`health` ends with 0 if the service on PORT is ready, and with 1 and the reason if not."""
+    url = (new_database if is_migrated else new_empty_database)("sqlite")
+    with started(url, tmp_path / "log") as (address, _):
+        port = address.rpartition(":")[2]
+        ready = run(sys.executable, "-m", "service", "health", PORT=port)
+        live = run(sys.executable, "-m", "service", "health", "--live", "--port", port)
+    assert (live.returncode, live.stdout, live.stderr) == (0, "live\n", "")
+    if is_migrated:
+        assert (ready.returncode, ready.stdout, ready.stderr) == (0, "ready\n", "")
+    else:
+        assert (ready.returncode, ready.stdout) == (1, "")
+        assert re.fullmatch("Error: The database is not migrated.*\n", ready.stderr)
+
+
+def test_health_of_nothing() -> None:
+    """`health` ends with 1 and one line if nothing is there, or something else."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        closing = threading.Thread(target=lambda: other.accept()[0].close())
+        closing.start()
+        asked = [run(sys.executable, "-m", "service", "health", PORT=port)]
+        closing.join()
+    asked.append(run(sys.executable, "-m", "service", "health", PORT=port))
+    for result in asked:
+        assert (result.returncode, result.stdout) == (1, "")
+        assert re.fullmatch(f"Error: Nothing on port {port} answers: .+\n", result.stderr)
+
+
+def test_health_needs_no_database_driver() -> None:
+    """The check is asked often, so it imports nothing that is slow to import."""
+    slow = "{'sqlalchemy', 'service.settings', 'service.users'} & set(sys.modules)"
+    code = f"import sys, service.__main__; sys.exit(bool({slow}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_commands_need_no_web_framework() -> None:
     """The commands and the queries for users are imported without Starlette."""
-    code = (
-        "import sys, service.__main__;sys.exit(bool({'starlette', 'uvicorn'} & set(sys.modules)))"
-    )
+    loaded = "bool({'starlette', 'uvicorn'} & set(sys.modules))"
+    code = f"import sys, service.__main__, service.users.commands;sys.exit({loaded})"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -180,8 +220,10 @@ def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None
     """A command ends with one line if any of its connections can't be opened."""
     url = new_database("sqlite")
     for spare in itertools.count():
-        module = "service.__main__"
-        limited = f"import {module}\n" + LIMITED.format(module=module, spare=spare)
+        module = "service.users.commands"
+        limited = f"import service.__main__, {module}\n" + LIMITED.format(
+            module=module, spare=spare
+        )
         result = run(sys.executable, "-c", limited + OPERATE, DATABASE_URL=url)
         if result.returncode == 0:
             break
