@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import metrics, settings
+from service import metrics, settings, shutdown
 from service.database.coalescing import coalesce
 from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
@@ -86,7 +86,12 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """200 if the database takes writes and is migrated to head; 503 with the reason otherwise."""
+    """200 if the database takes writes and is migrated to head; 503 with the reason otherwise.
+
+    It is a 503, too, as soon as the process has to stop, so that routers look for another one.
+    """
+    if shutdown.stopping.is_set():
+        return error_response("The service is stopping", 503, RETRY)
     try:
         versions = await read_versions(None)
     except DatabaseUnavailable as error:

@@ -23,7 +23,7 @@ from service.one_write import MAX_BUFFERED_BYTES, BufferedTransport, Cycle, OldC
 # At shutdown, a client that has connected may still send its first request for this time.
 LAST_REQUEST_SECONDS = 1.0
 
-shutdown.install()
+shutdown.install(settings.DRAIN_SECONDS)
 
 # How long, and how much, is still read from a client that was answered while it was sending.
 # Closing at once would reset the connection, and the client could lose the answer (RFC 9112,

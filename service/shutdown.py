@@ -1,5 +1,8 @@
 """Stops listening without a reset: every connection that the kernel accepted is served.
 
+Routers learn late that a process stops, and send it connections until then. So it may go on for
+some seconds, in which it is not ready.
+
 Closing a listening socket resets the connections in its queue. uvicorn closes it first, so a stop
 under load resets some clients. This module makes the kernel drop new connections, accepts those in
 the queue, and then closes the socket.
@@ -12,6 +15,7 @@ import select
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -24,6 +28,9 @@ if sys.platform == "linux":
 # Seconds to wait for handshakes in progress, and the most seconds to empty the queue.
 HANDSHAKE_SECONDS = 0.01
 MAX_DRAIN_SECONDS = 1.0
+
+# Seconds between two looks at the time and at signals, as in uvicorn.
+TICK_SECONDS = 0.1
 
 # Linux socket options that Python doesn't define, and a filter (classic BPF) on the TCP header. It
 # drops packets with the flag SYN, which open a connection.
@@ -43,16 +50,23 @@ NO_SYN = ctypes.create_string_buffer(
 
 logger = logging.getLogger("uvicorn.error")
 
+# Set when the process begins to stop.
+stopping = threading.Event()
+
 _serve = Server.main_loop
 
 
-def install() -> None:
+def install(drain_seconds: float) -> None:
     """Replaces the main loop of uvicorn's servers, which have no hook for their end."""
+
+    async def main_loop(server: Server) -> None:
+        await _main_loop(server, drain_seconds)
+
     Server.main_loop = main_loop  # type: ignore[assignment, method-assign]
 
 
-async def main_loop(server: Server) -> None:
-    """Serves until the server has to stop, and then stops listening.
+async def _main_loop(server: Server, drain_seconds: float) -> None:
+    """Serves until the server has to stop and for some seconds more, and then stops listening.
 
     If several processes share a socket, the last one empties the queue and shuts the socket down.
     """
@@ -64,9 +78,8 @@ async def main_loop(server: Server) -> None:
     with _sockets(server) as listeners:
         _lock_shared(listeners)
         await _serve(server)
-        # For later requests; uvicorn closes the connections of current ones itself.
-        state = server.server_state
-        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        stopping.set()
+        await _drain(server, drain_seconds)
         last = [one for one in listeners if _is_last(one, server.config)]
         if last:
             # Another process that waited here, too, would fail to accept after the shutdown below.
@@ -81,6 +94,21 @@ async def main_loop(server: Server) -> None:
     # the event loop accepted it.
     for _ in range(3):
         await asyncio.sleep(0)
+
+
+async def _drain(server: Server, seconds: float) -> None:
+    """Serves for some seconds more, or until a second SIGINT. Answers close their connections."""
+    state = server.server_state
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while True:
+        # It renews the header with the date.
+        await server.on_tick(0)
+        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        rest = end - loop.time()
+        if rest <= 0 or server.force_exit:
+            return
+        await asyncio.sleep(min(rest, TICK_SECONDS))
 
 
 @contextmanager

@@ -121,6 +121,8 @@ try:
     METRICS_TOKEN = _env.read("METRICS_TOKEN", parse_token)
     SERVER_TIMING = _env.bool("SERVER_TIMING", False)
 
+    DRAIN_SECONDS = _env.float("DRAIN_SECONDS", 0, validate=validate.Range(min=0, max=3600))
+
     # uvicorn reads these itself, but its errors are unclear or missing.
     _env.read("HOST", parse_address)
     _env.int("PORT", 8000, validate=validate.Range(min=0, max=65535))

@@ -78,6 +78,7 @@ def procfile(**variables: str) -> subprocess.CompletedProcess[str]:
         ("METRICS_TOKEN", "schlüssel"),
         ("METRICS_TOKEN", "two words"),
         ("SERVER_TIMING", "?"),
+        ("DRAIN_SECONDS", "-1"),
         ("ALLOWED_HOSTS", "https://a.example"),
         ("ALLOWED_HOSTS", "b.example, a.example:8000"),
         ("ALLOWED_HOSTS", "a.example/path"),
