@@ -1,16 +1,14 @@
-"""docs/deploying.md and app.json: what platforms are told works on the files of a clone."""
+"""The files of platforms and docs/deploying.md: what they say works on the files of a clone."""
 
 import json
-import re
-import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import yaml
 from honcho.environ import parse_procfile
 from openapi_schema_validator import OAS31Validator
 
@@ -22,55 +20,29 @@ from tests.support.servers import free_port, process
 
 PAGE = (ROOT / "docs/deploying.md").read_text()
 NOTE = {"text": "Deployed", "completed": False}
-
-
-def block(language: str) -> str:
-    """The only code block of the page in a language."""
-    (found,) = re.findall(f"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    return str(found)
-
-
-# What the first column of the table wants to be done or set, by its title.
-TABLE = re.findall(r"^\| ([^:|`]+): `([^`]+)` \|", PAGE, re.MULTILINE)
-VALUES = dict(TABLE)
-CHECKS = [value for title, value in TABLE if title == "health check"]
 APP = json.loads((ROOT / "app.json").read_text())
-FLY = tomllib.loads(block("toml"))
-DOCKERFILE = [line.split(maxsplit=1) for line in block("dockerfile").splitlines()]
+FLY = tomllib.loads((ROOT / "fly.toml").read_text())
+RAILWAY = json.loads((ROOT / "railway.json").read_text())
+RENDER = yaml.safe_load((ROOT / "render.yaml").read_text())
+PROCFILE = parse_procfile((ROOT / "Procfile").read_text()).processes
+RELEASE = PROCFILE["release"]
+WEB = PROCFILE["web"].removeprefix("exec ")
+DOCKERFILE = "deploy/Dockerfile"
+ROUTERS = "0.0.0.0/0,::/0"
+CHECKS = ["/health/ready", "/health/live"]
 
 
-def copy_image(folder: Path) -> Path:
-    """Copies what the Dockerfile copies."""
-    for instruction, arguments in DOCKERFILE:
-        if instruction == "COPY":
-            *sources, target = arguments.split()
-            for name in sources:
-                if target == "./":
-                    folder.mkdir(exist_ok=True)
-                    shutil.copy(ROOT / name, folder / name)
-                else:
-                    ignored = shutil.ignore_patterns("__pycache__")
-                    shutil.copytree(ROOT / name, folder / target, ignore=ignored)
-    return folder
-
-
-@pytest.mark.parametrize("copy", [copy_repository, copy_image])
-def test_the_commands_of_the_table(
-    new_empty_database: NewDatabase, tmp_path: Path, copy: Callable[[Path], Path]
-) -> None:
+def test_the_commands_of_the_files(new_empty_database: NewDatabase, tmp_path: Path) -> None:
     """On an empty database, the commands migrate and serve, and the health checks succeed."""
-    folder = copy(tmp_path / "copy")
+    folder = copy_repository(tmp_path / "copy")
     port = free_port()
-    name, _, networks = VALUES["routers"].partition("=")
-    assert name == "FORWARDED_ALLOW_IPS"
     url = new_empty_database("postgresql")
-    variables = {"DATABASE_URL": url, "PORT": str(port), name: networks}
-    subprocess.run(VALUES["release"].split(), cwd=folder, env=environment(**variables), check=True)
+    variables = {"DATABASE_URL": url, "PORT": str(port), "FORWARDED_ALLOW_IPS": ROUTERS}
+    subprocess.run(RELEASE.split(), cwd=folder, env=environment(**variables), check=True)
     with (
-        process([VALUES["start"]], port, tmp_path / "log", variables, cwd=folder),
+        process([WEB], port, tmp_path / "log", variables, cwd=folder),
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
-        assert CHECKS == ["/health/ready", "/health/live"]
         for path in CHECKS:
             assert client.get(path).status_code == 200
         assert known(client.post("/notes/", json=NOTE).json()) == {"id": 1, **NOTE}
@@ -78,27 +50,65 @@ def test_the_commands_of_the_table(
         assert redirect.headers["location"].startswith("https://")
 
 
-def test_the_table_and_the_procfile_agree() -> None:
-    """Heroku and Dokku do what the other platforms are told."""
-    processes = parse_procfile((ROOT / "Procfile").read_text()).processes
-    assert processes == {"release": VALUES["release"], "web": f"exec {VALUES['start']}"}
+def test_the_page_has_the_commands() -> None:
+    """Without a platform, people enter what the platforms run."""
+    assert f"| `{RELEASE}` | `{WEB}` |" in PAGE
+    assert f"FORWARDED_ALLOW_IPS={ROUTERS}" in PAGE
 
 
-def test_the_files_for_fly_agree(tmp_path: Path) -> None:
-    """The Dockerfile and fly.toml do what the table says, and leave time for the shutdown."""
-    instructions = dict(DOCKERFILE)
-    version = (ROOT / ".python-version").read_text().strip()
-    assert instructions["FROM"] == f"python:{version}-slim"
-    assert instructions["RUN"].replace(" --no-cache-dir", "") == VALUES["build"]
-    assert json.loads(instructions["CMD"]) == [VALUES["start"]]
-    assert FLY["deploy"]["release_command"] == VALUES["release"]
+def test_fly(tmp_path: Path) -> None:
+    """fly.toml migrates, checks, trusts the routers, and leaves time for the shutdown."""
+    assert set(FLY) == {
+        *("app", "kill_signal", "kill_timeout"),
+        *("build", "deploy", "env", "http_service"),
+    }
+    assert FLY["build"] == {"dockerfile": DOCKERFILE}
+    assert FLY["deploy"] == {"release_command": RELEASE}
     (check,) = FLY["http_service"]["checks"]
     assert check["path"] in CHECKS
     assert FLY["kill_signal"] == "SIGTERM"
-    given = flags((ROOT / VALUES["start"]).read_text(), tmp_path, **FLY["env"])
+    given = flags((ROOT / WEB).read_text(), tmp_path, **FLY["env"])
     assert given["port"] == FLY["http_service"]["internal_port"]
-    assert f"FORWARDED_ALLOW_IPS={given['forwarded_allow_ips']}" == VALUES["routers"]
+    assert given["forwarded_allow_ips"] == ROUTERS
     assert FLY["kill_timeout"] > given["timeout_graceful_shutdown"]
+
+
+def test_railway(tmp_path: Path) -> None:
+    """railway.json migrates, checks, and leaves time for the shutdown."""
+    assert set(RAILWAY) == {"$schema", "build", "deploy"}
+    assert RAILWAY["build"] == {"builder": "DOCKERFILE", "dockerfilePath": DOCKERFILE}
+    deploy = RAILWAY["deploy"]
+    assert set(deploy) == {"preDeployCommand", "healthcheckPath", "drainingSeconds"}
+    assert deploy["preDeployCommand"] == [RELEASE]
+    assert deploy["healthcheckPath"] in CHECKS
+    given = flags((ROOT / WEB).read_text(), tmp_path)
+    assert int(deploy["drainingSeconds"]) > given["timeout_graceful_shutdown"]
+
+
+def test_render(tmp_path: Path) -> None:
+    """render.yaml makes a database, migrates it, checks, and leaves time for the shutdown."""
+    assert set(RENDER) == {"services", "databases"}
+    (database,) = RENDER["databases"]
+    assert set(database) == {"name", "plan", "ipAllowList"}
+    (service,) = RENDER["services"]
+    variables = {one.pop("key"): one for one in service.pop("envVars")}
+    url = {"name": database["name"], "property": "connectionString"}
+    assert variables == {
+        "DATABASE_URL": {"fromDatabase": url},
+        "FORWARDED_ALLOW_IPS": {"value": ROUTERS},
+    }
+    assert service.pop("plan") != "free"
+    assert service.pop("healthCheckPath") in CHECKS
+    given = flags((ROOT / WEB).read_text(), tmp_path)
+    assert service.pop("maxShutdownDelaySeconds") > given["timeout_graceful_shutdown"]
+    assert service == {
+        "type": "web",
+        "name": "notes",
+        "runtime": "docker",
+        "dockerfilePath": f"./{DOCKERFILE}",
+        "dockerContext": ".",
+        "preDeployCommand": RELEASE,
+    }
 
 
 SCHEMA = OAS31Validator(json.loads((ROOT / "tests/support/app.schema.json").read_text()))
