@@ -9,7 +9,7 @@ from urllib.parse import quote
 from starlette.types import Scope
 
 from service.settings import ACCESS
-from service.web import output
+from service.web import output, tracing
 
 FLUSH_SECONDS = 0.2
 LAST_SECONDS = 1.0
@@ -30,7 +30,14 @@ def _quote(value: str) -> str:
     return value if _is_plain(value) else json.dumps(value)
 
 
-def write(scope: Scope, status: int, seconds: float, size: int, request_id: bytes) -> None:
+def write(
+    scope: Scope,
+    status: int,
+    seconds: float,
+    size: int,
+    request_id: bytes,
+    trace: tracing.Trace | None,
+) -> None:
     """Writes a request's line within FLUSH_SECONDS; one system call writes many lines."""
     # Not every server gives these two.
     raw_path = scope.get("raw_path")
@@ -43,7 +50,8 @@ def write(scope: Scope, status: int, seconds: float, size: int, request_id: byte
         user = f" user={scope['user']['username'] if 'user' in scope else ''}"
     line = (
         f"method={scope['method']} path={path} status={status} duration_ms={seconds * 1e3:.1f}"
-        f" bytes={size} request_id={request_id.decode()} fwd={client}{user}\n"
+        f" bytes={size} request_id={request_id.decode()} fwd={client}{user}"
+        f"{tracing.logfmt(trace)}\n"
     )
     _lines.append(line)
     if len(line) > LONG_LINE:

@@ -4,11 +4,8 @@ It is one plain ASGI class, because each layer costs every request.
 """
 
 import asyncio
-import itertools
 import logging
 import math
-import os
-import re
 import sqlite3
 import sys
 import time
@@ -27,18 +24,13 @@ from service.settings import (
     REQUEST_TIMEOUT,
     SERVER_TIMING,
 )
-from service.web import access_log, budget, errors, output, slots
+from service.web import access_log, budget, errors, output, slots, tracing
 from service.web.errors import RETRY, error_response
 from service.web.preferences import is_health_check
 
 logger = logging.getLogger("service")
 
-# Routers send and accept these ids. Any other value is replaced.
-_is_request_id = re.compile(rb"[A-Za-z0-9+/=-]{20,200}").fullmatch
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
-# An id is a random prefix of the process and a counter: cheaper than random bytes for each.
-_ID_PREFIX = os.urandom(10).hex().encode()
-_ids = itertools.count()
 _CLOSE = {"Connection": "close"}
 _LARGE_BYTES = budget.LARGE_BYTES
 
@@ -60,7 +52,7 @@ class ServiceMiddleware:
             await self._serve_other(scope, receive, send)
             return
         began = time.perf_counter()
-        request_id = _request_id(scope)
+        request_id, trace = tracing.read_ids(scope["headers"])
         status, size = 0, 0
         task = asyncio.current_task()
         assert task is not None
@@ -98,7 +90,7 @@ class ServiceMiddleware:
             except Exception as error:
                 response = await errors.answer(error)
                 if response is None:
-                    logger.exception("request_id=%s", request_id.decode())
+                    logger.exception("request_id=%s%s", request_id.decode(), tracing.logfmt(trace))
                     response = error_response("Internal Server Error", 500)
             # Outside of `except`: the error may hold the request's body, and must be freed before
             # a slow client reads the response.
@@ -125,7 +117,7 @@ class ServiceMiddleware:
                 metrics.request(route.path if route else "", scope["method"], status, seconds)
             if ACCESS_LOG:
                 sent = 0 if scope["method"] == "HEAD" else size
-                access_log.write(scope, status, seconds, sent, request_id)
+                access_log.write(scope, status, seconds, sent, request_id, trace)
 
     async def _send_in_parts(self, message: Message, send: Send, task: asyncio.Task[None]) -> None:
         """Sends a large body. After the last part it waits until the transport's buffer is empty.
@@ -201,13 +193,6 @@ def _shorten_startup_error(send: Send) -> Send:
         await send(message)
 
     return send_short
-
-
-def _request_id(scope: Scope) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _is_request_id(value):
-            return bytes(value)
-    return b"%b%012x" % (_ID_PREFIX, next(_ids))
 
 
 async def _abort(scope: Scope) -> None:

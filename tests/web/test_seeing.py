@@ -22,6 +22,7 @@ from tests.support.waiting import poll
 
 NOTE = {"text": "a", "completed": True}
 FIELDS = ["method", "path", "status", "duration_ms", "bytes", "request_id", "fwd"]
+TRACE_FIELDS = ["trace_id", "span_id"]
 QUIET = ("--no-access-log", "--log-level", "warning", "--no-server-header")
 WELL_FORMED = re.compile("[A-Za-z0-9+/=-]{20,200}")
 
@@ -39,7 +40,7 @@ def parse_logfmt(line: str) -> dict[str, str]:
         name, value = match.groups()
         pairs.append((name, json.loads(value) if value.startswith('"') else value))
         place = match.end()
-    assert [name for name, _ in pairs] == FIELDS, line
+    assert [name for name, _ in pairs] in (FIELDS, FIELDS + TRACE_FIELDS), line
     return dict(pairs)
 
 
