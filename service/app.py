@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service import health, settings
+from service import health, log_lines, settings
 from service.database.connections import connected
 from service.notes.resource import resource as notes
 from service.openapi import docs
@@ -26,6 +26,9 @@ from service.web.middleware import ServiceMiddleware
 from service.web.paths import Paths
 from service.web.rate_limits import PerAddress, limits
 from service.web.routing import Handler, Methods, Resource
+
+if settings.LOG_FORMAT == "json":
+    log_lines.install()
 
 
 @asynccontextmanager

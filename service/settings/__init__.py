@@ -117,6 +117,7 @@ try:
     JWT_CREATE_USERS = _env.bool("JWT_CREATE_USERS", True)
 
     ACCESS_LOG = _env.bool("ACCESS_LOG", True)
+    LOG_FORMAT = _env.str("LOG_FORMAT", "logfmt", validate=validate.OneOf(("logfmt", "json")))
     METRICS = _env.bool("METRICS", True)
     METRICS_TOKEN = _env.read("METRICS_TOKEN", parse_token)
     SERVER_TIMING = _env.bool("SERVER_TIMING", False)

@@ -1,15 +1,18 @@
-"""The access log: one logfmt line for each request, on stdout."""
+"""The access log: one line for each request, on stdout, as logfmt or JSON."""
 
 import asyncio
 import json
 import re
 import sys
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 from starlette.types import Scope
 
-from service.settings import ACCESS
+from service import log_lines, metrics
+from service.settings import ACCESS, LOG_FORMAT
 from service.web import output, tracing
+from service.web.tracing import Trace
 
 FLUSH_SECONDS = 0.2
 LAST_SECONDS = 1.0
@@ -23,36 +26,79 @@ _lines: list[str] = []
 # logfmt needs no quotes for visible ASCII without ", = and \.
 _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 
+# The methods that OpenTelemetry knows.
+METHODS = metrics.METHODS | {"CONNECT", "TRACE"}
+
+
+def _path(scope: Scope) -> str:
+    # Not every server gives the raw path.
+    raw_path = scope.get("raw_path")
+    return quote(scope["path"]) if raw_path is None else raw_path.decode("latin-1")
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= MAX_VALUE else value[:MAX_VALUE] + "..."
+
 
 def _quote(value: str) -> str:
-    if len(value) > MAX_VALUE:
-        value = value[:MAX_VALUE] + "..."
+    value = _cut(value)
     return value if _is_plain(value) else json.dumps(value)
 
 
-def write(
-    scope: Scope,
-    status: int,
-    seconds: float,
-    size: int,
-    request_id: bytes,
-    trace: tracing.Trace | None,
-) -> None:
-    """Writes a request's line within FLUSH_SECONDS; one system call writes many lines."""
-    # Not every server gives these two.
-    raw_path = scope.get("raw_path")
-    path = _quote(raw_path.decode("latin-1") if raw_path is not None else quote(scope["path"]))
-    # X-Forwarded-For may contain any text.
+def as_logfmt(
+    scope: Scope, status: int, seconds: float, size: int, request_id: bytes, trace: Trace | None
+) -> str:
+    """A line of logfmt."""
+    # X-Forwarded-For may contain any text. Not every server gives a client.
     client = _quote(scope["client"][0]) if scope.get("client") else ""
     user = ""
     if ACCESS != "open":
         # Empty without a user. A username needs no quotes.
         user = f" user={scope['user']['username'] if 'user' in scope else ''}"
-    line = (
-        f"method={scope['method']} path={path} status={status} duration_ms={seconds * 1e3:.1f}"
-        f" bytes={size} request_id={request_id.decode()} fwd={client}{user}"
-        f"{tracing.logfmt(trace)}\n"
+    return (
+        f"method={scope['method']} path={_quote(_path(scope))} status={status}"
+        f" duration_ms={seconds * 1e3:.1f} bytes={size} request_id={request_id.decode()}"
+        f" fwd={client}{user}{tracing.logfmt(trace) if trace else ''}\n"
     )
+
+
+def as_json(
+    scope: Scope, status: int, seconds: float, size: int, request_id: bytes, trace: Trace | None
+) -> str:
+    """A line of JSON. Its message is what OpenTelemetry calls the span of the request."""
+    method = scope["method"]
+    is_known = method in METHODS
+    route = scope.get("route")
+    values: dict[str, object] = {
+        "timestamp": datetime.now(UTC),
+        "level": "INFO",
+        "message": (method if is_known else "HTTP") + (f" {route.path}" if route else ""),
+        "http.request.method": method if is_known else "_OTHER",
+        "url.path": _cut(_path(scope)),
+        "http.server.request.duration": round(seconds, 6),
+        "http.response.body.size": size,
+    }
+    if not is_known:
+        values["http.request.method_original"] = _cut(method)
+    if route:
+        values["http.route"] = route.path
+    if status:
+        values["http.response.status_code"] = status
+    if scope.get("client"):
+        values["client.address"] = _cut(scope["client"][0])
+    if "user" in scope:
+        values["user.name"] = scope["user"]["username"]
+    return log_lines.encode(values | tracing.names(request_id, trace)) + "\n"
+
+
+_line = as_json if LOG_FORMAT == "json" else as_logfmt
+
+
+def write(
+    scope: Scope, status: int, seconds: float, size: int, request_id: bytes, trace: Trace | None
+) -> None:
+    """Writes a request's line within FLUSH_SECONDS; one system call writes many lines."""
+    line = _line(scope, status, seconds, size, request_id, trace)
     _lines.append(line)
     if len(line) > LONG_LINE:
         flush()

@@ -16,10 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import hosts, metrics
+from service import hosts, log_lines, metrics
 from service.settings import (
     ACCESS_LOG,
     ALLOWED_HOSTS,
+    LOG_FORMAT,
     METRICS,
     REQUEST_TIMEOUT,
     SERVER_TIMING,
@@ -53,6 +54,10 @@ class ServiceMiddleware:
             return
         began = time.perf_counter()
         request_id, trace = tracing.read_ids(scope["headers"])
+        names: dict[str, str] | None = None
+        if LOG_FORMAT == "json":
+            names = tracing.names(request_id, trace)
+            log_lines.request.set(names)
         status, size = 0, 0
         task = asyncio.current_task()
         assert task is not None
@@ -90,7 +95,7 @@ class ServiceMiddleware:
             except Exception as error:
                 response = await errors.answer(error)
                 if response is None:
-                    logger.exception("request_id=%s%s", request_id.decode(), tracing.logfmt(trace))
+                    _log_defect(request_id, trace)
                     response = error_response("Internal Server Error", 500)
             # Outside of `except`: the error may hold the request's body, and must be freed before
             # a slow client reads the response.
@@ -118,6 +123,8 @@ class ServiceMiddleware:
             if ACCESS_LOG:
                 sent = 0 if scope["method"] == "HEAD" else size
                 access_log.write(scope, status, seconds, sent, request_id, trace)
+            if names is not None:
+                names.clear()
 
     async def _send_in_parts(self, message: Message, send: Send, task: asyncio.Task[None]) -> None:
         """Sends a large body. After the last part it waits until the transport's buffer is empty.
@@ -193,6 +200,15 @@ def _shorten_startup_error(send: Send) -> Send:
         await send(message)
 
     return send_short
+
+
+def _log_defect(request_id: bytes, trace: tracing.Trace | None) -> None:
+    """Logs the current exception. JSON has the ids in all lines of a request."""
+    if LOG_FORMAT == "json":
+        logger.exception("Internal Server Error")
+    else:
+        fields = tracing.logfmt(trace) if trace else ""
+        logger.exception("request_id=%s%s", request_id.decode(), fields)
 
 
 async def _abort(scope: Scope) -> None:

@@ -10,12 +10,10 @@ import sys
 import threading
 from typing import TextIO
 
-from service import metrics
+from service import log_lines, metrics
 
 # The most bytes that wait for a reader.
 MAX_WAITING_BYTES = 1_000_000
-# A longer text is cut, such as an error that quotes a body.
-MAX_TEXT = 30_000
 FLUSH_SECONDS = 0.1
 
 
@@ -31,11 +29,8 @@ class Output:
         threading.Thread(target=self._run, daemon=True, name=f"output-{file}").start()
 
     def write(self, text: str) -> None:
-        """Writes a text soon, without the middle of a long one."""
-        if len(text) > MAX_TEXT:
-            half = MAX_TEXT // 2
-            text = f"{text[:half]} ... {text[-half:]}"
-        self.put(text)
+        """Writes a text soon, without the middle of a long one, such as an error with a body."""
+        self.put(log_lines.without_middle(text, log_lines.MAX_LINE))
 
     def put(self, text: str) -> None:
         """Writes lines soon."""
@@ -118,16 +113,16 @@ def of(stream: TextIO | None) -> Output | None:
 
 def redirect_logging() -> None:
     """Lets all handlers of `logging` that write to stdout or stderr write through threads."""
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    for logger in loggers:
-        for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler):
-                _redirect(handler)
+    for handler in log_lines.handlers():
+        if isinstance(handler, logging.StreamHandler):
+            _redirect(handler)
     # What has no handler goes there, such as this service's own warnings.
     errors = of(sys.stderr)
     if errors is not None:
-        logging.lastResort = logging.StreamHandler(errors)
-        logging.lastResort.setLevel(logging.WARNING)
+        last = logging.StreamHandler(errors)
+        last.setLevel(logging.WARNING)
+        last.setFormatter(logging.lastResort.formatter if logging.lastResort else None)
+        logging.lastResort = last
 
 
 def _redirect(handler: "logging.StreamHandler[TextIO]") -> None:

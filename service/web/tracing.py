@@ -51,6 +51,11 @@ def parse(parent: bytes) -> Trace | None:
     return Trace(*(part.decode() for part in match.groups())) if match else None
 
 
-def logfmt(trace: Trace | None) -> str:
-    """The ids of a trace, if there is one, as further fields of a line."""
-    return f" trace_id={trace.trace_id} span_id={trace.span_id}" if trace else ""
+def names(request_id: bytes, trace: Trace | None) -> dict[str, str]:
+    """The ids by the names that they have in JSON."""
+    return {"request_id": request_id.decode()} | (trace._asdict() if trace else {})
+
+
+def logfmt(trace: Trace) -> str:
+    """The ids of a trace, as further fields of a line."""
+    return f" trace_id={trace.trace_id} span_id={trace.span_id}"

@@ -74,6 +74,7 @@ def procfile(**variables: str) -> subprocess.CompletedProcess[str]:
         ("JWT_PUBLIC_KEY", "-----BEGIN PUBLIC KEY-----\\nMAo=\\n-----END PUBLIC KEY-----"),
         ("JWT_CREATE_USERS", "perhaps"),
         ("ACCESS_LOG", "perhaps"),
+        ("LOG_FORMAT", "JSON"),
         ("METRICS", "2"),
         ("METRICS_TOKEN", "schlüssel"),
         ("METRICS_TOKEN", "two words"),
