@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service import health, log_lines, settings
+from service import health, log_lines, settings, telemetry
 from service.database.connections import connected
 from service.notes.resource import resource as notes
 from service.openapi import docs
@@ -38,7 +38,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     gc.freeze()
     # Requests create few reference cycles. The default collects after about twenty requests.
     gc.set_threshold(10_000)
-    async with connected(), access.hinting():
+    async with telemetry.sending(), connected(), access.hinting():
         yield
 
 

@@ -18,6 +18,7 @@ FLOORS = [
     {"openapi", "health"},
     {"web"},
     {"schemas", "database", "protocol"},
+    {"telemetry"},
     {"tables", "settings", "metrics", "log_lines", "shutdown", "descriptors", "hosts", "one_write"},
 ]
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -13,9 +13,9 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import Context
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from service import settings
+from service import settings, telemetry
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -62,6 +62,8 @@ def coalesce(
     # The keys of slow queries. There is one for each key at most.
     slow: set[Hashable] = set()
     tasks: set[asyncio.Task[None]] = set()
+    # The requests of the callers, for traces.
+    requests: dict[asyncio.Future[Result], tuple[Any, ...]] = {}
     # How many queries in a row began and ended without another call.
     lone = 0
 
@@ -136,6 +138,9 @@ def coalesce(
 
     async def settle(batch: list[tuple[Argument, asyncio.Future[Result]]]) -> None:
         halves = []
+        if telemetry.ON:
+            spans = [span for _, future in batch for span in requests.get(future, ())]
+            telemetry.served.set(tuple(spans))
         try:
             results = await serve([argument for argument, _ in batch])
             pairs = list(zip(batch, results, strict=True))
@@ -195,6 +200,8 @@ def coalesce(
             return await serve_itself(queue_key, argument)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
+        if telemetry.ON:
+            requests[future] = telemetry.served.get()
         if queue_key in queues:
             queues[queue_key].append((argument, future))
         else:
@@ -202,6 +209,8 @@ def coalesce(
         try:
             return await future
         finally:
+            if telemetry.ON:
+                del requests[future]
             # The future holds the error, and the error holds this frame: a reference cycle.
             del future
 

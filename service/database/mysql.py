@@ -131,7 +131,7 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
     async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
         return name_columns((await execute(session, values)).rows)
 
-    return Operation("search" if searches else compiled.lane, run)
+    return Operation("search" if searches else compiled.lane, run, compiled.sql)
 
 
 def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]:
@@ -179,7 +179,7 @@ def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operatio
             await session.execute(trial)
         return rows
 
-    return Operation(checked.lane, run)
+    return Operation(checked.lane, run, checked.text)
 
 
 def insert_many(
@@ -328,7 +328,7 @@ def page(
         found = [] if searches else await unless_large.run(session, given)
         return found or await bounded.run(session, given)
 
-    return Operation(plain.lane, run)
+    return Operation(plain.lane, run, plain.text)
 
 
 sorted_page = partial(keysets.page, prepare, bindparam)
@@ -408,7 +408,7 @@ def pages(
                 found[page] = [{key.name: None, "page": page, "last": last_of_all}]
         return [row for rows in found.values() for row in rows]
 
-    return Operation(one.lane, run)
+    return Operation(one.lane, run, one.sql)
 
 
 def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:

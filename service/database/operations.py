@@ -21,11 +21,12 @@ class Operation(NamedTuple):
     """One operation of a database: its lane, and a function that runs it on a connection.
 
     The function takes the driver's connection and the parameters by name. It returns rows, and
-    raises the driver's errors.
+    raises the driver's errors. `text` is its statement, or the first of several, for traces.
     """
 
     lane: Lane
     run: Callable[[Any, Mapping[str, Any]], Awaitable[Sequence[Row]]]
+    text: str = ""
 
 
 def slots_of_server(connections: int) -> dict[Lane, list[asyncio.Semaphore]]:

@@ -324,8 +324,8 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
         return as_type("Sequence[Row]", found)
 
     if searches:
-        return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run)
-    return Operation(lane, write if lane == "write" else run)
+        return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run, sql)
+    return Operation(lane, write if lane == "write" else run, sql)
 
 
 # Rights on columns are enough for the service, and so is either right on the sequence of the ids.
@@ -360,7 +360,7 @@ def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operatio
             raise RightMissing("the role may not write")
         return rows
 
-    return Operation(checked.lane, run)
+    return Operation(checked.lane, run, checked.text)
 
 
 def insert_many(
@@ -380,7 +380,7 @@ def insert_many(
         arrays = {name: [row[name] for row in values["rows"]] for name in names}
         return await insert_arrays.run(raw, arrays)
 
-    return Operation("write", run)
+    return Operation("write", run, insert_arrays.text)
 
 
 insert_or_replace = partial(returning.insert_or_replace, prepare, insert)

@@ -109,7 +109,7 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
             return [_convert(row, from_database) for row in rows]
         return rows
 
-    return Operation("search" if searches else lane, run)
+    return Operation("search" if searches else lane, run, sql)
 
 
 def _writer(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
@@ -180,7 +180,7 @@ def insert_many(
             ]
         return await insert_json.run(raw, {"rows": orjson.dumps(rows).decode()})
 
-    return Operation("write", run)
+    return Operation("write", run, insert_json.text)
 
 
 insert_or_replace = partial(returning.insert_or_replace, prepare, insert)

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from service import telemetry
 from service.database.connections import use
 from service.database.dialect import dialect
 from service.database.errors import DatabaseUnavailable
@@ -27,13 +28,18 @@ async def fetch(operation: Operation, **values: Any) -> Sequence[Row]:
     while True:
         tries += 1
         try:
-            return await use(operation.lane, lambda raw: operation.run(raw, values))
+            return await use(operation.lane, lambda raw: _run(operation, raw, values))
         except dialect.UNAVAILABLE as error:
             again = isinstance(error, dialect.OUT_OF_DATE) and tries < MAX_TRIES
             lost = isinstance(error, dialect.CONNECTION_LOST) and tries == 1
             if not (again or (lost and operation.lane not in WRITES)):
                 # The drivers' frames hold the error, and its traceback holds the frames: a cycle.
                 raise DatabaseUnavailable(str(error)) from error.with_traceback(None)
+
+
+def _run(operation: Operation, raw: Any, values: dict[str, Any]) -> Awaitable[Sequence[Row]]:
+    rows = operation.run(raw, values)
+    return telemetry.traced(operation.text, rows) if telemetry.ON else rows
 
 
 async def transact(work: Callable[[Run], Awaitable[Result]], lane: Lane = "write") -> Result:
@@ -54,7 +60,7 @@ async def transact(work: Callable[[Run], Awaitable[Result]], lane: Lane = "write
 
 async def _transact(raw: Any, work: Callable[[Run], Awaitable[Result]]) -> Result:
     def run(operation: Operation, **values: Any) -> Awaitable[Sequence[Row]]:
-        return operation.run(raw, values)
+        return _run(operation, raw, values)
 
     try:
         await raw.execute(dialect.BEGIN)

@@ -48,6 +48,12 @@ def parse_token(text: str) -> str:
     return text
 
 
+def parse_endpoint(text: str) -> str:
+    if text and not re.fullmatch("https?://[^/?#\\s]+[!-~]*", text):
+        raise ValueError("must be a URL such as http://localhost:4318")
+    return text
+
+
 _seconds = validate.Range(min=0.001, max=3600)
 _positive = validate.Range(min=1)
 _few = validate.Range(min=1, max=1000)
@@ -118,6 +124,8 @@ try:
 
     ACCESS_LOG = _env.bool("ACCESS_LOG", True)
     LOG_FORMAT = _env.str("LOG_FORMAT", "logfmt", validate=validate.OneOf(("logfmt", "json")))
+    OTEL_EXPORTER_OTLP_ENDPOINT = _env.read("OTEL_EXPORTER_OTLP_ENDPOINT", parse_endpoint)
+    OTEL_SDK_DISABLED = _env.bool("OTEL_SDK_DISABLED", False)
     METRICS = _env.bool("METRICS", True)
     METRICS_TOKEN = _env.read("METRICS_TOKEN", parse_token)
     SERVER_TIMING = _env.bool("SERVER_TIMING", False)

@@ -30,18 +30,25 @@ _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 METHODS = metrics.METHODS | {"CONNECT", "TRACE"}
 
 
-def _path(scope: Scope) -> str:
-    # Not every server gives the raw path.
+def method_of(scope: Scope) -> str:
+    """The method as OpenTelemetry names it."""
+    method = scope["method"]
+    return str(method) if method in METHODS else "_OTHER"
+
+
+def path_of(scope: Scope) -> str:
+    """The path as the client sent it, if the server gives that."""
     raw_path = scope.get("raw_path")
     return quote(scope["path"]) if raw_path is None else raw_path.decode("latin-1")
 
 
-def _cut(value: str) -> str:
+def cut(value: str) -> str:
+    """The value, without what is over MAX_VALUE characters."""
     return value if len(value) <= MAX_VALUE else value[:MAX_VALUE] + "..."
 
 
 def _quote(value: str) -> str:
-    value = _cut(value)
+    value = cut(value)
     return value if _is_plain(value) else json.dumps(value)
 
 
@@ -56,7 +63,7 @@ def as_logfmt(
         # Empty without a user. A username needs no quotes.
         user = f" user={scope['user']['username'] if 'user' in scope else ''}"
     return (
-        f"method={scope['method']} path={_quote(_path(scope))} status={status}"
+        f"method={scope['method']} path={_quote(path_of(scope))} status={status}"
         f" duration_ms={seconds * 1e3:.1f} bytes={size} request_id={request_id.decode()}"
         f" fwd={client}{user}{tracing.logfmt(trace) if trace else ''}\n"
     )
@@ -66,26 +73,26 @@ def as_json(
     scope: Scope, status: int, seconds: float, size: int, request_id: bytes, trace: Trace | None
 ) -> str:
     """A line of JSON. Its message is what OpenTelemetry calls the span of the request."""
-    method = scope["method"]
-    is_known = method in METHODS
+    method = method_of(scope)
+    is_known = method != "_OTHER"
     route = scope.get("route")
     values: dict[str, object] = {
         "timestamp": datetime.now(UTC),
         "level": "INFO",
         "message": (method if is_known else "HTTP") + (f" {route.path}" if route else ""),
-        "http.request.method": method if is_known else "_OTHER",
-        "url.path": _cut(_path(scope)),
+        "http.request.method": method,
+        "url.path": cut(path_of(scope)),
         "http.server.request.duration": round(seconds, 6),
         "http.response.body.size": size,
     }
     if not is_known:
-        values["http.request.method_original"] = _cut(method)
+        values["http.request.method_original"] = cut(scope["method"])
     if route:
         values["http.route"] = route.path
     if status:
         values["http.response.status_code"] = status
     if scope.get("client"):
-        values["client.address"] = _cut(scope["client"][0])
+        values["client.address"] = cut(scope["client"][0])
     if "user" in scope:
         values["user.name"] = scope["user"]["username"]
     return log_lines.encode(values | tracing.names(request_id, trace)) + "\n"

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import hosts, log_lines, metrics
+from service import hosts, log_lines, metrics, telemetry
 from service.settings import (
     ACCESS_LOG,
     ALLOWED_HOSTS,
@@ -54,6 +54,10 @@ class ServiceMiddleware:
             return
         began = time.perf_counter()
         request_id, trace = tracing.read_ids(scope["headers"])
+        span = None
+        if telemetry.ON:
+            span = _begin_span(scope, trace)
+            trace = tracing.Trace(*span.ids) if span else trace
         names: dict[str, str] | None = None
         if LOG_FORMAT == "json":
             names = tracing.names(request_id, trace)
@@ -117,9 +121,11 @@ class ServiceMiddleware:
             if "service.holds" in scope:
                 budget.release(scope)
             seconds = time.perf_counter() - began
+            route = scope.get("route")
             if METRICS:
-                route = scope.get("route")
                 metrics.request(route.path if route else "", scope["method"], status, seconds)
+            if span is not None:
+                telemetry.finish(span, route.path if route else "", status, seconds)
             if ACCESS_LOG:
                 sent = 0 if scope["method"] == "HEAD" else size
                 access_log.write(scope, status, seconds, sent, request_id, trace)
@@ -200,6 +206,17 @@ def _shorten_startup_error(send: Send) -> Send:
         await send(message)
 
     return send_short
+
+
+def _begin_span(scope: Scope, trace: tracing.Trace | None) -> telemetry.Request | None:
+    client = access_log.cut(scope["client"][0]) if scope.get("client") else None
+    return telemetry.begin(
+        access_log.method_of(scope),
+        scope.get("scheme", "http"),
+        access_log.cut(access_log.path_of(scope)),
+        client,
+        trace,
+    )
 
 
 def _log_defect(request_id: bytes, trace: tracing.Trace | None) -> None:

@@ -75,6 +75,8 @@ def procfile(**variables: str) -> subprocess.CompletedProcess[str]:
         ("JWT_CREATE_USERS", "perhaps"),
         ("ACCESS_LOG", "perhaps"),
         ("LOG_FORMAT", "JSON"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318"),
+        ("OTEL_SDK_DISABLED", "perhaps"),
         ("METRICS", "2"),
         ("METRICS_TOKEN", "schlüssel"),
         ("METRICS_TOKEN", "two words"),

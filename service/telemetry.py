@@ -1,0 +1,202 @@
+"""Traces and metrics for a collector by OTLP, if OTEL_EXPORTER_OTLP_ENDPOINT is set.
+
+Without the variable nothing of OpenTelemetry is imported, and `ON` is false: callers ask it first.
+The names are those of OpenTelemetry's semantic conventions. Threads send, so a collector that is
+away or slow holds up no request; what finds no room is dropped.
+"""
+
+import asyncio
+import re
+import sys
+import threading
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
+
+from service import __version__
+from service.settings import DATABASE_URL, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SDK_DISABLED
+
+Result = TypeVar("Result")
+
+ON = bool(OTEL_EXPORTER_OTLP_ENDPOINT) and not OTEL_SDK_DISABLED
+# How long the end of a process waits for the collector.
+LAST_SECONDS = 2.0
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+
+if ON:
+    try:
+        from opentelemetry.context import Context
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace import (
+            Link,
+            NonRecordingSpan,
+            SpanContext,
+            SpanKind,
+            Status,
+            StatusCode,
+            TraceFlags,
+            set_span_in_context,
+        )
+    except ImportError:
+        sys.stderr.write("Configuration: OTEL_EXPORTER_OTLP_ENDPOINT needs requirements-otel.txt\n")
+        raise SystemExit(3) from None
+
+    # No context of another library: the SDK would look for one at each call.
+    _NOTHING = Context()
+
+# The spans of the requests that the current work is for.
+served: ContextVar[tuple[Any, ...]] = ContextVar("served", default=())
+
+
+class _Running(NamedTuple):
+    tracer: Any
+    durations: Any
+    providers: tuple[Any, ...]
+
+
+_running: _Running | None = None
+
+
+def start() -> None:
+    """Begins to send what this process does."""
+    global _running
+    if not ON:
+        return
+    given = Resource.create(
+        {"service.instance.id": str(uuid.uuid4()), "service.version": __version__}
+    )
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES may name the service.
+    if str(given.attributes.get("service.name", "")).startswith("unknown_service"):
+        given = given.merge(Resource({"service.name": "notes"}))
+    traces = TracerProvider(resource=given, shutdown_on_exit=False)
+    traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+    meters = MeterProvider([reader], resource=given, shutdown_on_exit=False)
+    durations = meters.get_meter("service", __version__).create_histogram(
+        "http.server.request.duration",
+        unit="s",
+        description="Duration of HTTP server requests.",
+        explicit_bucket_boundaries_advisory=SECONDS,
+    )
+    _running = _Running(traces.get_tracer("service", __version__), durations, (traces, meters))
+
+
+def end() -> None:
+    """Sends the rest, within LAST_SECONDS."""
+    global _running
+    if _running is None:
+        return
+    providers = _running.providers
+    _running = None
+    threads = [threading.Thread(target=one.shutdown, daemon=True) for one in providers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LAST_SECONDS / len(threads))
+
+
+@asynccontextmanager
+async def sending() -> AsyncIterator[None]:
+    """Sends what this process does, and the rest at its end."""
+    start()
+    try:
+        yield
+    finally:
+        if ON:
+            await asyncio.to_thread(end)
+
+
+class Request(NamedTuple):
+    """The span of a request, and its ids as W3C Trace Context writes them."""
+
+    span: Any
+    ids: tuple[str, str, str]
+    attributes: dict[str, Any]
+
+
+def begin(
+    method: str, scheme: str, path: str, client: str | None, parent: tuple[str, str, str] | None
+) -> Request | None:
+    """Begins the span of a request, below that of its client; None before `start`."""
+    if _running is None:
+        return None
+    context = _NOTHING
+    if parent is not None:
+        trace_id, span_id, flags = (int(part, 16) for part in parent)
+        remote = SpanContext(trace_id, span_id, True, TraceFlags(flags & 1))
+        context = set_span_in_context(NonRecordingSpan(remote), context)
+    attributes: dict[str, Any] = {"http.request.method": method, "url.scheme": scheme}
+    more = {**attributes, "url.path": path}
+    if client:
+        more["client.address"] = client
+    name = "HTTP" if method == "_OTHER" else method
+    span = _running.tracer.start_span(name, context, SpanKind.SERVER, more)
+    own = span.get_span_context()
+    served.set((own,))
+    ids = (f"{own.trace_id:032x}", f"{own.span_id:016x}", f"{own.trace_flags:02x}")
+    return Request(span, ids, attributes)
+
+
+def finish(request: Request, route: str, status: int, seconds: float) -> None:
+    """Ends the span of a request, and counts the request."""
+    span, _, attributes = request
+    if route:
+        attributes["http.route"] = route
+    if status:
+        attributes["http.response.status_code"] = status
+    if status >= 500 or not status:
+        attributes["error.type"] = str(status or "aborted")
+    if span.is_recording():
+        if route:
+            span.update_name(f"{span.name} {route}")
+        span.set_attributes(attributes)
+        if "error.type" in attributes:
+            span.set_status(Status(StatusCode.ERROR))
+    span.end()
+    if _running is not None:
+        _running.durations.record(seconds, attributes, context=_NOTHING)
+
+
+_SYSTEM = DATABASE_URL.partition(":")[0]
+_find_table = re.compile(r"\b(?:FROM|INTO|UPDATE) +[`\"]?(\w+)").search
+
+
+async def traced(text: str, work: Awaitable[Result]) -> Result:
+    """Runs a statement, and gives it a span if it is for a request of a sampled trace."""
+    with _statement(text):
+        return await work
+
+
+@contextmanager
+def _statement(text: str) -> Iterator[None]:
+    """The span of a statement: below the first of its requests, with links to all of them."""
+    spans = served.get()
+    sampled = [one for one in spans if one.trace_flags.sampled]
+    if _running is None or not sampled:
+        yield
+        return
+    operation = text.split(None, 1)[0] if text else _SYSTEM
+    table = _find_table(text)
+    span = _running.tracer.start_span(
+        f"{operation} {table[1]}" if table else operation,
+        set_span_in_context(NonRecordingSpan(sampled[0]), _NOTHING),
+        SpanKind.CLIENT,
+        {"db.system.name": _SYSTEM, "db.query.text": text},
+        [Link(one) for one in spans],
+    )
+    try:
+        yield
+    except Exception as error:
+        span.set_attribute("error.type", type(error).__qualname__)
+        span.set_status(Status(StatusCode.ERROR))
+        raise
+    finally:
+        span.end()

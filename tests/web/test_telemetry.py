@@ -1,0 +1,230 @@
+"""Traces and metrics for a collector, which is a receiver of our own that decodes OTLP."""
+
+import asyncio
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from service import telemetry
+from service.database.coalescing import coalesce
+from tests.support.databases import NewDatabase, run
+from tests.support.servers import free_port, running, serving
+from tests.support.waiting import poll
+from tests.web.test_tracing import PARENT, SPAN_ID, TRACE_ID
+
+NOTE = {"text": "a", "completed": True}
+
+
+class Collector(ThreadingHTTPServer):
+    """Decodes what it gets at the paths of OTLP."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.traces: list[ExportTraceServiceRequest] = []
+        self.metrics: list[ExportMetricsServiceRequest] = []
+
+    def spans(self) -> list[Any]:
+        return [
+            span
+            for message in self.traces
+            for resource in message.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    def instances(self) -> set[str]:
+        """The `service.instance.id` of each process that has sent."""
+        resources = [one.resource for message in self.traces for one in message.resource_spans]
+        resources += [one.resource for message in self.metrics for one in message.resource_metrics]
+        return {values(resource)["service.instance.id"] for resource in resources}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/v1/traces":
+            self.server.traces.append(ExportTraceServiceRequest.FromString(body))
+        else:
+            assert self.path == "/v1/metrics"
+            self.server.metrics.append(ExportMetricsServiceRequest.FromString(body))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def values(owner: Any) -> dict[str, Any]:
+    """The attributes of a span, a point or a resource."""
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in owner.attributes}
+
+
+def test_requests_and_their_statements(
+    new_database: NewDatabase, tmp_path: Path, collector: Collector
+) -> None:
+    """A request is a span below its client's, and its statement one below it, with a link.
+
+    What isn't sampled has no spans. All requests are in the histogram.
+    """
+    log = tmp_path / "log"
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "mine"}
+    with serving(new_database("sqlite"), log, "--no-access-log", **variables) as client:
+        assert client.post("/notes/", json=NOTE).status_code == 200
+        client.get("/notes/1", headers={"traceparent": PARENT})
+        client.get("/notes/1", headers={"traceparent": f"{PARENT[:-1]}0"})
+        client.request("PROPFIND", "/nowhere/1")
+    spans = collector.spans()
+    request, statement = sorted(
+        (span for span in spans if span.trace_id.hex() == TRACE_ID), key=lambda span: span.kind
+    )
+    assert (request.name, request.kind) == ("GET /notes/{note_id}", request.SPAN_KIND_SERVER)
+    assert request.parent_span_id.hex() == SPAN_ID
+    assert values(request) == {
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+        "http.route": "/notes/{note_id}",
+        "url.path": "/notes/1",
+        "url.scheme": "http",
+        "client.address": "127.0.0.1",
+    }
+    assert (statement.name, statement.kind) == ("SELECT notes", statement.SPAN_KIND_CLIENT)
+    assert statement.parent_span_id == request.span_id
+    assert [link.span_id for link in statement.links] == [request.span_id]
+    found = values(statement)
+    assert found["db.system.name"] == "sqlite"
+    assert found["db.query.text"].startswith("SELECT ")
+    others = [span.name for span in spans if span.trace_id.hex() != TRACE_ID]
+    assert sorted(others) == ["HTTP", "INSERT notes", "POST /notes/"]
+    # The log names the span of the request.
+    (line,) = (
+        line
+        for line in log.read_text().splitlines()
+        if f"trace_id={TRACE_ID}" in line and f"span_id={request.span_id.hex()}" in line
+    )
+    assert "path=/notes/1" in line
+    last = collector.metrics[-1].resource_metrics[0]
+    (metric,) = (one for scope in last.scope_metrics for one in scope.metrics)
+    assert (metric.name, metric.unit) == ("http.server.request.duration", "s")
+    counts = {
+        (
+            point["http.request.method"],
+            point.get("http.route"),
+            point["http.response.status_code"],
+        ): count
+        for point, count in ((values(one), one.count) for one in metric.histogram.data_points)
+    }
+    assert counts == {
+        ("POST", "/notes/", 200): 1,
+        ("GET", "/notes/{note_id}", 200): 2,
+        ("_OTHER", None, 404): 1,
+    }
+    assert len(collector.instances()) == 1
+    assert values(last.resource)["service.name"] == "mine"
+
+
+def test_each_process_is_an_instance(
+    new_database: NewDatabase, tmp_path: Path, collector: Collector
+) -> None:
+    """Each of several processes sends with an id of its own."""
+    log = tmp_path / "log"
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+        "WEB_CONCURRENCY": "2",
+    }
+    with serving(new_database("sqlite"), log, **variables) as client:
+        client.headers["connection"] = "close"
+
+        def both_have_sent() -> bool:
+            client.get("/health/live")
+            return len(collector.instances()) == 2
+
+        poll(both_have_sent, log.read_text)
+
+
+def test_a_shared_query_is_for_all_of_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers who share a query are all known to it, and those of other queries are not."""
+    monkeypatch.setattr(telemetry, "ON", True)
+    seen: list[tuple[str, ...]] = []
+    going = asyncio.Event()
+
+    async def serve(arguments: list[str]) -> Sequence[str]:
+        seen.append(telemetry.served.get())
+        await going.wait()
+        return arguments
+
+    call = coalesce(serve, 10, patience=None, lone_after=1)
+
+    async def ask(name: str) -> str:
+        telemetry.served.set((name,))
+        return await call(name)
+
+    async def ask_all() -> None:
+        first = asyncio.create_task(ask("a"))
+        while not seen:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        others = [asyncio.create_task(ask(name)) for name in "bcd"]
+        await asyncio.sleep(0)
+        others[1].cancel()
+        going.set()
+        await asyncio.wait([first, *others])
+        await ask("e")
+        await ask("f")
+
+    asyncio.run(ask_all())
+    assert seen == [("a",), ("b", "d"), ("e",), ("f",)]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_bad_collector_harms_nobody(
+    new_database: NewDatabase, tmp_path: Path, is_there: bool
+) -> None:
+    """Without a collector, or with one that never answers, requests are served, as usual."""
+    port = free_port()
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OTEL_BSP_SCHEDULE_DELAY": "10",
+        "OTEL_BSP_MAX_QUEUE_SIZE": "4",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "2",
+    }
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        if is_there:
+            listener.listen()
+        with running(new_database("sqlite"), tmp_path / "log", **variables) as url:
+            for _ in range(50):
+                assert httpx2.get(f"{url}/notes/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a", "OTEL_SDK_DISABLED": "true"}]
+)
+def test_nothing_is_imported_without_an_endpoint(variables: dict[str, str]) -> None:
+    """Without an endpoint, or with OTEL_SDK_DISABLED, nothing of OpenTelemetry is imported."""
+    code = "import sys, service.app; print([one for one in sys.modules if 'opentel' in one])"
+    assert run(sys.executable, "-c", code, **variables).stdout == "[]\n"
