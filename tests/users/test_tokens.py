@@ -20,7 +20,7 @@ from service.users.uses import HOUR, Uses
 from tests.support import databases
 from tests.support.databases import NewDatabase, clear, execute
 from tests.support.operating import Operate, add_user, operate, operating
-from tests.support.processes import Run, new_process
+from tests.support.processes import Run
 from tests.support.servers import serving
 from tests.support.waiting import poll
 
@@ -224,15 +224,6 @@ def test_the_last_use_is_told(house: House) -> None:
     found = last_uses(house.database_url)
     assert {found[0], found[2]} <= hours
     assert found[1] == "unused"
-
-
-@pytest.fixture(scope="module")
-def process(shared_database_url: str) -> Iterator[Run]:
-    """Runs a function with the database open, in a process that was started for its kind."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", shared_database_url)
-        with new_process() as run:
-            yield run
 
 
 async def ask_until_it_expires() -> list[bool]:

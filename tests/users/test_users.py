@@ -18,17 +18,8 @@ from service.users.schemas import user_out
 from tests.conftest import Server
 from tests.support.databases import NewDatabase, clear, execute
 from tests.support.operating import operate
-from tests.support.processes import Run, new_process
+from tests.support.processes import Run
 from tests.support.servers import serving
-
-
-@pytest.fixture(scope="module")
-def process(shared_database_url: str) -> Iterator[Run]:
-    """Runs a function with the database open, in a process that was started for its kind."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", shared_database_url)
-        with new_process() as run:
-            yield run
 
 
 @pytest.fixture
