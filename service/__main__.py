@@ -8,6 +8,7 @@ import click
 
 # The modules of groups of commands, by the groups' names.
 GROUPS: dict[str, str] = {
+    "live": "service.live_commands",
     "tokens": "service.users.commands",
     "users": "service.users.commands",
 }

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from service import health, log_lines, settings, telemetry
 from service.database.connections import connected
+from service.live.sweeping import sweeping
 from service.notes.resource import resource as notes
 from service.openapi import docs
 from service.openapi.document import document as make_document
@@ -38,11 +39,12 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     gc.freeze()
     # Requests create few reference cycles. The default collects after about twenty requests.
     gc.set_threshold(10_000)
-    async with telemetry.sending(), connected(), access.hinting():
+    async with telemetry.sending(), connected(), access.hinting(), sweeping(watched):
         yield
 
 
 RESOURCES = [notes, users]
+watched = [one for resource in RESOURCES for one in resource.watched] if settings.LIVE else []
 
 guard = [Middleware(access.Guard)] if settings.ACCESS != "open" else []
 # A guard counts for its users, too.

@@ -114,6 +114,7 @@ waiting = Gauge(
     "Statements that wait for a connection",
     multiprocess_mode="livesum",
 )
+followers = Gauge("live_followers", "Clients that follow changes", multiprocess_mode="livesum")
 dropped_lines = Counter("log_lines_dropped", "Log lines that could not be written")
 
 _observers: dict[tuple[str, str, int], Callable[[float], None]] = {}

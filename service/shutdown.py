@@ -16,7 +16,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from uvicorn.config import STARTUP_FAILURE, Config
@@ -50,8 +50,9 @@ NO_SYN = ctypes.create_string_buffer(
 
 logger = logging.getLogger("uvicorn.error")
 
-# Set when the process begins to stop.
+# Set when the process begins to stop. Then these functions are called.
 stopping = threading.Event()
+at_stop: list[Callable[[], None]] = []
 
 _serve = Server.main_loop
 
@@ -79,6 +80,8 @@ async def _main_loop(server: Server, drain_seconds: float) -> None:
         _lock_shared(listeners)
         await _serve(server)
         stopping.set()
+        for end in at_stop:
+            end()
         await _drain(server, drain_seconds)
         last = [one for one in listeners if _is_last(one, server.config)]
         if last:

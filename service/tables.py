@@ -111,3 +111,40 @@ tokens = sqlalchemy.Table(
     sqlalchemy.Column("read_only", sqlalchemy.Boolean, nullable=False),
     sqlalchemy.Column("last_used_at", sqlalchemy.BigInteger),
 )
+
+# What happened to the rows of resources that are followed, kept for a day. Triggers record it.
+changes = sqlalchemy.Table(
+    "changes",
+    metadata,
+    sqlalchemy.Column("seq", ID, primary_key=True),
+    # The transaction's number on PostgreSQL; 0 on SQLite, which has one writer at a time.
+    sqlalchemy.Column("xid", sqlalchemy.BigInteger, nullable=False),
+    sqlalchemy.Column("resource", sqlalchemy.String(63), nullable=False),
+    sqlalchemy.Column("row_id", sqlalchemy.BigInteger, nullable=False),
+    # Columns of the row before, as JSON: those that say who gets to know of it. NULL of a new row.
+    sqlalchemy.Column("old", sqlalchemy.String),
+    # Columns of the row as it is now, as JSON: also those that are shown. NULL of a deleted row.
+    sqlalchemy.Column("new", sqlalchemy.String),
+    # The length of `new`.
+    sqlalchemy.Column("size", sqlalchemy.BigInteger, nullable=False),
+    # Microseconds since the epoch.
+    sqlalchemy.Column("at", sqlalchemy.BigInteger, nullable=False),
+    sqlalchemy.Index("changes_resource", "resource", "xid", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# The resources whose changes are recorded.
+live = sqlalchemy.Table(
+    "live",
+    metadata,
+    sqlalchemy.Column("resource", sqlalchemy.String(63), primary_key=True),
+    # A random name, another one each time that the recording begins.
+    sqlalchemy.Column("life", sqlalchemy.String(32), nullable=False),
+    # The columns that are recorded, as JSON.
+    sqlalchemy.Column("columns", sqlalchemy.String, nullable=False),
+    # The server, the database and its table of changes: a restored one has another order.
+    sqlalchemy.Column("place", sqlalchemy.String(100), nullable=False),
+    # Changes up to this transaction (SQLite: this number of a change) may be missing: they were
+    # deleted, or came before the first one that was recorded. -1 if that was of an empty table.
+    sqlalchemy.Column("swept", sqlalchemy.BigInteger, nullable=False),
+)

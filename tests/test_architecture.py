@@ -12,11 +12,13 @@ from tests.support.databases import ROOT
 SERVICE = ROOT / "service"
 # Each imports from itself and from those below; of a floor none imports from another.
 FLOORS = [
+    {"live_commands"},
     {"app", "__main__"},
     {"notes", "users"},
     {"resources"},
     {"openapi", "health"},
     {"web"},
+    {"live"},
     {"schemas", "database", "protocol"},
     {"telemetry"},
     {"tables", "settings", "metrics", "log_lines", "shutdown", "descriptors", "hosts", "one_write"},

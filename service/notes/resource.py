@@ -37,6 +37,7 @@ usual = Usual(NOTES, "Short texts, each completed or open.")
 resource = Resource(
     usual.schemas,
     Path("/notes/", GET=usual.listing("read_notes"), POST=usual.create("create_note")),
+    Path("/notes/changes", GET=usual.changes("follow_notes")),
     Path("/notes/batch", POST=usual.create_many("create_notes")),
     Path(
         "/notes/{note_id}",

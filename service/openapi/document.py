@@ -123,7 +123,7 @@ def operations(
         (STRANGE, FORBIDDEN_OR_STRANGE) if refuses_strangers else ({}, FORBIDDEN)
     )
     item = {}
-    for method, (name, _, described) in path.operations.items():
+    for method, (name, _, described, _) in path.operations.items():
         if by_token:
             described = {**described, "security": [{"token": []}]}
             if not described["responses"].keys() <= OF_THE_EXAMPLE:

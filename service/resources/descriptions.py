@@ -189,6 +189,46 @@ class Descriptions:
             parameter("header", "Prefer", count, "count=exact", type="string"),
         ]
 
+    def changes(self) -> Description:
+        plural, name = self._definition.plural, self._definition.name
+        about = (
+            "The id of an event: what happened after it follows. `0` is the beginning of all that"
+            " is kept."
+        )
+        id_of_event = {"type": "string", "pattern": r"^(0|[0-9a-f.-]+)?$"}
+        found = [parameter("query", "after", about, "0", **id_of_event)]
+        for other, (_, about_filter, example, _) in self._definition.filters.items():
+            kind = _type_of(self._definition.filter_field(other))
+            found.append(parameter("query", other, about_filter, example, **kind))
+        about = "Like `after`. A browser's EventSource sends it when it connects again."
+        found.append(parameter("header", "Last-Event-ID", about, "0", **id_of_event))
+        example = 'event: created\nid: …\ndata: {"id": 1, …}\n\n'
+        return {
+            **self._tag,
+            "description": (
+                f"Follows the {plural} as they change, by Server-Sent Events.\n\n"
+                f"`created` and `changed` have the {name} as `data`, `deleted` its id alone. With a"
+                f" filter, `created` also tells of {plural} that the filter selects now, and"
+                " `deleted` of those that it doesn't select any more.\n\n"
+                "Without an id the first event is `start`. All that happens later follows: after"
+                f" `start`, list the {plural}. If changes after an id are not kept any more, the"
+                " first event is `reset`: list again.\n\n"
+                "Other errors have a sentence in `detail`: 503 with `Retry-After` if the database"
+                " is unavailable, if the changes are not recorded, or if too many clients follow."
+            ),
+            "parameters": found,
+            "responses": {
+                "200": {
+                    "description": "Events, until the client or the service ends them",
+                    "content": {
+                        "text/event-stream": {"schema": {"type": "string", "examples": [example]}}
+                    },
+                },
+                **INVALID,
+                **UNAVAILABLE,
+            },
+        }
+
     def create(self) -> Description:
         return {
             **self._tag,

@@ -1,5 +1,6 @@
 """The usual operations on a resource, each with its description for the OpenAPI document."""
 
+from service.resources.changes import Changes
 from service.resources.definition import Definition
 from service.resources.descriptions import Descriptions
 from service.resources.items import Items
@@ -19,6 +20,11 @@ class Usual:
 
     def listing(self, name: str) -> Operation:
         return Operation(name, self.items.listing, self._describe.listing())
+
+    def changes(self, name: str) -> Operation:
+        """Follows the items as they change. It is offered with LIVE alone."""
+        changes = Changes(self.items.definition, self.items.owner_of)
+        return Operation(name, changes.follow, self._describe.changes(), changes.watched)
 
     def create(self, name: str) -> Operation:
         return Operation(name, self.items.create, self._describe.create())

@@ -21,6 +21,7 @@ MESSAGES = {
     "date_type": "Input should be a valid date",
     "datetime_parsing": "Input should be a valid datetime in the format YYYY-MM-DDTHH:MM:SSZ",
     "datetime_type": "Input should be a valid datetime",
+    "event_id": "Input should be the id of an event, or 0",
     "extra_forbidden": "Extra inputs are not permitted",
     "finite_number": "Input should be a finite number",
     "greater_than_equal": "Input should be greater than or equal to {ge}",

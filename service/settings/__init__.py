@@ -103,6 +103,11 @@ try:
     # A process has some 140 MB more under the largest answers, of which this is a part.
     MAX_ANSWER_BYTES = _env.int("MAX_ANSWER_BYTES", 40 * 1024 * 1024, validate=_positive)
     MAX_REQUESTS = _env.int("MAX_REQUESTS", 5000, validate=_positive)
+    # Clients may follow the changes of resources.
+    LIVE = _env.bool("LIVE", False)
+    if LIVE and DATABASE_URL.startswith("mysql"):
+        raise EnvError("LIVE needs PostgreSQL or SQLite")
+    MAX_FOLLOWERS = _env.int("MAX_FOLLOWERS", 1000, validate=_positive)
     RATE_LIMIT = _env.read("RATE_LIMIT", parse_rate)
 
     ALLOWED_HOSTS = _env.read("ALLOWED_HOSTS", parse_hosts)

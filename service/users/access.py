@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.database.errors import DatabaseUnavailable
-from service.settings import ACCESS, ACCESS_CACHE_SECONDS, JWT_ISSUER
+from service.settings import ACCESS, ACCESS_CACHE_SECONDS, JWT_ISSUER, LIVE
 from service.tables import Row
 from service.users import queries
 from service.users.memory import CAPACITY, TokenMemory
@@ -69,9 +69,22 @@ class Guard:
         if limits and known is None:
             limits.recognize(scope, user)
         scope["user"] = user
+        if LIVE:
+            scope["service.check"] = is_active
         if user["read_only"] and scope["method"] not in SAFE:
             raise refused(403, "The token is read-only", 'Bearer error="insufficient_scope"')
         await self.app(scope, receive, send)
+
+
+async def is_active(scope: Scope) -> bool:
+    """Whether a request's token is still that of its user. It asks the database again."""
+    token = bearer_token(scope) or ""
+    digest = queries.digest(token)
+    if digest is not None:
+        user = await memory.ask(digest)
+    else:
+        user = None if identities is None else await identities.find(token, again=True)
+    return user is not None and user["id"] == scope["user"]["id"]
 
 
 def known_user(token: str | None, digest: str | None) -> Row | None:

@@ -47,11 +47,11 @@ class Identities:
         subject, _ = self._verified.get(_digest(token), (None, 0.0))
         return None if subject is None else self._users.known(subject)
 
-    async def find(self, token: str) -> Row | None:
+    async def find(self, token: str, again: bool = False) -> Row | None:
         """The active user of a token: `id`, `username` and `read_only`. None if it is invalid.
 
-        Raises HTTPException 503 while the provider's keys are unknown, and 403 if the user is
-        unknown and JWT_CREATE_USERS is off.
+        With `again` the database is asked in any case. Raises HTTPException 503 while the
+        provider's keys are unknown, and 403 if the user is unknown and JWT_CREATE_USERS is off.
         """
         digest = _digest(token)
         subject, until = self._verified.get(digest, (None, 0.0))
@@ -60,7 +60,7 @@ class Identities:
         if subject is None:
             self._verified.pop(digest, None)
             return None
-        user = await self._users.find(subject)
+        user = await (self._users.ask if again else self._users.find)(subject)
         if user is None and await self._admit(subject):
             # A new user is remembered like the others.
             user = await self._users.find(subject)

@@ -31,7 +31,8 @@ class Memory:
         self._active = ask
         # By key: the user, and the time of expiry of this entry.
         self._users: dict[str, tuple[Row, float]] = {}
-        self._ask = coalesce(self._ask_all, max_batch=1_000, observe=observe)
+        # Like `find`, and asks the database in any case.
+        self.ask = coalesce(self._ask_all, max_batch=1_000, observe=observe)
 
     def __len__(self) -> int:
         return len(self._users)
@@ -43,7 +44,7 @@ class Memory:
     async def find(self, key: str) -> Row | None:
         """The active user of this key: `id`, `username` and `read_only`."""
         user, until = self._users.get(key, (None, 0.0))
-        return user if until > time.monotonic() else await self._ask(key)
+        return user if until > time.monotonic() else await self.ask(key)
 
     async def _ask_all(self, keys: list[str]) -> list[Row | None]:
         # The lifetime starts before the query, so a user who is refused meanwhile gains no time.

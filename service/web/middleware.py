@@ -123,6 +123,9 @@ class ServiceMiddleware:
             seconds = time.perf_counter() - began
             route = scope.get("route")
             if METRICS:
+                if "service.answered" in scope:
+                    # A stream lasts as long as its client wants.
+                    seconds = scope["service.answered"] - began
                 metrics.request(route.path if route else "", scope["method"], status, seconds)
             if span is not None:
                 telemetry.finish(span, route.path if route else "", status, seconds)

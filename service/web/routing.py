@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.live.watched import Watched
+from service.settings import LIVE
 from service.web import encodings
 from service.web.headers import has_any
 from service.web.responses import Prepared
@@ -22,6 +24,8 @@ class Operation(NamedTuple):
     name: str
     handler: Handler
     description: Mapping[str, Any]
+    # What has to be recorded for it. It is offered with LIVE alone.
+    watched: Watched | None = None
 
 
 class Path:
@@ -32,16 +36,25 @@ class Path:
         self.name = name
         self.operations = operations
 
+    @property
+    def watched(self) -> Watched | None:
+        """What has to be recorded for an operation."""
+        return next((one.watched for one in self.operations.values() if one.watched), None)
+
     def handlers(self) -> dict[str, Handler]:
         return {method: operation.handler for method, operation in self.operations.items()}
 
 
 class Resource:
-    """A resource, for the application and the OpenAPI document: schemas by name, and paths."""
+    """A resource, for the application and the OpenAPI document: schemas by name, and paths.
+
+    Its changes may be followed; `watched` is what has to be recorded for it.
+    """
 
     def __init__(self, schemas: Mapping[str, Schema], *paths: Path) -> None:
         self.schemas = schemas
-        self.paths = paths
+        self.watched = [one for path in paths if (one := path.watched)]
+        self.paths = [path for path in paths if LIVE or not path.watched]
 
 
 class Methods:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from service.descriptors import MAX_CONNECTIONS
-from service.settings import MAX_BODY_BYTES, MAX_REQUESTS, REQUEST_TIMEOUT
+from service.settings import MAX_BODY_BYTES, MAX_FOLLOWERS, MAX_REQUESTS, REQUEST_TIMEOUT
 from service.web.errors import RETRY
 
 Task = asyncio.Task[None]
@@ -38,13 +38,22 @@ class Room:
 
 _all = Room()
 _rooms: dict[str, Room] = {}
+# Requests that follow changes. They don't take slots.
+_followers: set[Task] = set()
 # The bytes that each request with a body has received.
 _sizes: dict[Task, int] = {}
 
 
 def is_full() -> bool:
     """Whether there is no slot for one more request."""
-    return len(deadlines) - len(_all.waiting) >= MAX_REQUESTS
+    return len(deadlines) - len(_all.waiting) - len(_followers) >= MAX_REQUESTS
+
+
+def follow(task: Task) -> None:
+    """Takes a follower's place instead of a slot. HTTPException 503 if there is none."""
+    if len(_followers) >= min(MAX_FOLLOWERS, max(1, MAX_CONNECTIONS // 2)):
+        raise HTTPException(503, "Too many clients follow changes", RETRY)
+    _followers.add(task)
 
 
 def wait(task: Task, scope: Scope) -> None:
@@ -85,7 +94,7 @@ def begin(task: Task) -> None:
     if task not in _all.waiting:
         return
     del _leave(task)["body_expected"]
-    if len(deadlines) - len(_all.waiting) > MAX_REQUESTS:
+    if len(deadlines) - len(_all.waiting) - len(_followers) > MAX_REQUESTS:
         raise HTTPException(503, FULL, RETRY)
     deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
 
@@ -93,6 +102,8 @@ def begin(task: Task) -> None:
 def end(task: Task) -> None:
     """Ends a request, at any time."""
     del deadlines[task]
+    if _followers:
+        _followers.discard(task)
     if _sizes and task in _sizes:
         if task in _all.waiting:
             _leave(task)

@@ -27,6 +27,8 @@ KINDS = ("sqlite", "postgresql", "mysql")
 SERVED = ("postgresql", "mysql")
 # Those that refer to others come before them.
 TABLES = ("notes", "idempotency_keys", "tokens", "users")
+# They stay empty without `live on`.
+RECORDED = ("changes", "live")
 ROOT = Path(__file__).parents[2]
 SETTINGS = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
 # What the drivers raise for a server that can't be reached, refuses, or ends the connection.
@@ -339,7 +341,7 @@ def create(server_url: str, template: str = "", name: str = "") -> str:
             if template:
                 run(f"USE {name}")
                 version = "alembic_version"
-                for table in (version, *reversed(TABLES)):
+                for table in (version, *RECORDED, *reversed(TABLES)):
                     # `CREATE TABLE ... LIKE` leaves out foreign keys.
                     ((_, statement),) = run(f"SHOW CREATE TABLE {template}.{table}")
                     run(statement)

@@ -1,0 +1,219 @@
+"""The queries on recorded changes."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import text
+
+from service.database.dialect import dialect
+from service.database.errors import DatabaseUnavailable
+from service.database.operations import Operation, Result
+from service.database.statements import Run, fetch, transact
+from service.live.positions import ALL, Position, Snapshot, read_snapshot
+from service.live.sql import sql
+from service.live.watched import Watched
+from service.tables import Row, changes
+
+# What is read at once: changes, and characters of JSON. One change may have more.
+MAX_ROWS = 500
+MAX_SIZE = 250_000
+
+# The life in the place of the beginning of all changes.
+BEGINNING = ""
+BEGIN = Position(Snapshot(0), None, 0, 0)
+
+LIFETIME_SECONDS = 24 * 60 * 60
+MAX_SWEPT = 1000
+
+
+class NotRecorded(Exception):
+    """The changes of a resource are not recorded, or not as this service needs them."""
+
+
+class Change(NamedTuple):
+    """A change of a row: columns as they were, None for a new row, and as they are, or None."""
+
+    seq: int
+    at: int
+    row_id: int
+    old: dict[str, Any] | None
+    new: dict[str, Any] | None
+
+
+class Found(NamedTuple):
+    """The changes after a position, up to the position `end`.
+
+    `is_lost` tells that some before may be missing, as they were swept or of another life.
+    """
+
+    end: Position
+    changes: list[Change]
+    # Characters of JSON.
+    size: int
+    is_lost: bool
+
+
+def _prepare(statement: str, **types: Any) -> Operation:
+    return dialect.prepare(text(statement).columns(**types))
+
+
+_LOOK = _prepare(
+    f"""
+    SELECT life, columns, swept, place = {sql.PLACE} AS is_in_place, {sql.TRIGGERS} AS has_triggers,
+        {sql.IS_STANDBY} AS is_standby, {sql.SNAPSHOT} AS snapshot,
+        coalesce((SELECT max(seq) FROM changes), 0) AS seq,
+        coalesce((SELECT at FROM changes ORDER BY seq DESC LIMIT 1), 0) AS at,
+        coalesce((SELECT at FROM changes WHERE seq = :seq), 0) AS told_at
+    FROM live WHERE resource = :resource
+    """  # noqa: S608 - constants
+)
+_READ = _prepare(
+    f"""
+    SELECT life, swept, {sql.IS_STANDBY} AS is_standby, {sql.SNAPSHOT} AS snapshot, found.*
+    FROM live LEFT JOIN (
+        SELECT *, sum(size) OVER (ORDER BY seq) - size AS before FROM (
+            SELECT seq, at, row_id, old, new, size FROM changes
+            WHERE resource = :resource AND seq >= coalesce(:first, {sql.FIRST}) AND {sql.UNSEEN}
+            ORDER BY seq LIMIT {MAX_ROWS}
+        ) AS one
+    ) AS found ON before < {MAX_SIZE}
+    WHERE live.resource = :resource ORDER BY seq
+    """  # noqa: S608 - constants
+)
+_CONFIRM = _prepare(sql.CONFIRM) if sql.CONFIRM else None
+
+
+async def _seen(run: Run, operation: Operation, **values: Any) -> list[Row]:
+    rows = list(await run(operation, **values))
+    if not rows:
+        raise NotRecorded
+    if rows[0]["is_standby"]:
+        raise DatabaseUnavailable("a standby doesn't know the order of changes")
+    return rows
+
+
+async def _confirmed(ask: Callable[[Run], Awaitable[Result]]) -> Result:
+    """The result of `ask`, which confirms it on a server: it needs one that takes writes."""
+    if _CONFIRM:
+        return await transact(ask)
+    return await ask(fetch)
+
+
+def _parameters(watched: Watched, position: Position, until: Snapshot) -> dict[str, Any]:
+    return {
+        "resource": watched.table,
+        "first": None if position.until is None else position.seq + 1,
+        "end": position.seen.end,
+        "open": list(position.seen.open),
+        "until_end": until.end,
+        "until_open": list(until.open),
+    }
+
+
+def _found(rows: list[Row], position: Position, until: Snapshot, is_lost: bool) -> Found:
+    found = [
+        Change(row["seq"], row["at"], row["row_id"], _values(row["old"]), _values(row["new"]))
+        for row in rows
+        if row["seq"] is not None
+    ]
+    seq, at = (found[-1].seq, found[-1].at) if found else (position.seq, position.at)
+    size = int(rows[-1]["before"] + rows[-1]["size"]) if found else 0
+    if len(found) == MAX_ROWS or size >= MAX_SIZE:
+        return Found(Position(position.seen, until, seq, at), found, size, is_lost)
+    return Found(Position(until, None, seq, at), found, size, is_lost)
+
+
+def _values(encoded: str | None) -> dict[str, Any] | None:
+    return None if encoded is None else orjson.loads(encoded)
+
+
+async def look(watched: Watched, told: tuple[str, Position] | None) -> tuple[str, Position, bool]:
+    """The life of the changes, the position of now, and whether all after a told one are kept.
+
+    Raises NotRecorded and DatabaseUnavailable.
+    """
+
+    async def ask(run: Run) -> Row:
+        (row,) = await _seen(
+            run, _LOOK, resource=watched.table, seq=0 if told is None else told[1].seq
+        )
+        if _CONFIRM:
+            await run(_CONFIRM)
+        return row
+
+    row = await _confirmed(ask)
+    if not (row["has_triggers"] and row["is_in_place"] and row["columns"] == watched.columns):
+        raise NotRecorded
+    now = Position(read_snapshot(row["snapshot"]), None, row["seq"], row["at"])
+    if told is None:
+        return row["life"], now, True
+    life, position = told
+    is_kept = (
+        life in (row["life"], BEGINNING)
+        and row["told_at"] == position.at
+        and row["swept"] < position.seen.begin
+        and position.seen.end <= now.seen.end
+    )
+    return row["life"], now, is_kept
+
+
+async def read(watched: Watched, life: str, position: Position, until: Snapshot) -> Found:
+    """The next changes after a position that a snapshot sees, a part of them if they are many.
+
+    Raises NotRecorded and DatabaseUnavailable.
+    """
+    rows = await _seen(fetch, _READ, **_parameters(watched, position, position.until or until))
+    is_lost = rows[0]["life"] != life or rows[0]["swept"] >= position.seen.begin
+    return _found(rows, position, position.until or until, is_lost)
+
+
+async def read_new(watched: Watched, life: str, position: Position) -> Found:
+    """The changes after a position, as a whole or in parts, that nothing takes back any more.
+
+    Raises NotRecorded and DatabaseUnavailable.
+    """
+
+    async def ask(run: Run) -> list[Row]:
+        rows = await _seen(run, _READ, **_parameters(watched, position, position.until or ALL))
+        if _CONFIRM and rows[0]["seq"] is not None:
+            await run(_CONFIRM)
+        return rows
+
+    rows = await _confirmed(ask)
+    # Who reads all the time misses nothing because of a transaction that was open for long.
+    is_lost = rows[0]["life"] != life or rows[0]["swept"] >= position.seen.end
+    if rows[0]["seq"] is None and position.until is None:
+        return Found(position, [], 0, is_lost)
+    return _found(rows, position, position.until or read_snapshot(rows[0]["snapshot"]), is_lost)
+
+
+_OLDEST = _prepare(
+    f"SELECT seq, {sql.ORDER} AS number, at FROM changes ORDER BY seq LIMIT {MAX_SWEPT}"  # noqa: S608 - constants
+)
+_SWEPT = _prepare("UPDATE live SET swept = :swept WHERE swept < :swept")._replace(lane="write")
+_DELETE = dialect.delete(changes, dialect.is_one_of(changes.c.seq, "seqs"))
+
+
+async def sweep() -> bool:
+    """Deletes old changes, some of them. Returns whether there may be more.
+
+    The newest change stays, as the ids of events name it. Raises DatabaseUnavailable.
+    """
+    until = (time.time() - LIFETIME_SECONDS) * 1_000_000
+
+    def is_old(rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows[:-1] if row["at"] < until]
+
+    if not is_old(await fetch(_OLDEST)):
+        return False
+
+    async def delete(run: Run) -> int:
+        old = is_old(await run(_OLDEST))
+        if old:
+            await run(_SWEPT, swept=max(row["number"] for row in old))
+            await run(_DELETE, seqs=[row["seq"] for row in old])
+        return len(old)
+
+    return await transact(delete) >= MAX_SWEPT - 1

@@ -1,0 +1,300 @@
+"""Follows a resource as it changes: Server-Sent Events (HTML Standard, section 9.2)."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import date
+from typing import Any, NamedTuple
+
+import orjson
+from marshmallow import Schema
+from sqlalchemy import BigInteger, Boolean, Column, Date, Integer, String
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.database.errors import DatabaseUnavailable
+from service.live import store
+from service.live.feed import Feed, Window
+from service.live.positions import Position, read_id, write_id, write_start
+from service.live.store import NotRecorded
+from service.live.watched import Watched
+from service.resources.definition import RESERVED, Definition
+from service.schemas.compiled import compile_dump
+from service.schemas.fields import Input, Text
+from service.schemas.validation import InvalidInput, describe, load
+from service.settings import ACCESS_CACHE_SECONDS, REQUEST_TIMEOUT
+from service.web import slots
+from service.web.errors import RETRY
+from service.web.headers import first as first_header
+from service.web.requests import read_query
+
+# Routers close connections on which nothing is sent.
+HEARTBEAT_SECONDS = min(15.0, REQUEST_TIMEOUT / 2)
+# A user who may not read any more is noticed after this time. All followers ask together.
+CHECK_SECONDS = max(0.5, ACCESS_CACHE_SECONDS / 2)
+# Clients come back after so many milliseconds, each after another time.
+RETRY_MS = (1000, 5000)
+
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    # nginx would collect what it gets.
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def _read_date(value: Any) -> Any:
+    return date.fromisoformat(value) if isinstance(value, str) else value
+
+
+# For each type of column: what makes its value from one of JSON, or leaves it; None if it is one.
+_READ: dict[type[Any], Callable[[Any], Any] | None] = {
+    Boolean: bool,
+    Date: _read_date,
+    BigInteger: None,
+    Integer: None,
+    String: None,
+}
+
+
+class Wanted(NamedTuple):
+    """Which rows a follower gets to know of: the value of each filter or None, and the owner."""
+
+    values: tuple[Any, ...]
+    owner: int | None
+
+
+class Changes:
+    """The changes of a definition's rows. `follow` is Starlette's handler."""
+
+    def __init__(self, definition: Definition, owner_of: Callable[[Request], int | None]) -> None:
+        table = definition.table
+        self._definition = definition
+        self._filters = list(definition.filters.values())
+        self._owner_of = owner_of
+        self._owner = None if definition.owner is None else str(definition.owner.name)
+        old = [str(one.column.name) for one in self._filters]
+        # The operator may change ACCESS.
+        if definition.records is not None:
+            old.append(str(definition.records.name))
+        new = dict.fromkeys([*map(str, definition.shape.dump_fields), *old])
+        self._read = {name: read for name in new if (read := _reader(table.c[name]))}
+        texts = [name for name in new if isinstance(table.c[name].type, String)]
+        self.watched = Watched(
+            definition.plural, tuple(dict.fromkeys(old)), tuple(new), tuple(texts)
+        )
+        self.feed = Feed(self.watched)
+        self._dump = compile_dump(definition.shape)
+        self.query = following_query(definition)
+
+    async def follow(self, request: Request) -> Response:
+        sent = read_query(request.scope["query_string"])
+        if others := (RESERVED - {"after"}) & sent.keys():
+            raise InvalidInput(
+                *(
+                    describe("extra_forbidden", ("query", name), sent[name])
+                    for name in sorted(others)
+                )
+            )
+        query = load(self.query.load, sent, "query")
+        header = first_header(request.scope, b"last-event-id")
+        place = ("header", "last-event-id") if header else ("query", "after")
+        text = header or query["after"]
+        told = None
+        if text == "0":
+            told = store.BEGINNING, store.BEGIN
+        elif text:
+            try:
+                told = read_id(text)
+            except ValueError:
+                raise InvalidInput(describe("event_id", place, text)) from None
+        values = tuple(query[name] for name in self._definition.filters)
+        wanted = Wanted(values, self._owner_of(request) if self._owner else None)
+        return Following(self, wanted, told)
+
+    def render(self, life: str, window: Window, wanted: Wanted) -> bytes:
+        """The events of a window, for those who want the same."""
+        if wanted not in window.told:
+            window.told[wanted] = self._render(life, window, wanted)
+        return window.told[wanted]
+
+    def _render(self, life: str, window: Window, wanted: Wanted) -> bytes:
+        start = write_start(life, window.start.seen, window.end.until or window.end.seen)
+        last = window.changes[-1] if window.changes and window.end.until is None else None
+        events = []
+        for change in window.changes:
+            old, new = self._values(change.old), self._values(change.new)
+            was, is_now = self._matches(old, wanted), self._matches(new, wanted)
+            if not (was or is_now):
+                continue
+            kind = "changed" if was and is_now else "created" if is_now else "deleted"
+            item = self._dump([new])[0] if is_now and new else {"id": change.row_id}
+            name = (
+                write_id(life, window.end)
+                if change is last
+                else f"{start}{change.seq:x}-{change.at:x}"
+            )
+            events.append(event(kind, name, orjson.dumps(item)))
+        return b"".join(events)
+
+    def _values(self, found: dict[str, Any] | None) -> dict[str, Any] | None:
+        if found is not None:
+            for name, read in self._read.items():
+                if found.get(name) is not None:
+                    found[name] = read(found[name])
+        return found
+
+    def _matches(self, row: Mapping[str, Any] | None, wanted: Wanted) -> bool:
+        if row is None or (self._owner and row[self._owner] != wanted.owner):
+            return False
+        for one, value in zip(self._filters, wanted.values, strict=True):
+            if value is not None:
+                found = row[str(one.column.name)]
+                if found is None or not one.compare(found, value):
+                    return False
+        return True
+
+
+def _reader(column: Column[Any]) -> Callable[[Any], Any] | None:
+    """What makes a value of the column from one of JSON; None if it is the same."""
+    for kind, read in _READ.items():
+        if isinstance(column.type, kind):
+            return read
+    raise ValueError(f"{column}: changes of its type can't be told")
+
+
+def following_query(definition: Definition) -> Schema:
+    """The query of those who follow: the filters, and the id of an event."""
+    read: dict[str, Any] = {name: definition.filter_field(name) for name in definition.filters}
+    return Input.from_dict({**read, "after": Text(load_default="")})()
+
+
+def event(kind: str, name: str, data: bytes) -> bytes:
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), name.encode(), data)
+
+
+class Following(Response):
+    """An answer that lasts as long as the client, the service and the user's token."""
+
+    def __init__(self, changes: Changes, wanted: Wanted, told: tuple[str, Position] | None) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.raw_headers = list(HEADERS)
+        self._changes = changes
+        self._feed = changes.feed
+        self._wanted = wanted
+        self._told = told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        slots.follow(scope["service.task"])
+        wake = asyncio.Event()
+        try:
+            first, position = await self._begin(wake)
+        except NotRecorded:
+            self._feed.leave(wake)
+            detail = f"Changes of {self._changes.watched.table} are not recorded"
+            raise HTTPException(503, detail, RETRY) from None
+        except BaseException:
+            self._feed.leave(wake)
+            raise
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
+        disconnect.add_done_callback(lambda _: wake.set())
+        try:
+            scope["service.answered"] = time.perf_counter()
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if scope["method"] != "HEAD":
+                await send({"type": "http.response.body", "body": first, "more_body": True})
+                await self._go_on(scope, send, wake, position, disconnect)
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            disconnect.cancel()
+            self._feed.leave(wake)
+
+    async def _begin(self, wake: asyncio.Event) -> tuple[bytes, Position]:
+        """The first part, and from where events follow."""
+        now = await self._feed.join(wake)
+        retry = b"retry: %d\n\n" % (RETRY_MS[0] + secrets.randbelow(RETRY_MS[1] - RETRY_MS[0]))
+        if self._told is None:
+            return retry + self._tell("start", now), now
+        life, _, is_kept = await store.look(self._changes.watched, self._told)
+        if life != self._feed.life or not is_kept:
+            return retry + self._tell("reset", now), now
+        return retry, self._told[1]
+
+    def _tell(self, kind: str, position: Position) -> bytes:
+        """An event that says from where others follow."""
+        name = write_id(self._feed.life, position)
+        return event(kind, name, orjson.dumps({"after": name}))
+
+    async def _go_on(
+        self,
+        scope: Scope,
+        send: Send,
+        wake: asyncio.Event,
+        position: Position,
+        disconnect: asyncio.Future[None],
+    ) -> None:
+        feed, era = self._feed, self._feed.era
+        check: Callable[[Scope], Awaitable[bool]] | None = scope.get("service.check")
+        now = time.monotonic()
+        beat_at, check_at = now + HEARTBEAT_SECONDS, _next_check(now)
+        told = position
+        while not (disconnect.done() or feed.has_ended):
+            wake.clear()
+            part = b""
+            may_tell = True
+            if check is not None and time.monotonic() >= check_at:
+                try:
+                    if not await check(scope):
+                        return
+                    check_at = _next_check(time.monotonic())
+                except (DatabaseUnavailable, HTTPException):
+                    may_tell = False
+            if may_tell and feed.era != era:
+                if feed.now is None:
+                    return
+                era, position = feed.era, feed.now
+                part = self._tell("reset", position)
+            elif may_tell:
+                try:
+                    window = await feed.next(position)
+                except NotRecorded:
+                    return
+                except DatabaseUnavailable:
+                    window = None
+                    may_tell = False
+                if window is not None:
+                    position = window.end
+                    part = self._changes.render(feed.life, window, self._wanted)
+                    if not part:
+                        continue
+            now = time.monotonic()
+            if not part and now >= beat_at:
+                # Also where nothing is told, a client's place goes on.
+                part = b": \n\n"
+                if position is not told:
+                    part = b"id: %b\n\n" % write_id(feed.life, position).encode()
+            if part:
+                told = position
+                beat_at = now + HEARTBEAT_SECONDS
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                continue
+            due = beat_at if check is None else min(beat_at, check_at if may_tell else now + 1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, due - now)):
+                    await wake.wait()
+
+
+def _next_check(now: float) -> float:
+    """The next time at which all followers look whether their users are active."""
+    return (now // CHECK_SECONDS + 1) * CHECK_SECONDS
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
