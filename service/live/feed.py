@@ -1,13 +1,14 @@
 """Follows a table's changes: one reader a process, for all followers, while there are any.
 
-Each follower goes from window to window at its own pace. Who has fallen behind the last windows
-reads from the database, up to where the others are.
+Each follower goes from window to window at its own pace. One that has fallen behind the last
+windows reads from the database, up to where the others are.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from service import metrics, shutdown
 from service.database.coalescing import coalesce
@@ -26,22 +27,25 @@ MAX_KEPT = 2_000_000
 logger = logging.getLogger("service")
 
 
-class Window(NamedTuple):
-    """The changes between two positions. `told` keeps them as events, by who gets to know."""
+@dataclass
+class Window:
+    """The changes between two positions, and characters of their JSON."""
 
     start: Position
     end: Position
     changes: Sequence[Change]
     size: int
-    told: dict[Any, bytes]
+    # What has been made of them: an index, and events by who gets to know of them.
+    index: Any = None
+    told: dict[Any, bytes] = field(default_factory=dict)
 
 
 class Feed:
-    """The changes of a table, from the time when the first follower comes."""
+    """The changes of a table, read from the time when the first follower comes."""
 
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
-        # The names of the lives in turn. With another one, all that was told counts no more.
+        # The life of the changes. Ids of another one say nothing.
         self.life = ""
         # A follower of another era has missed something.
         self.era = 0
@@ -51,7 +55,7 @@ class Feed:
         self._head: Position | None = None
         self._windows: dict[Position, Window] = {}
         self._kept = 0
-        # They are set when there is something new.
+        # Each is set when there is something new.
         self._followers: set[asyncio.Event] = set()
         self._polling: asyncio.Task[None] | None = None
         self._poll = coalesce(
@@ -85,21 +89,20 @@ class Feed:
     async def next(self, position: Position) -> Window | None:
         """The next changes after a position, if there are any yet.
 
-        Raises NotRecorded if changes are not recorded any more, and DatabaseUnavailable.
+        Raises NotRecorded if they are not recorded or not kept any more, and DatabaseUnavailable.
         """
         if self.now is None:
             raise NotRecorded
-        if position in (self.now, self._head):
-            return None
         if position in self._windows:
             return self._windows[position]
+        if position in (self.now, self._head):
+            return None
         until = self.now
         found = await store.read(self.watched, self.life, position, until.seen)
         if found.is_lost:
-            # It was swept meanwhile.
             raise NotRecorded
         end = until if found.end.until is None and position.until is None else found.end
-        return Window(position, end, found.changes, found.size, {})
+        return Window(position, end, found.changes, found.size)
 
     async def _poll_once(self, callers: list[None]) -> list[Position]:
         position = self._head
@@ -129,7 +132,7 @@ class Feed:
                 self._wake()
                 return position
             if found.changes or found.end != position:
-                self._keep(Window(position, found.end, found.changes, found.size, {}))
+                self._keep(Window(position, found.end, found.changes, found.size))
             self._head = position = found.end
             if position.until is None:
                 self.now = position
@@ -162,6 +165,11 @@ class Feed:
                 if not is_down:
                     logger.warning("followers wait: %s", error.reason())
                 is_down = True
+            except Exception:
+                logger.exception("changes of %s can't be read", self.watched.table)
+                self._forget()
+                self._wake()
+                return
 
     def _wake(self) -> None:
         for follower in self._followers:

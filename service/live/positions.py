@@ -7,30 +7,36 @@ order in which it was recorded: who changes a row again has waited for the one b
 """
 
 import re
-from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
-# A snapshot names the transactions that were open. No server has so many connections.
-MAX_LENGTH = 20_000
+# A snapshot names the transactions that were open: up to some two thousand in this length, which
+# proxies take in a header.
+MAX_LENGTH = 8000
 
 
 class Snapshot(NamedTuple):
-    """What is seen: transactions with numbers below `end`, except those that were `open`."""
+    """What is seen: transactions with numbers below `end`, except those that were `open`.
+
+    The numbers ascend.
+    """
 
     end: int
     open: tuple[int, ...] = ()
 
-    @property
-    def begin(self) -> int:
-        """All transactions below this number are seen."""
-        return min(self.open, default=self.end)
-
     def __str__(self) -> str:
         # The numbers of open ones are near the end.
-        return ".".join(f"{number:x}" for number in (self.end, *self._behind(self.open)))
+        distances = (self.end - number for number in self.open)
+        return ".".join(f"{number:x}" for number in (self.end, *distances))
 
-    def _behind(self, numbers: Iterable[int]) -> list[int]:
-        return [self.end - number for number in numbers]
+    def misses(self, swept: int, now: "Snapshot") -> bool:
+        """Whether changes up to a transaction were deleted that this doesn't see, and `now` does.
+
+        Nothing is deleted of a transaction that is still open.
+        """
+        return swept >= self.end or any(
+            number <= swept and number not in now.open for number in self.open
+        )
 
 
 # All that is committed.
@@ -91,7 +97,8 @@ def _number(text: str) -> int:
 
 
 def _read(text: str) -> Snapshot:
-    end, *behind = (_number(one) for one in text.split("."))
-    if any(not 0 < one <= end for one in behind):
+    end, *distances = (_number(one) for one in text.split("."))
+    numbers = (-1, *(end - one for one in distances), end)
+    if any(first >= second for first, second in pairwise(numbers)):
         raise ValueError("is no id of an event")
-    return Snapshot(end, tuple(end - one for one in behind))
+    return Snapshot(end, numbers[1:-1])

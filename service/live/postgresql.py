@@ -31,8 +31,8 @@ UNSEEN = """
 AND xid + 0 < :until_end AND NOT xid = ANY(CAST(:until_open AS bigint[]))
 """
 TRIGGERS = """
-(SELECT count(*) = 4 FROM pg_trigger
-WHERE tgrelid = to_regclass(quote_ident(:resource)) AND tgname LIKE 'live\\_%'
+(SELECT count(*) = 4 FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+WHERE tgrelid = to_regclass(quote_ident(:resource)) AND proname = 'live_' || :resource
     AND tgenabled IN ('O', 'A'))
 """
 
@@ -101,8 +101,8 @@ BEGIN
             FROM old_rows o ORDER BY o.id
         ) AS found;
     ELSE
-        DELETE FROM {schema}.changes WHERE resource = '{table}';
-        UPDATE {schema}.live SET swept = -1, life = replace(gen_random_uuid()::text, '-', '')
+        UPDATE {schema}.live
+        SET swept = greatest(swept, 0), life = replace(gen_random_uuid()::text, '-', '')
         WHERE resource = '{table}';
     END IF;
     RETURN NULL;
@@ -116,6 +116,8 @@ END $live$
     }
     return [
         function,
+        # Others could make a trigger of it on a table of their own.
+        f"REVOKE ALL ON FUNCTION {schema}.{name}() FROM PUBLIC",
         *(
             f'CREATE TRIGGER live_{event} AFTER {event.upper()} ON "{table}" {rows}'
             f" FOR EACH STATEMENT EXECUTE FUNCTION {schema}.{name}()"

@@ -28,13 +28,13 @@ _NOW = "CAST((julianday('now') - 2440587.5) * 86400000000 AS integer)"
 
 
 def _json(alias: str, names: Sequence[str], texts: Sequence[str]) -> str:
-    # JSON has no bytes, which other programs may have stored.
-    values = [
-        f'CAST({alias}."{name}" AS text)' if name in texts else f'{alias}."{name}"'
-        for name in names
-    ]
+    # Other programs may have stored any type, also those that JSON doesn't have.
+    kinds = ["text" if name in texts else "integer" for name in names]
     return "json_object({})".format(
-        ", ".join(f"'{name}', {value}" for name, value in zip(names, values, strict=True))
+        ", ".join(
+            f"'{name}', CAST({alias}.\"{name}\" AS {kind})"
+            for name, kind in zip(names, kinds, strict=True)
+        )
     )
 
 

@@ -59,19 +59,24 @@ def _prepare(statement: str, **types: Any) -> Operation:
     return dialect.prepare(text(statement).columns(**types))
 
 
+# A restored database may not have the last change that was told, or another one of its number.
+_TOLD_AT = "coalesce((SELECT at FROM changes WHERE seq = :told), 0) AS told_at"
+
 _LOOK = _prepare(
     f"""
     SELECT life, columns, swept, place = {sql.PLACE} AS is_in_place, {sql.TRIGGERS} AS has_triggers,
         {sql.IS_STANDBY} AS is_standby, {sql.SNAPSHOT} AS snapshot,
-        coalesce((SELECT max(seq) FROM changes), 0) AS seq,
-        coalesce((SELECT at FROM changes ORDER BY seq DESC LIMIT 1), 0) AS at,
-        coalesce((SELECT at FROM changes WHERE seq = :seq), 0) AS told_at
-    FROM live WHERE resource = :resource
+        coalesce(newest.seq, 0) AS seq, coalesce(newest.at, 0) AS at, {_TOLD_AT}
+    FROM live LEFT JOIN (
+        SELECT seq, at FROM changes WHERE resource = :resource ORDER BY xid DESC, seq DESC LIMIT 1
+    ) AS newest ON true
+    WHERE live.resource = :resource
     """  # noqa: S608 - constants
 )
 _READ = _prepare(
     f"""
-    SELECT life, swept, {sql.IS_STANDBY} AS is_standby, {sql.SNAPSHOT} AS snapshot, found.*
+    SELECT life, swept, {sql.IS_STANDBY} AS is_standby, {sql.SNAPSHOT} AS snapshot, {_TOLD_AT},
+        found.*
     FROM live LEFT JOIN (
         SELECT *, sum(size) OVER (ORDER BY seq) - size AS before FROM (
             SELECT seq, at, row_id, old, new, size FROM changes
@@ -101,10 +106,22 @@ async def _confirmed(ask: Callable[[Run], Awaitable[Result]]) -> Result:
     return await ask(fetch)
 
 
+def _is_lost(row: Row, life: str, position: Position) -> bool:
+    """Whether changes after a position may be missing, or those before it are others."""
+    now = read_snapshot(row["snapshot"])
+    return (
+        row["life"] != life
+        or row["told_at"] != position.at
+        or position.seen.end > now.end
+        or position.seen.misses(row["swept"], now)
+    )
+
+
 def _parameters(watched: Watched, position: Position, until: Snapshot) -> dict[str, Any]:
     return {
         "resource": watched.table,
         "first": None if position.until is None else position.seq + 1,
+        "told": position.seq,
         "end": position.seen.end,
         "open": list(position.seen.open),
         "until_end": until.end,
@@ -132,30 +149,25 @@ def _values(encoded: str | None) -> dict[str, Any] | None:
 async def look(watched: Watched, told: tuple[str, Position] | None) -> tuple[str, Position, bool]:
     """The life of the changes, the position of now, and whether all after a told one are kept.
 
-    Raises NotRecorded and DatabaseUnavailable.
+    Without a told position, nothing takes back what is seen now. Raises NotRecorded and
+    DatabaseUnavailable.
     """
 
     async def ask(run: Run) -> Row:
-        (row,) = await _seen(
-            run, _LOOK, resource=watched.table, seq=0 if told is None else told[1].seq
-        )
-        if _CONFIRM:
+        seq = 0 if told is None else told[1].seq
+        (row,) = await _seen(run, _LOOK, resource=watched.table, told=seq)
+        if _CONFIRM and told is None:
             await run(_CONFIRM)
         return row
 
-    row = await _confirmed(ask)
+    row = await (_confirmed(ask) if told is None else ask(fetch))
     if not (row["has_triggers"] and row["is_in_place"] and row["columns"] == watched.columns):
         raise NotRecorded
     now = Position(read_snapshot(row["snapshot"]), None, row["seq"], row["at"])
     if told is None:
         return row["life"], now, True
     life, position = told
-    is_kept = (
-        life in (row["life"], BEGINNING)
-        and row["told_at"] == position.at
-        and row["swept"] < position.seen.begin
-        and position.seen.end <= now.seen.end
-    )
+    is_kept = not _is_lost(row, life or row["life"], position)
     return row["life"], now, is_kept
 
 
@@ -165,7 +177,7 @@ async def read(watched: Watched, life: str, position: Position, until: Snapshot)
     Raises NotRecorded and DatabaseUnavailable.
     """
     rows = await _seen(fetch, _READ, **_parameters(watched, position, position.until or until))
-    is_lost = rows[0]["life"] != life or rows[0]["swept"] >= position.seen.begin
+    is_lost = _is_lost(rows[0], life, position)
     return _found(rows, position, position.until or until, is_lost)
 
 
@@ -182,38 +194,49 @@ async def read_new(watched: Watched, life: str, position: Position) -> Found:
         return rows
 
     rows = await _confirmed(ask)
-    # Who reads all the time misses nothing because of a transaction that was open for long.
-    is_lost = rows[0]["life"] != life or rows[0]["swept"] >= position.seen.end
+    is_lost = _is_lost(rows[0], life, position)
     if rows[0]["seq"] is None and position.until is None:
         return Found(position, [], 0, is_lost)
     return _found(rows, position, position.until or read_snapshot(rows[0]["snapshot"]), is_lost)
 
 
 _OLDEST = _prepare(
-    f"SELECT seq, {sql.ORDER} AS number, at FROM changes ORDER BY seq LIMIT {MAX_SWEPT}"  # noqa: S608 - constants
+    f"SELECT seq, {sql.ORDER} AS number, at, resource FROM changes"  # noqa: S608 - constants
+    f" ORDER BY seq LIMIT {MAX_SWEPT}"
 )
 _SWEPT = _prepare("UPDATE live SET swept = :swept WHERE swept < :swept")._replace(lane="write")
-_DELETE = dialect.delete(changes, dialect.is_one_of(changes.c.seq, "seqs"))
+delete_changes = dialect.delete(changes, dialect.is_one_of(changes.c.seq, "seqs"))
 
 
 async def sweep() -> bool:
     """Deletes old changes, some of them. Returns whether there may be more.
 
-    The newest change stays, as the ids of events name it. Raises DatabaseUnavailable.
+    Raises DatabaseUnavailable.
     """
     until = (time.time() - LIFETIME_SECONDS) * 1_000_000
-
-    def is_old(rows: Sequence[Row]) -> list[Row]:
-        return [row for row in rows[:-1] if row["at"] < until]
-
-    if not is_old(await fetch(_OLDEST)):
+    if not _superseded(await fetch(_OLDEST), until):
         return False
 
     async def delete(run: Run) -> int:
-        old = is_old(await run(_OLDEST))
+        old = _superseded(await run(_OLDEST), until)
         if old:
             await run(_SWEPT, swept=max(row["number"] for row in old))
-            await run(_DELETE, seqs=[row["seq"] for row in old])
+            await run(delete_changes, seqs=[row["seq"] for row in old])
         return len(old)
 
-    return await transact(delete) >= MAX_SWEPT - 1
+    return await transact(delete) > MAX_SWEPT // 2
+
+
+def _superseded(rows: Sequence[Row], until: float) -> list[Row]:
+    """The changes after which another one of their resource came long ago.
+
+    A follower is at the last one until then, and its id names it.
+    """
+    followed: set[str] = set()
+    found = []
+    for row in reversed(rows):
+        if row["resource"] in followed:
+            found.append(row)
+        elif row["at"] < until:
+            followed.add(row["resource"])
+    return found

@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from service.database.errors import DatabaseUnavailable
 from service.live import store
@@ -43,8 +43,10 @@ async def _sweep_on(watched: Sequence[Watched]) -> None:
             pass
     while True:
         await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
-        with suppress(DatabaseUnavailable):
+        try:
             await sweep_all()
+        except DatabaseUnavailable as error:
+            logger.warning("old changes stay: %s", error.reason())
 
 
 async def sweep_all() -> None:

@@ -1,9 +1,11 @@
 """Follows a resource as it changes: Server-Sent Events (HTML Standard, section 9.2)."""
 
 import asyncio
+import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from typing import Any, NamedTuple
@@ -20,13 +22,14 @@ from service.database.errors import DatabaseUnavailable
 from service.live import store
 from service.live.feed import Feed, Window
 from service.live.positions import Position, read_id, write_id, write_start
-from service.live.store import NotRecorded
+from service.live.store import Change, NotRecorded
 from service.live.watched import Watched
 from service.resources.definition import RESERVED, Definition
 from service.schemas.compiled import compile_dump
 from service.schemas.fields import Input, Text
 from service.schemas.validation import InvalidInput, describe, load
 from service.settings import ACCESS_CACHE_SECONDS, REQUEST_TIMEOUT
+from service.tables import OWNER
 from service.web import slots
 from service.web.errors import RETRY
 from service.web.headers import first as first_header
@@ -36,6 +39,8 @@ from service.web.requests import read_query
 HEARTBEAT_SECONDS = min(15.0, REQUEST_TIMEOUT / 2)
 # A user who may not read any more is noticed after this time. All followers ask together.
 CHECK_SECONDS = max(0.5, ACCESS_CACHE_SECONDS / 2)
+# After these seconds a failed look or read is tried again.
+RETRY_SECONDS = 1
 # Clients come back after so many milliseconds, each after another time.
 RETRY_MS = (1000, 5000)
 
@@ -47,14 +52,13 @@ HEADERS = [
 ]
 
 
-def _read_date(value: Any) -> Any:
-    return date.fromisoformat(value) if isinstance(value, str) else value
+# Followers of a resource whose filters have many values may all want something else.
+MAX_TOLD = 16
 
-
-# For each type of column: what makes its value from one of JSON, or leaves it; None if it is one.
+# For each type of column: what makes its value from one of JSON; None if it is the same.
 _READ: dict[type[Any], Callable[[Any], Any] | None] = {
     Boolean: bool,
-    Date: _read_date,
+    Date: date.fromisoformat,
     BigInteger: None,
     Integer: None,
     String: None,
@@ -79,11 +83,11 @@ class Changes:
         self._owner = None if definition.owner is None else str(definition.owner.name)
         old = [str(one.column.name) for one in self._filters]
         # The operator may change ACCESS.
-        if definition.records is not None:
-            old.append(str(definition.records.name))
+        if OWNER in table.c:
+            old.append(OWNER)
         new = dict.fromkeys([*map(str, definition.shape.dump_fields), *old])
         self._read = {name: read for name in new if (read := _reader(table.c[name]))}
-        texts = [name for name in new if isinstance(table.c[name].type, String)]
+        texts = [name for name in new if isinstance(table.c[name].type, String | Date)]
         self.watched = Watched(
             definition.plural, tuple(dict.fromkeys(old)), tuple(new), tuple(texts)
         )
@@ -119,6 +123,8 @@ class Changes:
     def render(self, life: str, window: Window, wanted: Wanted) -> bytes:
         """The events of a window, for those who want the same."""
         if wanted not in window.told:
+            if self._filters and len(window.told) >= MAX_TOLD:
+                window.told.clear()
             window.told[wanted] = self._render(life, window, wanted)
         return window.told[wanted]
 
@@ -126,8 +132,8 @@ class Changes:
         start = write_start(life, window.start.seen, window.end.until or window.end.seen)
         last = window.changes[-1] if window.changes and window.end.until is None else None
         events = []
-        for change in window.changes:
-            old, new = self._values(change.old), self._values(change.new)
+        for change in self._changes_of(window, wanted.owner):
+            old, new = change.old, change.new
             was, is_now = self._matches(old, wanted), self._matches(new, wanted)
             if not (was or is_now):
                 continue
@@ -135,18 +141,33 @@ class Changes:
             item = self._dump([new])[0] if is_now and new else {"id": change.row_id}
             name = (
                 write_id(life, window.end)
-                if change is last
+                if last is not None and change.seq == last.seq
                 else f"{start}{change.seq:x}-{change.at:x}"
             )
             events.append(event(kind, name, orjson.dumps(item)))
         return b"".join(events)
 
-    def _values(self, found: dict[str, Any] | None) -> dict[str, Any] | None:
-        if found is not None:
-            for name, read in self._read.items():
-                if found.get(name) is not None:
-                    found[name] = read(found[name])
+    def _changes_of(self, window: Window, owner: int | None) -> Sequence[Change]:
+        """The changes of rows that are or were an owner's; all without owners."""
+        if window.index is None:
+            window.index = index = defaultdict(list)
+            for change in window.changes:
+                read = change._replace(old=self._values(change.old), new=self._values(change.new))
+                rows = [row for row in (read.old, read.new) if row is not None]
+                for one in {row[self._owner] for row in rows} if self._owner else {None}:
+                    index[one].append(read)
+        found: Sequence[Change] = window.index.get(owner, ())
         return found
+
+    def _values(self, found: dict[str, Any] | None) -> dict[str, Any] | None:
+        """A row with the values of its columns, made of those of JSON."""
+        if found is None:
+            return None
+        return found | {
+            name: read(found[name])
+            for name, read in self._read.items()
+            if found.get(name) is not None
+        }
 
     def _matches(self, row: Mapping[str, Any] | None, wanted: Wanted) -> bool:
         if row is None or (self._owner and row[self._owner] != wanted.owner):
@@ -194,7 +215,7 @@ class Following(Response):
         slots.follow(scope["service.task"])
         wake = asyncio.Event()
         try:
-            first, position = await self._begin(wake)
+            first, era, position = await self._begin(wake)
         except NotRecorded:
             self._feed.leave(wake)
             detail = f"Changes of {self._changes.watched.table} are not recorded"
@@ -209,22 +230,23 @@ class Following(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
                 await send({"type": "http.response.body", "body": first, "more_body": True})
-                await self._go_on(scope, send, wake, position, disconnect)
+                await self._go_on(scope, send, wake, era, position, disconnect)
             await send({"type": "http.response.body", "body": b""})
         finally:
             disconnect.cancel()
             self._feed.leave(wake)
 
-    async def _begin(self, wake: asyncio.Event) -> tuple[bytes, Position]:
-        """The first part, and from where events follow."""
+    async def _begin(self, wake: asyncio.Event) -> tuple[bytes, int, Position]:
+        """The first part, the era, and from where events follow."""
         now = await self._feed.join(wake)
+        era = self._feed.era
         retry = b"retry: %d\n\n" % (RETRY_MS[0] + secrets.randbelow(RETRY_MS[1] - RETRY_MS[0]))
         if self._told is None:
-            return retry + self._tell("start", now), now
+            return retry + self._tell("start", now), era, now
         life, _, is_kept = await store.look(self._changes.watched, self._told)
         if life != self._feed.life or not is_kept:
-            return retry + self._tell("reset", now), now
-        return retry, self._told[1]
+            return retry + self._tell("reset", now), era, now
+        return retry, era, self._told[1]
 
     def _tell(self, kind: str, position: Position) -> bytes:
         """An event that says from where others follow."""
@@ -236,24 +258,40 @@ class Following(Response):
         scope: Scope,
         send: Send,
         wake: asyncio.Event,
+        era: int,
         position: Position,
         disconnect: asyncio.Future[None],
     ) -> None:
-        feed, era = self._feed, self._feed.era
+        feed = self._feed
         check: Callable[[Scope], Awaitable[bool]] | None = scope.get("service.check")
         now = time.monotonic()
-        beat_at, check_at = now + HEARTBEAT_SECONDS, _next_check(now)
+        beat_at = now + HEARTBEAT_SECONDS
+        check_at = math.inf if check is None else _next_check(now)
         told = position
         while not (disconnect.done() or feed.has_ended):
             wake.clear()
             part = b""
             may_tell = True
-            if check is not None and time.monotonic() >= check_at:
+            now = time.monotonic()
+            if now >= beat_at:
+                # Also where nothing is told, a client's place goes on.
+                beat = b": \n\n"
+                if position is not told:
+                    beat = b"id: %b\n\n" % write_id(feed.life, position).encode()
+                told = position
+                beat_at = now + HEARTBEAT_SECONDS
+                await send({"type": "http.response.body", "body": beat, "more_body": True})
+            if check is not None and now >= check_at:
                 try:
                     if not await check(scope):
                         return
                     check_at = _next_check(time.monotonic())
-                except (DatabaseUnavailable, HTTPException):
+                except DatabaseUnavailable:
+                    may_tell = False
+                except HTTPException as error:
+                    # The provider's keys may be unknown for a while.
+                    if error.status_code != 503:
+                        return
                     may_tell = False
             if may_tell and feed.era != era:
                 if feed.now is None:
@@ -274,17 +312,12 @@ class Following(Response):
                     if not part:
                         continue
             now = time.monotonic()
-            if not part and now >= beat_at:
-                # Also where nothing is told, a client's place goes on.
-                part = b": \n\n"
-                if position is not told:
-                    part = b"id: %b\n\n" % write_id(feed.life, position).encode()
             if part:
                 told = position
                 beat_at = now + HEARTBEAT_SECONDS
                 await send({"type": "http.response.body", "body": part, "more_body": True})
                 continue
-            due = beat_at if check is None else min(beat_at, check_at if may_tell else now + 1)
+            due = min(beat_at, check_at if may_tell else now + RETRY_SECONDS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, due - now)):
                     await wake.wait()

@@ -10,7 +10,7 @@ from socket import SHUT_RDWR
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-from tests.support.databases import kind_of, run
+from tests.support.databases import run
 
 KINDS = ("sqlite", "postgresql")
 
@@ -123,6 +123,3 @@ def following(
     with asking(url, headers, **query) as response:
         assert response.status == 200, response.read()
         yield Follower(response, rows)
-
-
-__all__ = ["KINDS", "Event", "Follower", "asking", "following", "kind_of", "live"]
