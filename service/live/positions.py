@@ -3,7 +3,8 @@
 The order in which transactions begin is not the order in which they commit, so no number of a
 change says what was committed before it. A snapshot does: of two of them, one has seen all that the
 other has. So a follower goes from snapshot to snapshot. What only the later one sees comes in the
-order in which it was recorded: who changes a row again has waited for the one before.
+order in which it was recorded. That is right for each row, as a transaction that changes a row
+again has waited for the end of the one before.
 """
 
 import re
