@@ -165,7 +165,8 @@ def finish(request: Request, route: str, status: int, seconds: float) -> None:
         _running.durations.record(seconds, attributes, context=_NOTHING)
 
 
-_SYSTEM = DATABASE_URL.partition(":")[0]
+# Without the driver, which mysql+asyncmy names.
+_SYSTEM = DATABASE_URL.partition(":")[0].partition("+")[0]
 _find_table = re.compile(r"\b(?:FROM|INTO|UPDATE) +[`\"]?(\w+)").search
 
 
@@ -183,7 +184,7 @@ def _statement(text: str) -> Iterator[None]:
     if _running is None or not sampled:
         yield
         return
-    operation = text.split(None, 1)[0] if text else _SYSTEM
+    operation = text.split(None, 1)[0]
     table = _find_table(text)
     span = _running.tracer.start_span(
         f"{operation} {table[1]}" if table else operation,

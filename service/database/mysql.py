@@ -112,6 +112,10 @@ def _runner(
     return run_with_list if any(_place(name) in sql for name in names) else run
 
 
+def _text(statement: ClauseElement) -> str:
+    return compile_statement(statement, _DIALECT).sql
+
+
 def _place(name: str) -> str:
     """What SQLAlchemy writes in the place of a list."""
     return f"__[POSTCOMPILE_{name}]"
@@ -218,7 +222,7 @@ def insert_many(
             return [{**row, key.name: new_id} for row, new_id in zip(rows, ids, strict=True)]
         return await read.run(session, {"ids": ids})
 
-    return Operation("write", run)
+    return Operation("write", run, sql)
 
 
 def _packets(texts: Sequence[str], max_bytes: int) -> Iterator[list[str]]:
@@ -265,7 +269,7 @@ def insert_or_replace(
             await change(session, given)
             return await read.run(session, given)
 
-    return Operation("write", run)
+    return Operation("write", run, _text(new))
 
 
 def update(
@@ -275,7 +279,8 @@ def update(
     columns: Sequence[ColumnElement[Any]],
     *conditions: ColumnElement[bool],
 ) -> Operation:
-    change = _runner(table.update().values(**values).where(row, *conditions))
+    changed = table.update().values(**values).where(row, *conditions)
+    change = _runner(changed)
     read = prepare(select(*columns).where(row))
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
@@ -283,16 +288,17 @@ def update(
             found = (await change(session, given)).found
             return await read.run(session, given) if found else []
 
-    return Operation("write", run)
+    return Operation("write", run, _text(changed))
 
 
 def delete(table: Table, *where: ColumnElement[bool]) -> Operation:
-    change = _runner(table.delete().where(*where))
+    statement = table.delete().where(*where)
+    change = _runner(statement)
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
         return [{}] * (await change(session, given)).found
 
-    return Operation("write", run)
+    return Operation("write", run, _text(statement))
 
 
 def page(

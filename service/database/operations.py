@@ -26,7 +26,7 @@ class Operation(NamedTuple):
 
     lane: Lane
     run: Callable[[Any, Mapping[str, Any]], Awaitable[Sequence[Row]]]
-    text: str = ""
+    text: str
 
 
 def slots_of_server(connections: int) -> dict[Lane, list[asyncio.Semaphore]]:

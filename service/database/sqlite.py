@@ -149,7 +149,7 @@ def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operatio
             await roll_back(raw)
         return rows
 
-    return Operation("write", run)
+    return Operation("write", run, found.text)
 
 
 def _take_space() -> None:

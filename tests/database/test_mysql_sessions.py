@@ -33,7 +33,8 @@ ADD_USER = dialect.insert_many(
     users, ["username", "is_active", "created_at", "token_sha256"], [users.c.id]
 )
 ADD_NOTE = dialect.insert_many(notes, ["text", "completed", "folded"], [notes.c.id])
-END = Operation("write", lambda session, values: session.execute("CREATE TABLE more (id INT)"))
+MORE = "CREATE TABLE more (id INT)"
+END = Operation("write", lambda session, values: session.execute(MORE), MORE)
 RENAME = "RENAME TABLE notes TO away, users TO apart, apart TO users, away TO notes"
 WAITING = (
     "SELECT count(*) FROM information_schema.processlist"

@@ -3,22 +3,16 @@
 import asyncio
 import socket
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from service import telemetry
 from service.database.coalescing import coalesce
-from tests.support.databases import NewDatabase, run
+from tests.support.collector import Collector, running_collector, values
+from tests.support.databases import NewDatabase, kind_of, run
 from tests.support.servers import free_port, running, serving
 from tests.support.waiting import poll
 from tests.web.test_tracing import PARENT, SPAN_ID, TRACE_ID
@@ -26,66 +20,14 @@ from tests.web.test_tracing import PARENT, SPAN_ID, TRACE_ID
 NOTE = {"text": "a", "completed": True}
 
 
-class Collector(ThreadingHTTPServer):
-    """Decodes what it gets at the paths of OTLP."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.traces: list[ExportTraceServiceRequest] = []
-        self.metrics: list[ExportMetricsServiceRequest] = []
-
-    def spans(self) -> list[Any]:
-        return [
-            span
-            for message in self.traces
-            for resource in message.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-
-    def instances(self) -> set[str]:
-        """The `service.instance.id` of each process that has sent."""
-        resources = [one.resource for message in self.traces for one in message.resource_spans]
-        resources += [one.resource for message in self.metrics for one in message.resource_metrics]
-        return {values(resource)["service.instance.id"] for resource in resources}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.path == "/v1/traces":
-            self.server.traces.append(ExportTraceServiceRequest.FromString(body))
-        else:
-            assert self.path == "/v1/metrics"
-            self.server.metrics.append(ExportMetricsServiceRequest.FromString(body))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    with Collector() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
+    with running_collector() as server:
         yield server
-        server.shutdown()
-        thread.join()
-
-
-def values(owner: Any) -> dict[str, Any]:
-    """The attributes of a span, a point or a resource."""
-    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in owner.attributes}
 
 
 def test_requests_and_their_statements(
-    new_database: NewDatabase, tmp_path: Path, collector: Collector
+    database_url: str, tmp_path: Path, collector: Collector
 ) -> None:
     """A request is a span below its client's, and its statement one below it, with a link.
 
@@ -93,11 +35,13 @@ def test_requests_and_their_statements(
     """
     log = tmp_path / "log"
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "mine"}
-    with serving(new_database("sqlite"), log, "--no-access-log", **variables) as client:
+    with serving(database_url, log, "--no-access-log", **variables) as client:
         assert client.post("/notes/", json=NOTE).status_code == 200
         client.get("/notes/1", headers={"traceparent": PARENT})
         client.get("/notes/1", headers={"traceparent": f"{PARENT[:-1]}0"})
         client.request("PROPFIND", "/nowhere/1")
+        assert client.put("/notes/1", json=NOTE).status_code == 200
+        assert client.delete("/notes/1").status_code == 204
     spans = collector.spans()
     request, statement = sorted(
         (span for span in spans if span.trace_id.hex() == TRACE_ID), key=lambda span: span.kind
@@ -116,10 +60,13 @@ def test_requests_and_their_statements(
     assert statement.parent_span_id == request.span_id
     assert [link.span_id for link in statement.links] == [request.span_id]
     found = values(statement)
-    assert found["db.system.name"] == "sqlite"
+    assert found["db.system.name"] == kind_of(database_url)
     assert found["db.query.text"].startswith("SELECT ")
     others = [span.name for span in spans if span.trace_id.hex() != TRACE_ID]
-    assert sorted(others) == ["HTTP", "INSERT notes", "POST /notes/"]
+    assert sorted(others) == [
+        *("DELETE /notes/{note_id}", "DELETE notes", "HTTP", "INSERT notes", "POST /notes/"),
+        *("PUT /notes/{note_id}", "UPDATE notes"),
+    ]
     # The log names the span of the request.
     (line,) = (
         line
@@ -142,6 +89,8 @@ def test_requests_and_their_statements(
         ("POST", "/notes/", 200): 1,
         ("GET", "/notes/{note_id}", 200): 2,
         ("_OTHER", None, 404): 1,
+        ("PUT", "/notes/{note_id}", 200): 1,
+        ("DELETE", "/notes/{note_id}", 204): 1,
     }
     assert len(collector.instances()) == 1
     assert values(last.resource)["service.name"] == "mine"
