@@ -9,11 +9,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.support.collector import Collector, running_collector
 from tests.support.images import Image, built
 from tests.support.notes import known
 from tests.support.servers import free_port
 from tests.support.waiting import poll
 
+REQUIREMENTS = {"requirements.txt", "requirements-otel.txt"}
 NOTE = {"text": "Deployed", "completed": False}
 
 
@@ -33,11 +35,26 @@ def data(tmp_path: Path, image: Image) -> Path:
     return folder
 
 
-def test_the_image_migrates_serves_and_stops(image: Image, data: Path, tmp_path: Path) -> None:
-    """As process 1, without rights and on a read-only root, it does what a deploy asks for."""
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with running_collector() as server:
+        yield server
+
+
+def test_the_image_migrates_serves_and_stops(
+    image: Image, data: Path, tmp_path: Path, collector: Collector
+) -> None:
+    """As process 1, without rights and on a read-only root, it does what a deploy asks for.
+
+    It has what traces need.
+    """
     log = tmp_path / "log"
     port = free_port()
-    variables = {"DATABASE_URL": "sqlite:////mnt/notes.db", "PORT": str(port)}
+    variables = {
+        "DATABASE_URL": "sqlite:////mnt/notes.db",
+        "PORT": str(port),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+    }
     migrated = image.run("alembic", "upgrade", "head", data=data, **variables)
     assert migrated.returncode == 0, migrated.stderr
     with image.running(data, log, **variables) as process:
@@ -55,13 +72,14 @@ def test_the_image_migrates_serves_and_stops(image: Image, data: Path, tmp_path:
         process.wait(30)
     assert "Application shutdown complete" in log.read_text()
     assert "Traceback" not in log.read_text()
+    assert "POST /notes/" in {span.name for span in collector.spans()}
 
 
 def test_what_is_in_the_image(image: Image) -> None:
     """It has the service and its requirements: no tests, no tools, and nothing of a checkout."""
     app = image.root / "app"
     files = {path.name for path in app.iterdir()}
-    assert files == {"alembic", "alembic.ini", "requirements.txt", "scripts", "service"}
+    assert files == {"alembic", "alembic.ini", *REQUIREMENTS, "scripts", "service"}
     assert [path.name for path in (app / "scripts").iterdir()] == ["web"]
     assert list(app.glob("service/__pycache__/app.*.pyc"))
     assert not list(image.root.glob("venv/lib/*/site-packages/pip"))

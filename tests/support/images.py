@@ -37,7 +37,7 @@ LEFT_OUT = (
 )
 MOUNTED = "/mnt"
 # Python finds itself there, and pip the wheels.
-BASE = ("PATH=/usr/local/bin:/usr/bin", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels")
+BASE = ("PATH=/usr/local/bin:/usr/bin", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels /more")
 # Mounts what a runtime mounts, makes the rest read-only, and becomes the command of the image.
 RUN = f"""
 mount --bind "$1" "$1"
@@ -135,9 +135,12 @@ def built(folder: Path) -> Iterator[Image]:
     make_base(Path(buildah("mount", "making")))
     buildah("config", *(f"--env={variable}" for variable in BASE), "making")
     buildah("commit", "--rm", "--quiet", "making", "base")
-    wheels = f"{fetched(ROOT / 'requirements.txt')}:/wheels:ro"
+    wheels = (
+        *("-v", f"{fetched(ROOT / 'requirements.txt')}:/wheels:ro"),
+        *("-v", f"{fetched(ROOT / 'requirements-otel.txt')}:/more:ro"),
+    )
     options = ("--isolation", "chroot", "--pull-never", "--format", "docker", "--quiet")
-    arguments = ("--build-arg", "BASE=localhost/base", "-v", wheels)
+    arguments = ("--build-arg", "BASE=localhost/base", *wheels)
     buildah("build", *options, *arguments, "-t", "notes", "-f", "deploy/Dockerfile", ".")
     (found,) = json.loads(buildah("images", "--json", "localhost/notes"))
     about = json.loads(buildah("inspect", "--type", "image", "localhost/notes"))
