@@ -1,6 +1,6 @@
-"""Traces and metrics for a collector by OTLP, if OTEL_EXPORTER_OTLP_ENDPOINT is set.
+"""Traces and metrics for a collector by OTLP, each if it has an endpoint.
 
-Without the variable nothing of OpenTelemetry is imported, and `ON` is false: callers ask it first.
+Without one nothing of OpenTelemetry is imported, and `ON` is false: callers ask it first.
 The names are those of OpenTelemetry's semantic conventions. Threads send, so a collector that is
 away or slow holds up no request; what finds no room is dropped.
 """
@@ -16,11 +16,28 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 from service import __version__
-from service.settings import DATABASE_URL, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SDK_DISABLED
+from service.settings import (
+    DATABASE_URL,
+    OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_METRICS_ENDPOINT,
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+    OTEL_METRICS_EXPORTER,
+    OTEL_SDK_DISABLED,
+    OTEL_TRACES_EXPORTER,
+)
 
 Result = TypeVar("Result")
 
-ON = bool(OTEL_EXPORTER_OTLP_ENDPOINT) and not OTEL_SDK_DISABLED
+
+def _is_sent(exporter: str, endpoint: str) -> bool:
+    """Whether a signal is sent, with the exporter and the endpoint that are set for it alone."""
+    has_endpoint = bool(endpoint or OTEL_EXPORTER_OTLP_ENDPOINT)
+    return has_endpoint and exporter != "none" and not OTEL_SDK_DISABLED
+
+
+TRACES = _is_sent(OTEL_TRACES_EXPORTER, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)
+METRICS = _is_sent(OTEL_METRICS_EXPORTER, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT)
+ON = TRACES or METRICS
 # How long the end of a process waits for the collector.
 LAST_SECONDS = 2.0
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -36,6 +53,7 @@ if ON:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace import (
+            INVALID_SPAN,
             Link,
             NonRecordingSpan,
             SpanContext,
@@ -46,7 +64,9 @@ if ON:
             set_span_in_context,
         )
     except ImportError:
-        sys.stderr.write("Configuration: OTEL_EXPORTER_OTLP_ENDPOINT needs requirements-otel.txt\n")
+        sys.stderr.write(
+            "Configuration: traces and metrics for a collector need requirements-otel.txt\n"
+        )
         raise SystemExit(3) from None
 
     # No context of another library: the SDK would look for one at each call.
@@ -57,6 +77,7 @@ served: ContextVar[tuple[Any, ...]] = ContextVar("served", default=())
 
 
 class _Running(NamedTuple):
+    # None if these are not sent.
     tracer: Any
     durations: Any
     providers: tuple[Any, ...]
@@ -76,17 +97,25 @@ def start() -> None:
     # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES may name the service.
     if str(given.attributes.get("service.name", "")).startswith("unknown_service"):
         given = given.merge(Resource({"service.name": "notes"}))
-    traces = TracerProvider(resource=given, shutdown_on_exit=False)
-    traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter())
-    meters = MeterProvider([reader], resource=given, shutdown_on_exit=False)
-    durations = meters.get_meter("service", __version__).create_histogram(
-        "http.server.request.duration",
-        unit="s",
-        description="Duration of HTTP server requests.",
-        explicit_bucket_boundaries_advisory=SECONDS,
-    )
-    _running = _Running(traces.get_tracer("service", __version__), durations, (traces, meters))
+    tracer: Any = None
+    durations: Any = None
+    providers: list[Any] = []
+    if TRACES:
+        traces = TracerProvider(resource=given, shutdown_on_exit=False)
+        traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        tracer = traces.get_tracer("service", __version__)
+        providers.append(traces)
+    if METRICS:
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        meters = MeterProvider([reader], resource=given, shutdown_on_exit=False)
+        durations = meters.get_meter("service", __version__).create_histogram(
+            "http.server.request.duration",
+            unit="s",
+            description="Duration of HTTP server requests.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        providers.append(meters)
+    _running = _Running(tracer, durations, tuple(providers))
 
 
 def end() -> None:
@@ -115,25 +144,30 @@ async def sending() -> AsyncIterator[None]:
 
 
 class Request(NamedTuple):
-    """The span of a request, and its ids as W3C Trace Context writes them."""
+    """A request, and the ids of its span as W3C Trace Context writes them.
+
+    Without traces they are those of its client's span, if there is one.
+    """
 
     span: Any
-    ids: tuple[str, str, str]
+    ids: tuple[str, str, str] | None
     attributes: dict[str, Any]
 
 
 def begin(
     method: str, scheme: str, path: str, client: str | None, parent: tuple[str, str, str] | None
 ) -> Request | None:
-    """Begins the span of a request, below that of its client; None before `start`."""
+    """Begins a request, whose span is below that of its client; None before `start`."""
     if _running is None:
         return None
+    attributes: dict[str, Any] = {"http.request.method": method, "url.scheme": scheme}
+    if _running.tracer is None:
+        return Request(INVALID_SPAN, parent, attributes)
     context = _NOTHING
     if parent is not None:
         trace_id, span_id, flags = (int(part, 16) for part in parent)
         remote = SpanContext(trace_id, span_id, True, TraceFlags(flags & 1))
         context = set_span_in_context(NonRecordingSpan(remote), context)
-    attributes: dict[str, Any] = {"http.request.method": method, "url.scheme": scheme}
     more = {**attributes, "url.path": path}
     if client:
         more["client.address"] = client
@@ -161,7 +195,7 @@ def finish(request: Request, route: str, status: int, seconds: float) -> None:
         if "error.type" in attributes:
             span.set_status(Status(StatusCode.ERROR))
     span.end()
-    if _running is not None:
+    if _running is not None and _running.durations is not None:
         _running.durations.record(seconds, attributes, context=_NOTHING)
 
 

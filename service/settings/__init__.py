@@ -57,6 +57,7 @@ def parse_endpoint(text: str) -> str:
 _seconds = validate.Range(min=0.001, max=3600)
 _positive = validate.Range(min=1)
 _few = validate.Range(min=1, max=1000)
+_exporters = validate.OneOf(("otlp", "none"))
 
 _env = Environment()
 try:
@@ -130,6 +131,14 @@ try:
     ACCESS_LOG = _env.bool("ACCESS_LOG", True)
     LOG_FORMAT = _env.str("LOG_FORMAT", "logfmt", validate=validate.OneOf(("logfmt", "json")))
     OTEL_EXPORTER_OTLP_ENDPOINT = _env.read("OTEL_EXPORTER_OTLP_ENDPOINT", parse_endpoint)
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT = _env.read(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", parse_endpoint
+    )
+    OTEL_EXPORTER_OTLP_METRICS_ENDPOINT = _env.read(
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", parse_endpoint
+    )
+    OTEL_TRACES_EXPORTER = _env.str("OTEL_TRACES_EXPORTER", "otlp", validate=_exporters)
+    OTEL_METRICS_EXPORTER = _env.str("OTEL_METRICS_EXPORTER", "otlp", validate=_exporters)
     OTEL_SDK_DISABLED = _env.bool("OTEL_SDK_DISABLED", False)
     METRICS = _env.bool("METRICS", True)
     METRICS_TOKEN = _env.read("METRICS_TOKEN", parse_token)

@@ -57,7 +57,7 @@ class ServiceMiddleware:
         span = None
         if telemetry.ON:
             span = _begin_span(scope, trace)
-            trace = tracing.Trace(*span.ids) if span else trace
+            trace = tracing.Trace(*span.ids) if span and span.ids else trace
         names: dict[str, str] | None = None
         if LOG_FORMAT == "json":
             names = tracing.names(request_id, trace)

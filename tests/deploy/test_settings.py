@@ -77,6 +77,7 @@ def procfile(**variables: str) -> subprocess.CompletedProcess[str]:
         ("LOG_FORMAT", "JSON"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318"),
         ("OTEL_SDK_DISABLED", "perhaps"),
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
         ("METRICS", "2"),
         ("METRICS_TOKEN", "schlüssel"),
         ("METRICS_TOKEN", "two words"),

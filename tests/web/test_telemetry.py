@@ -96,6 +96,48 @@ def test_requests_and_their_statements(
     assert values(last.resource)["service.name"] == "mine"
 
 
+@pytest.mark.parametrize(
+    ("given", "paths"),
+    [
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "{}/base", "OTEL_TRACES_EXPORTER": "none"},
+            {"/base/v1/metrics"},
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "{}/base",
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "{}/own/traces",
+                "OTEL_METRICS_EXPORTER": "none",
+            },
+            {"/own/traces"},
+        ),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "{}/own/metrics"}, {"/own/metrics"}),
+    ],
+)
+def test_one_of_the_signals(
+    new_database: NewDatabase,
+    tmp_path: Path,
+    collector: Collector,
+    given: dict[str, str],
+    paths: set[str],
+) -> None:
+    """Traces or metrics alone are sent, to the endpoint of their own if there is one.
+
+    Without traces the log has the ids of the client.
+    """
+    log = tmp_path / "log"
+    variables = {name: value.format(collector.url) for name, value in given.items()}
+    with serving(new_database("sqlite"), log, "--no-access-log", **variables) as client:
+        assert client.get("/notes/", headers={"traceparent": PARENT}).status_code == 200
+        assert client.get("/notes/").status_code == 200
+    assert collector.paths == paths
+    assert len(collector.spans()) == (4 if collector.traces else 0)
+    lines = [line for line in log.read_text().splitlines() if "path=/notes/" in line]
+    has_own = [f" trace_id={TRACE_ID} span_id={SPAN_ID}" not in line for line in lines]
+    assert has_own == [bool(collector.traces), True]
+    assert ("trace_id" in lines[1]) == bool(collector.traces)
+
+
 def test_each_process_is_an_instance(
     new_database: NewDatabase, tmp_path: Path, collector: Collector
 ) -> None:
@@ -171,9 +213,18 @@ def test_a_bad_collector_harms_nobody(
 
 
 @pytest.mark.parametrize(
-    "variables", [{}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a", "OTEL_SDK_DISABLED": "true"}]
+    "variables",
+    [
+        {},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a", "OTEL_SDK_DISABLED": "true"},
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a",
+            "OTEL_TRACES_EXPORTER": "none",
+            "OTEL_METRICS_EXPORTER": "none",
+        },
+    ],
 )
-def test_nothing_is_imported_without_an_endpoint(variables: dict[str, str]) -> None:
-    """Without an endpoint, or with OTEL_SDK_DISABLED, nothing of OpenTelemetry is imported."""
+def test_nothing_is_imported_if_nothing_is_sent(variables: dict[str, str]) -> None:
+    """Without an endpoint, with OTEL_SDK_DISABLED or without signals the SDK isn't imported."""
     code = "import sys, service.app; print([one for one in sys.modules if 'opentel' in one])"
     assert run(sys.executable, "-c", code, **variables).stdout == "[]\n"
