@@ -3,10 +3,10 @@
 import click
 
 from service.app import RESOURCES
+from service.database.commands import run
 from service.live import switch
 from service.live.sweeping import sweep_all
 from service.settings import DATABASE_URL
-from service.users.commands import run
 
 
 @click.group("live")

@@ -28,7 +28,7 @@ from service.resources.definition import RESERVED, Definition
 from service.schemas.compiled import compile_dump
 from service.schemas.fields import Input, Text
 from service.schemas.validation import InvalidInput, describe, load
-from service.settings import ACCESS_CACHE_SECONDS, REQUEST_TIMEOUT
+from service.settings import REQUEST_TIMEOUT
 from service.tables import OWNER
 from service.web import slots
 from service.web.errors import RETRY
@@ -37,8 +37,6 @@ from service.web.requests import read_query
 
 # Routers close connections on which nothing is sent.
 HEARTBEAT_SECONDS = min(15.0, REQUEST_TIMEOUT / 2)
-# A user who may not read any more is noticed after this time. All followers ask together.
-CHECK_SECONDS = max(0.5, ACCESS_CACHE_SECONDS / 2)
 # After these seconds a failed look or read is tried again.
 RETRY_SECONDS = 1
 # Clients come back after so many milliseconds, each after another time.
@@ -263,10 +261,10 @@ class Following(Response):
         disconnect: asyncio.Future[None],
     ) -> None:
         feed = self._feed
-        check: Callable[[Scope], Awaitable[bool]] | None = scope.get("service.check")
+        check: Callable[[Scope], Awaitable[bool]] | None
+        check, check_seconds = scope.get("service.check", (None, math.inf))
         now = time.monotonic()
-        beat_at = now + HEARTBEAT_SECONDS
-        check_at = math.inf if check is None else _next_check(now)
+        beat_at, check_at = now + HEARTBEAT_SECONDS, _next_check(now, check_seconds)
         told = position
         while not (disconnect.done() or feed.has_ended):
             wake.clear()
@@ -285,7 +283,7 @@ class Following(Response):
                 try:
                     if not await check(scope):
                         return
-                    check_at = _next_check(time.monotonic())
+                    check_at = _next_check(time.monotonic(), check_seconds)
                 except DatabaseUnavailable:
                     may_tell = False
                 except HTTPException as error:
@@ -323,9 +321,9 @@ class Following(Response):
                     await wake.wait()
 
 
-def _next_check(now: float) -> float:
+def _next_check(now: float, seconds: float) -> float:
     """The next time at which all followers look whether their users are active."""
-    return (now // CHECK_SECONDS + 1) * CHECK_SECONDS
+    return (now // seconds + 1) * seconds
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -28,6 +28,9 @@ logger = logging.getLogger("service")
 # The methods that a read-only token may use.
 SAFE = ("GET", "HEAD", "OPTIONS")
 
+# A user who may not follow any more is noticed after this time. All followers ask together.
+CHECK_SECONDS = max(0.5, ACCESS_CACHE_SECONDS / 2)
+
 memory = TokenMemory(ACCESS_CACHE_SECONDS, CAPACITY)
 
 # The users of JWT_ISSUER.
@@ -70,7 +73,7 @@ class Guard:
             limits.recognize(scope, user)
         scope["user"] = user
         if LIVE:
-            scope["service.check"] = is_active
+            scope["service.check"] = is_active, CHECK_SECONDS
         if user["read_only"] and scope["method"] not in SAFE:
             raise refused(403, "The token is read-only", 'Bearer error="insufficient_scope"')
         await self.app(scope, receive, send)

@@ -3,26 +3,21 @@
 import asyncio
 import os
 import re
-import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
 import click
 
 from service import settings
-from service.database.connections import connected
+from service.database.commands import run
 from service.database.dialect import dialect
-from service.database.errors import DatabaseUnavailable
 from service.settings import ACCESS_CACHE_SECONDS
 from service.tables import Row
 from service.users import owned, queries
 from service.users.schemas import MAX_USERNAME, token_out, user_out
 
 UNITS = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
-
-Result = TypeVar("Result")
 
 
 @click.group("users")
@@ -51,26 +46,6 @@ def parse_time(context: click.Context, parameter: click.Parameter, value: str | 
 
 name_argument = click.argument("name", callback=check_name)
 user_argument = click.argument("user", callback=check_name)
-
-
-def run(action: Callable[..., Awaitable[Result]], *arguments: object) -> Result:
-    """Runs an action on the database, and returns its result. An error ends the command."""
-
-    file = dialect.file()
-    if file is not None and not file.exists():
-        # SQLite would create an empty file.
-        raise click.ClickException(f"There is no file {file}.")
-
-    async def run_connected() -> Result:
-        async with connected():
-            return await action(*arguments)
-
-    try:
-        return asyncio.run(run_connected())
-    except DatabaseUnavailable as error:
-        raise click.ClickException(error.reason()) from error
-    except sqlite3.DatabaseError as error:
-        raise click.ClickException(f"The database can't be used: {error}") from error
 
 
 def show(token: str, name: str, advice: str = "rotate it") -> None:

@@ -65,7 +65,8 @@ def test_notes_are_renamed(tmp_path: Path) -> None:
     for path in copy.rglob("*"):
         if path.is_file() and path.suffix != ".png" and ".git" not in path.parts:
             assert "note" not in f"{path.relative_to(copy)} {path.read_text()}".lower()
-    check(copy, *QUICK, "tests/errands/test_errands.py")
+    follows = "tests/live/test_following.py::test_changes_are_told"
+    check(copy, *QUICK, "tests/errands/test_errands.py", follows)
 
 
 def commands(heading: str) -> list[str]:
@@ -86,5 +87,6 @@ def test_parts_are_removed(tmp_path: Path) -> None:
         steps = [f"{command}\n{COMMIT}" for command in commands(part)]
         shell(copy, "alembic upgrade head", *steps, *LINT, IMPORT, f"{COMMIT} || :")
     shell(copy, "alembic upgrade head", "alembic check", "pytest -n 0 -q --collect-only")
+    shell(copy, "python -m service live on")
     settings = "tests/deploy/test_settings.py::test_every_setting_is_in_the_"
     check(copy, *QUICK, f"{settings}example", f"{settings}table")
