@@ -208,12 +208,14 @@ class Following(Response):
         self._feed = changes.feed
         self._wanted = wanted
         self._told = told
+        # Those of the position: with the feed's next ones it would be another place.
+        self._era, self._life = 0, ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         slots.follow(scope["service.task"])
         wake = asyncio.Event()
         try:
-            first, era, position = await self._begin(wake)
+            first, position = await self._begin(wake)
         except NotRecorded:
             self._feed.leave(wake)
             detail = f"Changes of {self._changes.watched.table} are not recorded"
@@ -228,27 +230,27 @@ class Following(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
                 await send({"type": "http.response.body", "body": first, "more_body": True})
-                await self._go_on(scope, send, wake, era, position, disconnect)
+                await self._go_on(scope, send, wake, position, disconnect)
             await send({"type": "http.response.body", "body": b""})
         finally:
             disconnect.cancel()
             self._feed.leave(wake)
 
-    async def _begin(self, wake: asyncio.Event) -> tuple[bytes, int, Position]:
-        """The first part, the era, and from where events follow."""
+    async def _begin(self, wake: asyncio.Event) -> tuple[bytes, Position]:
+        """The first part, and from where events follow."""
         now = await self._feed.join(wake)
-        era = self._feed.era
+        self._era, self._life = self._feed.era, self._feed.life
         retry = b"retry: %d\n\n" % (RETRY_MS[0] + secrets.randbelow(RETRY_MS[1] - RETRY_MS[0]))
         if self._told is None:
-            return retry + self._tell("start", now), era, now
+            return retry + self._tell("start", now), now
         life, _, is_kept = await store.look(self._changes.watched, self._told)
-        if life != self._feed.life or not is_kept:
-            return retry + self._tell("reset", now), era, now
-        return retry, era, self._told[1]
+        if life != self._life or not is_kept:
+            return retry + self._tell("reset", now), now
+        return retry, self._told[1]
 
     def _tell(self, kind: str, position: Position) -> bytes:
         """An event that says from where others follow."""
-        name = write_id(self._feed.life, position)
+        name = write_id(self._life, position)
         return event(kind, name, orjson.dumps({"after": name}))
 
     async def _go_on(
@@ -256,7 +258,6 @@ class Following(Response):
         scope: Scope,
         send: Send,
         wake: asyncio.Event,
-        era: int,
         position: Position,
         disconnect: asyncio.Future[None],
     ) -> None:
@@ -275,7 +276,7 @@ class Following(Response):
                 # Also where nothing is told, a client's place goes on.
                 beat = b": \n\n"
                 if position is not told:
-                    beat = b"id: %b\n\n" % write_id(feed.life, position).encode()
+                    beat = b"id: %b\n\n" % write_id(self._life, position).encode()
                 told = position
                 beat_at = now + HEARTBEAT_SECONDS
                 await send({"type": "http.response.body", "body": beat, "more_body": True})
@@ -291,10 +292,10 @@ class Following(Response):
                     if error.status_code != 503:
                         return
                     may_tell = False
-            if may_tell and feed.era != era:
+            if may_tell and feed.era != self._era:
                 if feed.now is None:
                     return
-                era, position = feed.era, feed.now
+                self._era, self._life, position = feed.era, feed.life, feed.now
                 part = self._tell("reset", position)
             elif may_tell:
                 try:
@@ -306,7 +307,7 @@ class Following(Response):
                     may_tell = False
                 if window is not None:
                     position = window.end
-                    part = self._changes.render(feed.life, window, self._wanted)
+                    part = self._changes.render(self._life, window, self._wanted)
                     if not part:
                         continue
             now = time.monotonic()
