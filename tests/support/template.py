@@ -215,7 +215,35 @@ def run(request: Request) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
+def end(statuses: list[int]) -> None:
+    """Ends a fork with its last status as Python does, but leaves all objects to the system.
+
+    To free each of them, Python would copy the memory that the forks share.
+    """
+    if statuses:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(statuses[-1])
+
+
+def run_to_the_end(request: Request, statuses: list[int]) -> None:
+    """Does what `python -m` does, and notes the exit status unless it is that of a signal."""
+    try:
+        run(request)
+    except SystemExit as exit_:
+        is_number = exit_.code is None or isinstance(exit_.code, int)
+        statuses.append(int(exit_.code or 0) & 255 if is_number else 1)
+        raise
+    except Exception:
+        statuses.append(1)
+        raise
+    statuses.append(0)
+
+
 def main() -> None:
+    statuses: list[int] = []
+    # The first that is registered is called last.
+    atexit.register(end, statuses)
     tests = socket.socket(fileno=int(sys.argv[1]))
     for name in LIBRARIES:
         importlib.import_module(name)
@@ -226,7 +254,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = serve(tests)
     if request is not None:
-        run(request)
+        run_to_the_end(request, statuses)
 
 
 if __name__ == "__main__":
