@@ -5,8 +5,6 @@ import itertools
 import os
 import signal
 import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +18,10 @@ import pytest
 
 from service.database import connecting
 from tests.support.clusters import Server, running_server
-from tests.support.daemons import PASSWORD, ROLE
+from tests.support.daemons import PASSWORD, ROLE, copy_data
 from tests.support.databases import alembic, execute, locked
 from tests.support.debian import Cluster
+from tests.support.folders import new_folder
 from tests.support.notes import known
 from tests.support.proxies import Proxy
 from tests.support.servers import free_port, serving
@@ -90,7 +89,7 @@ def set_read_only(server: Server, read_only: bool) -> None:
 
 @pytest.fixture(scope="module")
 def two_servers() -> Iterator[list[Server]]:
-    with running_server() as one, running_server() as two:
+    with running_server() as one, running_server(1) as two:
         yield [one, two]
 
 
@@ -478,11 +477,10 @@ def running_copy(cluster: Cluster, *signals: str) -> Iterator[Cluster]:
 
     The signals are files without content that the server looks for at its start.
     """
-    with tempfile.TemporaryDirectory(prefix="notes-copy-") as name:
+    with new_folder("notes-copy-") as name:
         folder = Path(name)
         data = folder / "data"
-        # With owners, which shutil.copytree doesn't copy.
-        subprocess.run(["cp", "-a", cluster.data, data], check=True)
+        copy_data(cluster.data, data)
         owner = cluster.data.stat()
         os.chown(folder, owner.st_uid, owner.st_gid)
         for name in signals:

@@ -200,9 +200,12 @@ def write_for(cluster: Daemon, path: Path, text: str) -> None:
 
 
 @contextmanager
-def running_server() -> Iterator[Server]:
-    """Starts a server of 20 connections. It asks only the role for a password."""
-    with running_cluster() as cluster:
+def running_server(number: int = 0) -> Iterator[Server]:
+    """Starts a server of 20 connections. It asks only the role for a password.
+
+    `number` is that of `running_cluster`.
+    """
+    with running_cluster(number) as cluster:
         write_for(
             cluster,
             cluster.data / "pg_hba.conf",

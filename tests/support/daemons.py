@@ -1,16 +1,20 @@
 """Database servers of other projects, as children of the tests."""
 
+import hashlib
 import os
 import pwd
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.databases import ROOT
 from tests.support.servers import end, free_port
 from tests.support.waiting import poll
 
@@ -19,6 +23,8 @@ ROLE = "notes"
 PASSWORD = "right"
 # Debian has servers there, which is not on everybody's PATH.
 PATH = f"{os.environ['PATH']}:/usr/sbin"
+# Data folders of servers that have never run.
+INSTALLED = ROOT / ".cache/installed"
 
 
 def needs(*programs: str) -> None:
@@ -46,6 +52,32 @@ def give(path: Path, user: str | None) -> None:
     if user is not None:
         account = pwd.getpwnam(user)
         os.chown(path, account.pw_uid, account.pw_gid)
+
+
+def install(data: Path, program: Path, options: Sequence[str], make: Callable[[], None]) -> None:
+    """Makes a server's data folder, or copies one that the program has made with these options.
+
+    To make one takes a server longer than to start.
+    """
+    about = program.stat()
+    made_by = (str(program), about.st_mtime_ns, about.st_size, *options, os.geteuid())
+    kept = INSTALLED / hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]
+    if kept.exists():
+        copy_data(kept, data)
+        return
+    make()
+    INSTALLED.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=INSTALLED) as making:
+        copy = Path(making) / "data"
+        copy_data(data, copy)
+        # Another process may have been quicker.
+        with suppress(OSError):
+            copy.rename(kept)
+
+
+def copy_data(data: Path, copy: Path) -> None:
+    """Copies a data folder with owners, which `shutil.copytree` doesn't copy."""
+    subprocess.run(["cp", "-a", data, copy], check=True)
 
 
 class Daemon:

@@ -6,16 +6,20 @@ Debian's PostgreSQL has pg_trgm, auto_explain and ICU, which the wheel's lacks.
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.daemons import Daemon, as_user, give, unprivileged
+from tests.support.daemons import Daemon, as_user, give, install, unprivileged
+from tests.support.folders import new_folder
 
 SUPERUSER = "postgres"
+OPTIONS = (
+    *("--no-sync", "--auth=trust", f"--username={SUPERUSER}"),
+    *("--encoding=UTF8", "--locale=C.UTF-8"),
+)
 
 
 class Cluster(Daemon):
@@ -61,24 +65,27 @@ def find(root: Path = Path("/")) -> Path:
 
 
 @contextmanager
-def running_cluster() -> Iterator[Cluster]:
-    """Starts Debian's PostgreSQL on an empty cluster, and removes it at the end."""
+def running_cluster(number: int = 0) -> Iterator[Cluster]:
+    """Starts Debian's PostgreSQL on an empty cluster, and removes it at the end.
+
+    Clusters of different numbers differ in their system identifier, as those of strangers do.
+    """
     binaries = find()
     user = unprivileged(SUPERUSER)
-    # pytest's own folders are closed to other users, and too deep for a socket.
-    with tempfile.TemporaryDirectory(prefix="notes-debian-") as folder:
+    with new_folder("notes-debian-") as folder:
         give(Path(folder), user)
         data = Path(folder) / "data"
-        subprocess.run(
-            [
-                *(binaries / "initdb", "-D", data, "--no-sync", "--auth=trust"),
-                *(f"--username={SUPERUSER}", "--encoding=UTF8", "--locale=C.UTF-8"),
-            ],
-            cwd="/",
-            stdout=subprocess.DEVNULL,
-            check=True,
-            **as_user(user),
-        )
+
+        def initialize() -> None:
+            subprocess.run(
+                [binaries / "initdb", "-D", data, *OPTIONS],
+                cwd="/",
+                stdout=subprocess.DEVNULL,
+                check=True,
+                **as_user(user),
+            )
+
+        install(data, binaries / "postgres", (*OPTIONS, str(number)), initialize)
         cluster = Cluster(binaries, data, Path(folder) / "log", user)
         try:
             cluster.start()

@@ -3,15 +3,24 @@
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.daemons import PASSWORD, ROLE, Daemon, as_user, give, needs, unprivileged
+from tests.support.daemons import (
+    PASSWORD,
+    ROLE,
+    Daemon,
+    as_user,
+    give,
+    install,
+    needs,
+    unprivileged,
+)
 from tests.support.databases import KINDS, UNREACHABLE, execute
+from tests.support.folders import new_folder
 
 USER = "nobody"
 # Neither Debian's settings nor the administrator's. The file that a transaction is written to at
@@ -22,6 +31,7 @@ COMMON = (
     "--innodb-flush-method=nosync",
     "--innodb-log-file-size=16M",
 )
+INSTALLATION = (*COMMON, "--auth-root-authentication-method=normal", "--skip-test-db")
 
 
 class Mariadb(Daemon):
@@ -60,24 +70,24 @@ def running_mariadb(*options: str) -> Iterator[Mariadb]:
         pytest.skip("MySQL is not among the databases")
     needs("mariadbd", "mariadb-install-db", "my_print_defaults")
     user = unprivileged(USER)
-    # pytest's own folders are closed to other users.
-    with tempfile.TemporaryDirectory(prefix="notes-mariadb-") as name:
+    with new_folder("notes-mariadb-") as name:
         folder = Path(name)
         give(folder, user)
-        installed = subprocess.run(
-            [
-                *("mariadb-install-db", *COMMON, f"--datadir={folder / 'data'}"),
-                *("--auth-root-authentication-method=normal", "--skip-test-db"),
-            ],
-            cwd="/",
-            env=os.environ | {"TMPDIR": name},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **as_user(user),
-        )
-        assert installed.returncode == 0, installed.stdout
+
+        def initialize() -> None:
+            installed = subprocess.run(
+                ["mariadb-install-db", *INSTALLATION, f"--datadir={folder / 'data'}"],
+                cwd="/",
+                env=os.environ | {"TMPDIR": name},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                **as_user(user),
+            )
+            assert installed.returncode == 0, installed.stdout
+
+        install(folder / "data", Path("/usr/sbin/mariadbd"), INSTALLATION, initialize)
         server = Mariadb(folder / "data", folder / "log", user, *options)
         try:
             server.start()

