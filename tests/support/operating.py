@@ -1,16 +1,15 @@
 """The operator's commands, `python -m service …`."""
 
-import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
 
 from tests.support.databases import run
+from tests.support.processes import executor
 
 
 def operate(
@@ -34,10 +33,10 @@ Operate = Callable[..., subprocess.CompletedProcess[str]]
 @contextmanager
 def operating(database_url: str) -> Iterator[Operate]:
     """Runs many commands on the database in one process, as it takes long to start one."""
-    spawn = multiprocessing.get_context("spawn")
-    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, spawn) as process:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", database_url)
-        yield lambda *arguments: process.submit(_operate, arguments).result(300)
+        with executor() as process:
+            yield lambda *arguments: process.submit(_operate, arguments).result(300)
 
 
 def _operate(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:

@@ -13,16 +13,21 @@ from tests.support.template import LIBRARIES
 Run = Callable[..., Any]
 
 
+def executor() -> ProcessPoolExecutor:
+    """A process that has not imported the service, with the environment as it is now."""
+    # The server of the forks has imported the libraries, and nothing of the service.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LIBRARIES))
+    return ProcessPoolExecutor(1, context, _set_environment, (dict(os.environ),))
+
+
 @contextmanager
 def new_process() -> Iterator[Run]:
     """Gives what an asynchronous function of a module gives, with the database open meanwhile.
 
     The process reads the environment as it is now, so DATABASE_URL can be set before.
     """
-    # The server of the forks has imported the libraries, and nothing of the service.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(LIBRARIES))
-    with ProcessPoolExecutor(1, context, _set_environment, (dict(os.environ),)) as process:
+    with executor() as process:
         yield lambda *call: process.submit(_run, *call).result(300)
 
 
