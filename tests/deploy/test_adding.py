@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
 import pytest
@@ -15,7 +16,7 @@ from tests.support import databases
 from tests.support.databases import KINDS, ROOT, kind_of, run_in
 from tests.support.notes import follow, known
 from tests.support.servers import free_port, process, uvicorn
-from tests.support.usual import LAWS, Law, Usual, empty, find, hold
+from tests.support.usual import LAWS, Law, Usual, empty, find
 
 TABLE_END = '    sqlalchemy.Index("notes_completed"'
 COLUMNS = """\
@@ -76,12 +77,19 @@ def serving(copy: Path, database_url: str, log: Path, **variables: str) -> Itera
         yield client
 
 
+class Changed(NamedTuple):
+    """A client of a service that a recipe has changed, and its database."""
+
+    client: httpx2.Client
+    database_url: str
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def client(
+def with_fields(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     new_database: databases.NewDatabase,
-) -> Iterator[httpx2.Client]:
+) -> Iterator[Changed]:
     """The service with four more fields of notes, on a database that holds a note already."""
     tmp_path = tmp_path_factory.mktemp("adding")
     copy = copy_project(tmp_path / "copy")
@@ -95,7 +103,12 @@ def client(
         resource.read_text().replace("import Boolean,", "import Boolean, Date, Integer,")
     )
     with serving(copy, url, tmp_path / "log") as client:
-        yield client
+        yield Changed(client, url)
+
+
+@pytest.fixture
+def client(with_fields: Changed) -> httpx2.Client:
+    return with_fields.client
 
 
 def test_a_field_is_added(client: httpx2.Client) -> None:
@@ -249,11 +262,11 @@ def schema(database_url: str) -> set[str]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def projects(
+def with_projects(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     new_database: databases.NewDatabase,
-) -> Iterator[httpx2.Client]:
+) -> Iterator[Changed]:
     """The service with what docs/adding-a-resource.md adds, to the letter, for a user."""
     tmp_path = tmp_path_factory.mktemp("resource")
     copy = copy_project(tmp_path / "copy")
@@ -276,7 +289,12 @@ def projects(
     with serving(copy, url, tmp_path / "log", ACCESS="token") as client:
         for name in ("ann", "bob"):
             client.headers["authorization"] = f"Bearer {token_of(copy, url, name)}"
-        yield client
+        yield Changed(client, url)
+
+
+@pytest.fixture
+def projects(with_projects: Changed) -> httpx2.Client:
+    return with_projects.client
 
 
 def replace(file: Path, before: str, after: str) -> None:
@@ -325,15 +343,18 @@ def usual_of(client: httpx2.Client, path: str) -> Usual:
 
 @pytest.mark.parametrize("path", ["/projects/", "/notes/"])
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_a_new_resource_does_what_notes_do(law: Law, projects: httpx2.Client, path: str) -> None:
+def test_a_new_resource_does_what_notes_do(law: Law, with_projects: Changed, path: str) -> None:
     """After the recipe, what holds for each resource holds for the new one, and for notes."""
-    hold(law, projects, usual_of(projects, path))
+    usual = usual_of(with_projects.client, path)
+    empty(with_projects.database_url, usual)
+    law(with_projects.client, usual)
 
 
-def test_projects_are_unique_sorted_and_referred_to(projects: httpx2.Client) -> None:
+def test_projects_are_unique_sorted_and_referred_to(with_projects: Changed) -> None:
     """A name is taken once, projects come in the order of names, and notes keep their project."""
-    empty(projects, usual_of(projects, "/notes/"))
-    empty(projects, usual_of(projects, "/projects/"))
+    projects = with_projects.client
+    for path in ("/notes/", "/projects/"):
+        empty(with_projects.database_url, usual_of(projects, path))
     ids = [projects.post("/projects/", json={"name": name}).json()["id"] for name in "bac"]
     taken = projects.post("/projects/", json={"name": "a"})
     assert (taken.status_code, taken.json()["detail"][0]["loc"]) == (409, ["body", "name"])
@@ -356,10 +377,11 @@ def test_projects_are_unique_sorted_and_referred_to(projects: httpx2.Client) -> 
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_notes_with_more_fields_do_what_notes_do(law: Law, client: httpx2.Client) -> None:
+def test_notes_with_more_fields_do_what_notes_do(law: Law, with_fields: Changed) -> None:
     """After README's steps, what holds for each resource holds for notes with more fields."""
-    (usual,) = find(client.get("/openapi.json").json())
-    hold(law, client, usual)
+    (usual,) = find(with_fields.client.get("/openapi.json").json())
+    empty(with_fields.database_url, usual)
+    law(with_fields.client, usual)
 
 
 def test_a_new_resource_is_described(projects: httpx2.Client) -> None:

@@ -6,7 +6,7 @@ import pytest
 from service.app import document
 from tests.resources.conftest import Shop
 from tests.support import shop
-from tests.support.usual import LAWS, Law, Usual, find, hold
+from tests.support.usual import LAWS, Law, Usual, empty, find
 
 
 def test_notes_have_all_usual_operations() -> None:
@@ -18,11 +18,12 @@ def test_notes_have_all_usual_operations() -> None:
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_usual_operations(law: Law, usual: Usual, service: httpx2.Client) -> None:
     """What holds for each resource; the law says what."""
-    hold(law, service, usual)
+    law(service, usual)
 
 
 @pytest.mark.parametrize("usual", find(shop.document), ids=lambda usual: usual.path)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_usual_operations_of_the_shop(law: Law, usual: Usual, open_shop: Shop) -> None:
     """What holds for each resource holds for those that use what notes don't."""
-    hold(law, open_shop.client, usual)
+    empty(open_shop.database_url, usual)
+    law(open_shop.client, usual)

@@ -22,7 +22,7 @@ from tests.support.operating import add_user, operate
 from tests.support.provider import AUDIENCE, providing
 from tests.support.raw import connect
 from tests.support.servers import serving
-from tests.support.usual import LAWS, Law, find, hold
+from tests.support.usual import LAWS, Law, find
 from tests.support.waiting import at_once
 
 NOTE = {"text": "new", "completed": False}
@@ -308,7 +308,7 @@ def test_usual_operations(law: Law, house: House) -> None:
     note = {"text": "GRÖSSE 1", "completed": True}
     house.clients["alice"].post("/notes/batch", json=[note] * 20).raise_for_status()
     (usual,) = find(document)
-    hold(law, house.clients["bob"], usual)
+    law(house.clients["bob"], usual)
     assert len(house.owned()["alice"]) == 20
 
 
