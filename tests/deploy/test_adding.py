@@ -44,9 +44,11 @@ NEW = {
 
 
 def copy_project(folder: Path) -> Path:
-    """Copies all that migrating and serving need."""
+    """Copies all that migrating and serving need, with what is compiled of it."""
+    # Other processes write such files now.
+    unfinished = shutil.ignore_patterns("*.pyc.*")
     for name in ("service", "alembic"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=unfinished)
     shutil.copy(ROOT / "alembic.ini", folder)
     return folder
 
