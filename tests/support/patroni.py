@@ -6,7 +6,6 @@ import pwd
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,12 +19,15 @@ import psutil
 from tests.support.daemons import needs, unprivileged
 from tests.support.databases import execute
 from tests.support.debian import SUPERUSER, find
+from tests.support.folders import new_folder
 from tests.support.servers import end, free_port
 from tests.support.waiting import poll
 
 # The shortest lease that Patroni takes, in seconds.
 LEASE = 20
 ROLE = "notes"
+# Seconds between two looks at nodes, which cost them more than the wait.
+PAUSE = 0.5
 
 
 class Node:
@@ -171,7 +173,7 @@ class Node:
                         one.kill()
             return not found
 
-        poll(is_over)
+        poll(is_over, pause=0.2)
 
 
 class Nodes:
@@ -193,13 +195,13 @@ class Nodes:
             found[:] = [node for node in self.nodes if node.is_primary()]
             return len(found) == 1
 
-        poll(look, self.logs)
+        poll(look, self.logs, PAUSE)
         return found[0]
 
     def wait_for_another(self, primary: Node) -> None:
         """Returns when another node than the former primary takes writes."""
         others = [node for node in self.nodes if node is not primary]
-        poll(lambda: any(node.is_primary() for node in others), self.logs)
+        poll(lambda: any(node.is_primary() for node in others), self.logs, PAUSE)
 
     def roles(self) -> dict[str, str]:
         """What Patroni says of each node that runs: leader, replica or sync_standby."""
@@ -216,7 +218,7 @@ class Nodes:
     def wait_until_whole(self) -> None:
         """Returns when all nodes are there, one of them a synchronous standby."""
         expected = ["leader", *["replica"] * (len(self.nodes) - 2), "sync_standby"]
-        poll(lambda: sorted(self.roles().values()) == expected, self.logs)
+        poll(lambda: sorted(self.roles().values()) == expected, self.logs, PAUSE)
 
     def logs(self) -> str:
         return "\n".join(f"{node.name}:\n{node.log.read_text()[-5000:]}" for node in self.nodes)
@@ -251,8 +253,7 @@ def running_etcd(folder: Path) -> Iterator[int]:
 def running_nodes(count: int = 3) -> Iterator[Nodes]:
     """Starts nodes with one synchronous standby, and removes them at the end."""
     with ExitStack() as stack:
-        # pytest's own folders are closed to other users.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="notes-nodes-")))
+        folder = Path(stack.enter_context(new_folder("notes-nodes-")))
         etcd = stack.enter_context(running_etcd(folder))
         if user := unprivileged(SUPERUSER):
             os.chown(folder, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)

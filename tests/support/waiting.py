@@ -9,12 +9,17 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def poll(condition: Callable[[], bool], otherwise: Callable[[], object] = str) -> None:
-    """Returns as soon as the condition holds. AssertionError if it doesn't within a minute."""
-    for _ in range(1200):
+def poll(
+    condition: Callable[[], bool], otherwise: Callable[[], object] = str, pause: float = 0.05
+) -> None:
+    """Returns as soon as the condition holds. AssertionError if it doesn't within a minute.
+
+    It looks again after a pause, in seconds.
+    """
+    for _ in range(int(60 / pause)):
         if condition():
             return
-        time.sleep(0.05)
+        time.sleep(pause)
     raise AssertionError(otherwise())
 
 
