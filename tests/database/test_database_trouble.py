@@ -139,6 +139,7 @@ def check_whole(client: httpx2.Client, server: Server, database_url: str) -> Non
                 waiting = 0
                 while waiting < POOL and not any(listing.done() for listing in listings):
                     waiting = watch(server.WAITING)
+                    time.sleep(0.01)
             statuses = [listing.result().status_code for listing in listings]
             if statuses == [200] * POOL and waiting == POOL:
                 break
