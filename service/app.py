@@ -127,6 +127,11 @@ def make_app(
         Route("/docs/start.js", Methods(GET=docs.start)),
         Route("/docs/assets/{name}", Methods(GET=docs.asset)),
     ]
+    if settings.LIVE and not guard:
+        documentation += [
+            Route("/docs/live", Methods(GET=docs.live)),
+            Route("/docs/live.js", Methods(GET=docs.live_script)),
+        ]
     return Service(
         routes=[*routes, *documentation, *health_checks],
         middleware=[Middleware(CORS)] if settings.CORS_ORIGINS else [],

@@ -1,4 +1,7 @@
-"""The page that shows the OpenAPI document: Swagger UI, served by this service alone."""
+"""The pages at /docs: Swagger UI with the OpenAPI document, and the notes as they change.
+
+They are served by this service alone.
+"""
 
 import re
 from functools import cache
@@ -41,6 +44,8 @@ POLICY = (
     " frame-ancestors 'none'; base-uri 'none'"
 )
 
+# The page with the notes needs neither.
+STRICT = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 
 # The page and the document may be others at the next start: a browser asks, and has a 304.
 ASK = "no-cache"
@@ -87,3 +92,19 @@ async def asset(request: Request) -> Response:
     if name not in ASSETS:
         raise HTTPException(404)
     return fixed(_read(name), TYPES[name.rpartition(".")[2]], A_DAY)
+
+
+@cache
+def _own(name: str) -> bytes:
+    return (files(__package__) / name).read_bytes()
+
+
+async def live(request: Request) -> Response:
+    """A page that follows the notes. EventSource sends no token, so it is for ACCESS=open."""
+    response = fixed(_own("live.html"), "text/html")
+    response.headers["Content-Security-Policy"] = STRICT
+    return response
+
+
+async def live_script(request: Request) -> Response:
+    return fixed(_own("live.js"), "text/javascript")

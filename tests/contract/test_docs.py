@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.support.databases import execute
+from tests.support.following import live
 from tests.support.notes import known
-from tests.support.servers import running, serving
+from tests.support.servers import free_port, process, running, serving, uvicorn
+from tests.support.waiting import poll
 
 CHROMIUM = shutil.which("chromium")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -172,6 +175,63 @@ def test_browser_shows_what_works(
                     assert parameter["description"].partition("`")[0] in shown
         notes = httpx2.get(f"{url}/notes/").json()
         assert known(notes) == [{"id": 2, "text": "Buy milk", "completed": False}]
+
+
+SHOWN = """
+return [
+    document.getElementById("state").textContent,
+    ...Array.from(document.querySelectorAll("#notes li"), (item) => item.textContent),
+]
+"""
+
+
+def test_browser_follows_notes(
+    new_database: Callable[[str], str], tmp_path: Path, browser: Chrome
+) -> None:
+    """The page /docs/live shows notes come, change and go, also after a restart and after a 503."""
+    database_url = new_database("sqlite")
+    live(database_url)
+    execute(database_url, "INSERT INTO notes (text, completed) VALUES ('there before', true)")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+
+    def serve(name: str) -> AbstractContextManager[Any]:
+        variables = {"DATABASE_URL": database_url, "LIVE": "1"}
+        return process(uvicorn(port), port, tmp_path / name, variables)
+
+    def until(state: str, *notes: str) -> None:
+        def shows(browser: Chrome) -> bool:
+            return bool(browser.execute_script(SHOWN) == [state, *notes])
+
+        WebDriverWait(browser, 60).until(shows, f"not {[state, *notes]}")
+
+    with serve("1.log"):
+        browser.get(f"http://{HOST}:{port}/docs/live")
+        until("Connected", "1: there before (completed)")
+        httpx2.post(f"{url}/notes/", json={"text": "Buy milk", "completed": False})
+        until("Connected", "2: Buy milk", "1: there before (completed)")
+        httpx2.patch(f"{url}/notes/2", json={"completed": True})
+        httpx2.delete(f"{url}/notes/1")
+        until("Connected", "2: Buy milk (completed)")
+    until("Not connected", "2: Buy milk (completed)")
+    execute(database_url, "INSERT INTO notes (text, completed) VALUES ('meanwhile', false)")
+    with serve("2.log"):
+        until("Connected", "3: meanwhile", "2: Buy milk (completed)")
+        # As `live off` does, and later `live on`, which take longer.
+        execute(database_url, "UPDATE live SET resource = 'nothing'")
+        # A browser's EventSource gives up after one 503, so the page has made another one.
+        refused = re.compile("path=/notes/changes status=503").findall
+        poll(lambda: len(refused((tmp_path / "2.log").read_text())) > 1)
+        httpx2.delete(f"{url}/notes/3")
+        execute(database_url, f"UPDATE live SET resource = 'notes', life = '{'0' * 32}'")
+        until("Connected", "2: Buy milk (completed)")
+        httpx2.post(f"{url}/notes/", json={"text": "again", "completed": False})
+        until("Connected", "4: again", "2: Buy milk (completed)")
+
+        page = httpx2.get(f"{url}/docs/live")
+        assert References(page.text).urls == ["live.js"]
+        assert not References(page.text).inline
+        assert page.headers["content-security-policy"].startswith("default-src 'self';")
 
 
 def test_page_is_self_contained(service: httpx2.Client) -> None:
