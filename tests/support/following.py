@@ -2,6 +2,7 @@
 
 import json
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,8 @@ class Event(NamedTuple):
 
 def live(database_url: str, word: str = "on") -> str:
     """Runs `python -m service live` on a database, and gives what it prints."""
-    result = run("python", "-m", "service", "live", word, DATABASE_URL=database_url)
+    command = (sys.executable, "-m", "service", "live", word)
+    result = run(*command, DATABASE_URL=database_url)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
