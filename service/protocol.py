@@ -172,9 +172,14 @@ class Protocol(HttpToolsProtocol):
         return self.waits_since
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open: a client that has sent all gets its answers."""
+        """Whether the connection stays open: a client that has sent all gets its answers.
+
+        An answer without an end is over then: who follows changes has left.
+        """
         self.transport.flush()
         if self._is_idle() or self.cycle.more_body or self.transport.is_closing():
+            return False
+        if "service.answered" in self.cycle.scope:
             return False
         self.cycle.keep_alive = False
         return True

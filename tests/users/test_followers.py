@@ -3,11 +3,13 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -77,6 +79,20 @@ def test_events_are_as_shown(site: Site) -> None:
         return re.sub(r"(?m)^retry: [1-4]\d{3}$", "retry: 1000", ID.sub("an-id", text))
 
     assert usual("".join(lines)) == usual(shown("Events", "text"))
+
+
+def test_a_client_that_leaves_is_noticed(site: Site) -> None:
+    """A follower's connection that is closed on the other side ends before the next heartbeat."""
+    head = f"GET /notes/changes HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {site.token}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", urlsplit(site.url).port or 0)) as client:
+        client.sendall(head.encode())
+        with client.makefile("rb") as answer:
+            while answer.readline() != b"event: start\n":
+                pass
+            client.shutdown(socket.SHUT_WR)
+            # The rest of the event's chunk, and the next one or the end.
+            next_one = [answer.readline() for _ in range(5)][-1]
+    assert next_one in (b"", b"0\r\n")
 
 
 def test_the_page_needs_open_access(site: Site) -> None:
