@@ -122,13 +122,12 @@ class ServiceMiddleware:
                 budget.release(scope)
             seconds = time.perf_counter() - began
             route = scope.get("route")
+            # A stream lasts as long as its client wants. So metrics have the time until it began.
+            answered = scope["service.answered"] - began if "service.answered" in scope else seconds
             if METRICS:
-                if "service.answered" in scope:
-                    # A stream lasts as long as its client wants.
-                    seconds = scope["service.answered"] - began
-                metrics.request(route.path if route else "", scope["method"], status, seconds)
+                metrics.request(route.path if route else "", scope["method"], status, answered)
             if span is not None:
-                telemetry.finish(span, route.path if route else "", status, seconds)
+                telemetry.finish(span, route.path if route else "", status, answered)
             if ACCESS_LOG:
                 sent = 0 if scope["method"] == "HEAD" else size
                 access_log.write(scope, status, seconds, sent, request_id, trace)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ import httpx2
 import pytest
 
 from tests.support.databases import ROOT, NewDatabase, environment, execute
-from tests.support.following import asking, live
+from tests.support.following import Follower, asking, live
 from tests.support.operating import add_user
 from tests.support.servers import free_port, process, uvicorn
 from tests.support.waiting import poll
@@ -79,6 +80,23 @@ def test_events_are_as_shown(site: Site) -> None:
         return re.sub(r"(?m)^retry: [1-4]\d{3}$", "retry: 1000", ID.sub("an-id", text))
 
     assert usual("".join(lines)) == usual(shown("Events", "text"))
+
+
+def test_the_log_has_the_time_of_a_stream(site: Site) -> None:
+    """The line of a follower has the time from the request to the end of the stream."""
+    name = "follower-with-a-long-name"
+    with asking(f"{site.url}/notes", {**site.headers, "X-Request-ID": name}) as answer:
+        began = time.perf_counter()
+        follower = Follower(answer)
+        follower.take(1)
+        site.client.post("/notes/", json=NEW)
+        follower.take(1)
+        least = (time.perf_counter() - began) * 1000
+    line = re.compile(rf" duration_ms=(\S+) .* request_id={name} ").search
+    poll(lambda: line(site.log.read_text()) is not None, site.log.read_text)
+    found = line(site.log.read_text())
+    assert found is not None
+    assert float(found[1]) >= least
 
 
 def test_a_client_that_leaves_is_noticed(site: Site) -> None:
