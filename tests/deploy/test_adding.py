@@ -14,6 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from tests.support import databases
 from tests.support.databases import KINDS, ROOT, kind_of, run_in
+from tests.support.following import following
 from tests.support.notes import follow, known
 from tests.support.servers import free_port, process, uvicorn
 from tests.support.usual import LAWS, Law, Usual, empty, find
@@ -288,7 +289,11 @@ def with_projects(
     imported, _, listed = app.strip().partition("\n\n")
     replace(copy / "service/app.py", r"^RESOURCES = .*$", f"{imported}\n{listed}")
     alembic(copy, url, "revision", "--autogenerate", "-m", "projects")
-    with serving(copy, url, tmp_path / "log", ACCESS="token") as client:
+    is_live = kind_of(url) != "mysql"
+    with serving(copy, url, tmp_path / "log", ACCESS="token", LIVE=str(int(is_live))) as client:
+        if is_live:
+            on = run_in(copy, sys.executable, "-m", "service", "live", "on", DATABASE_URL=url)
+            assert on.stdout == "notes: on\nprojects: on\n", on.stderr
         for name in ("ann", "bob"):
             client.headers["authorization"] = f"Bearer {token_of(copy, url, name)}"
         yield Changed(client, url)
@@ -330,12 +335,12 @@ def steps() -> list[tuple[str, str]]:
 
 
 def test_a_resource_takes_few_lines() -> None:
-    """A resource that can do what notes can has at most 40 lines, except imports and docstrings."""
+    """A resource that can do what notes can has at most 41 lines, except imports and docstrings."""
     codes = [code for _, code in steps()]
     lines = [line for code in (codes[0], codes[2], codes[-1]) for line in code.splitlines() if line]
     kept = [line for line in lines if not line.strip().startswith(("from ", '"""'))]
     # The operation of another kind is one more.
-    assert len([line for line in kept if "complete" not in line]) <= 40
+    assert len([line for line in kept if "complete" not in line]) <= 41
 
 
 def usual_of(client: httpx2.Client, path: str) -> Usual:
@@ -378,6 +383,26 @@ def test_projects_are_unique_sorted_and_referred_to(with_projects: Changed) -> N
     )
 
 
+def test_projects_are_followed(projects: httpx2.Client, request: pytest.FixtureRequest) -> None:
+    """One line makes the new resource live, with its filter."""
+    paths = projects.get("/openapi.json").json()["paths"]
+    is_live = request.node.callspec.params["projects"] != "mysql"
+    assert ("/projects/changes" in paths) == is_live
+    if not is_live:
+        return
+    url, token = f"{projects.base_url}/projects", projects.headers["authorization"]
+    with following(url, {"Authorization": token}, archived="false") as follower:
+        follower.take(1)
+        project = projects.post("/projects/", json={"name": "Garden"}).json()
+        changed = projects.patch(f"/projects/{project['id']}", json={"name": "House"}).json()
+        projects.patch(f"/projects/{project['id']}", json={"archived": True})
+        assert [(event.kind, event.data) for event in follower.take(3)] == [
+            ("created", project),
+            ("changed", changed),
+            ("deleted", {"id": project["id"]}),
+        ]
+
+
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_notes_with_more_fields_do_what_notes_do(law: Law, with_fields: Changed) -> None:
     """After README's steps, what holds for each resource holds for notes with more fields."""
@@ -394,6 +419,6 @@ def test_a_new_resource_is_described(projects: httpx2.Client) -> None:
     operations = [
         one for path in paths if path.startswith("/projects/") for one in paths[path].values()
     ]
-    assert len(operations) == 8
+    assert len(operations) == 8 + ("/projects/changes" in paths)
     assert all(operation["tags"] == ["Projects"] for operation in operations)
     assert "Projects" in [tag["name"] for tag in document["tags"]]
