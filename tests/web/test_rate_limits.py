@@ -316,7 +316,7 @@ def test_only_what_came_back_is_left(before: int) -> None:
 
 
 def test_half_a_million_addresses() -> None:
-    """Half a million addresses take a bounded memory. Who goes on asking meanwhile stays limited."""
+    """Half a million addresses take bounded memory. A client that keeps asking stays limited."""
     limits = RateLimits(Rate(1, "hour"))
     limits.count({"client": ("203.0.113.1", 1)})
     for number in range(5 * CAPACITY):
