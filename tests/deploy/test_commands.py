@@ -220,7 +220,7 @@ def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None
     """A command ends with one line if any of its connections can't be opened."""
     url = new_database("sqlite")
     for spare in itertools.count():
-        module = "service.users.commands"
+        module = "service.database.commands"
         limited = f"import service.__main__, {module}\n" + LIMITED.format(
             module=module, spare=spare
         )
