@@ -1,7 +1,8 @@
 """Generated clients and linters: what well-known tools make of the OpenAPI document.
 
 The tools stand in tests/clients, pinned. Their programs for the FastAPI example are compiled with
-what is generated from its document, and unchanged with what is generated from this service's.
+what is generated from its document, and unchanged with what is generated from this service's, which
+has all that LIVE=1 adds.
 """
 
 import fcntl
@@ -13,14 +14,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from benchmarks.fastapi_twin import app as twin
 from service.app import document
-from tests.support.databases import ROOT, environment
+from tests.support.databases import ROOT, NewDatabase, environment
 from tests.support.notes import known
+from tests.support.servers import running
 
 CLIENTS = ROOT / "tests/clients"
 CACHE = ROOT / ".cache/clients"
@@ -73,14 +76,29 @@ def tools() -> Path:
 
 
 @pytest.fixture(scope="module")
-def workshop(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def live_document(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The document of the service with LIVE=1."""
+    log = tmp_path_factory.mktemp("live") / "log"
+    with running(new_database("sqlite"), log, LIVE="1") as url:
+        return httpx2.get(f"{url}/openapi.json").json()
+
+
+def test_following_is_added_alone(live_document: Any) -> None:
+    """With LIVE=1 the document has one path more, and else is the same."""
+    paths = {**live_document["paths"]}
+    assert list(paths.pop("/notes/changes")) == ["get"]
+    assert {**live_document, "paths": paths} == document
+
+
+@pytest.fixture(scope="module")
+def workshop(tools: Path, live_document: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both documents, and in `twin` and `service` what is made of them."""
     folder = tmp_path_factory.mktemp("clients")
     (folder / "node_modules").symlink_to(tools)
     for name in ("tsconfig.json", ".spectral.yaml"):
         shutil.copy(CLIENTS / name, folder)
     (folder / "twin.json").write_text(json.dumps(twin.openapi()))
-    (folder / "service.json").write_text(json.dumps(document))
+    (folder / "service.json").write_text(json.dumps(live_document))
     for name in ("twin", "service"):
         shutil.copytree(CLIENTS / "example", folder / name)
     shutil.copytree(CLIENTS / "batch", folder / "service", dirs_exist_ok=True)
