@@ -383,10 +383,11 @@ def test_projects_are_unique_sorted_and_referred_to(with_projects: Changed) -> N
     )
 
 
-def test_projects_are_followed(projects: httpx2.Client, request: pytest.FixtureRequest) -> None:
+def test_projects_are_followed(with_projects: Changed) -> None:
     """One line makes the new resource live, with its filter."""
+    projects = with_projects.client
     paths = projects.get("/openapi.json").json()["paths"]
-    is_live = request.node.callspec.params["projects"] != "mysql"
+    is_live = kind_of(with_projects.database_url) != "mysql"
     assert ("/projects/changes" in paths) == is_live
     if not is_live:
         return
