@@ -221,7 +221,8 @@ def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None
     url = new_database("sqlite")
     for spare in itertools.count():
         module = "service.database.commands"
-        limited = f"import service.__main__, {module}\n" + LIMITED.format(
+        imports = f"import service.__main__, service.users.commands, {module}\n"
+        limited = imports + LIMITED.format(
             module=module, spare=spare
         )
         result = run(sys.executable, "-c", limited + OPERATE, DATABASE_URL=url)
