@@ -174,7 +174,7 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: a client that has sent all gets its answers.
 
-        An answer without an end is over then: who follows changes has left.
+        A stream without an end would hold its place until the next write fails.
         """
         self.transport.flush()
         if self._is_idle() or self.cycle.more_body or self.transport.is_closing():

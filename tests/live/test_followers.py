@@ -1,0 +1,151 @@
+"""Many clients follow: their number, their memory, their users, and the end of their streams."""
+
+import re
+import selectors
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.databases import NewDatabase
+from tests.support.following import Follower, asking, following, live
+from tests.support.metrics import metric
+from tests.support.servers import running
+from tests.support.sockets import connect, head
+from tests.support.waiting import poll
+
+NOTE = {"text": "a note", "completed": False}
+MB = 1_000_000
+# Only once the test has passed would a wait be this long.
+FOREVER = "3000"
+
+
+def kinds(follower: Follower, number: int) -> list[tuple[str, int]]:
+    """The kinds of the next events, and the ids of their notes."""
+    return [(event.kind, event.data["id"]) for event in follower.take(number)]
+
+
+def is_at_end(follower: Follower) -> bool:
+    """Whether the stream ends, after any events."""
+    while follower.next() is not None:
+        pass
+    return True
+
+
+@contextmanager
+def crowd(url: str, number: int, *fields: str, buffer: int = 0) -> Iterator[list[socket.socket]]:
+    """So many clients that follow the notes of a service, and have read only the first event."""
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(number):
+            client = stack.enter_context(closing(connect(url, buffer)))
+            client.sendall(head("GET", "/notes/changes", *fields))
+            clients.append(client)
+        read(clients, b"event: start", 1)
+        yield clients
+
+
+def read(clients: Sequence[socket.socket], mark: bytes, times: int) -> None:
+    """Reads until each client has got a mark so many times. TimeoutError if one waits too long."""
+    with selectors.DefaultSelector() as waiting:
+        got = dict.fromkeys(clients, (0, b""))
+        for client in clients:
+            waiting.register(client, selectors.EVENT_READ)
+        while waiting.get_map():
+            ready = waiting.select(60)
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                one: Any = key.fileobj
+                count, tail = got[one]
+                data = one.recv(1 << 18)
+                assert data, "the stream has ended"
+                *found, rest = (tail + data).split(mark)
+                # A mark may come in two pieces.
+                got[one] = count + len(found), rest[1 - len(mark) :]
+                if got[one][0] >= times:
+                    waiting.unregister(one)
+
+
+@pytest.fixture(scope="module")
+def recorded(new_database: NewDatabase) -> str:
+    """A database whose changes are recorded."""
+    url = new_database("sqlite")
+    live(url)
+    return url
+
+
+@pytest.fixture(scope="module")
+def full(recorded: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """A service for three followers, and two other requests at a time."""
+    log = tmp_path_factory.mktemp("full") / "log"
+    variables = {"MAX_FOLLOWERS": "3", "MAX_REQUESTS": "2", "CORS_ORIGINS": "https://a.example"}
+    with (
+        running(recorded, log, LIVE="1", **variables) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+    ):
+        yield client
+    assert "Traceback" not in log.read_text()
+
+
+def notes(client: httpx2.Client) -> str:
+    return f"{str(client.base_url).rstrip('/')}/notes"
+
+
+def test_followers_beyond_the_limit_are_refused(full: httpx2.Client) -> None:
+    """Beyond MAX_FOLLOWERS it is a 503. The others and other requests go on, without slots."""
+    with ExitStack() as stack:
+        followers = [stack.enter_context(following(notes(full))) for _ in range(3)]
+        for _ in range(2):
+            with asking(notes(full)) as refused:
+                assert refused.status == 503
+                assert refused.getheader("retry-after") == "1"
+                assert refused.read() == b'{"detail":"Too many clients follow changes"}'
+        assert metric(full, "live_followers") == 3
+        note = full.post("/notes/", json=NOTE).raise_for_status().json()
+        for follower in followers:
+            assert [event.kind for event in follower.take(2)] == ["start", "created"]
+    poll(lambda: metric(full, "live_followers") == 0)
+    with following(notes(full), after=follower.last_id) as follower:
+        full.delete(f"/notes/{note['id']}").raise_for_status()
+        assert kinds(follower, 1) == [("deleted", note["id"])]
+    poll(lambda: metric(full, "live_followers") == 0)
+
+
+def test_who_leaves_makes_room(full: httpx2.Client) -> None:
+    """A stream ends with the connection of its client, and not only when the next event is sent."""
+    with crowd(str(full.base_url), 1) as (client,):
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1000) == b""
+    poll(lambda: metric(full, "live_followers") == 0)
+
+
+def test_clients_come_back_at_different_times(full: httpx2.Client) -> None:
+    """Each stream names another time after which its client comes back, of one to five seconds."""
+    times = set()
+    for _ in range(5):
+        with asking(notes(full)) as response:
+            found = re.fullmatch(rb"retry: (\d+)\n", response.readline())
+            assert found is not None
+            times.add(int(found[1]))
+        poll(lambda: metric(full, "live_followers") == 0)
+    assert len(times) > 1
+    assert all(1000 <= one <= 5000 for one in times)
+
+
+def test_pages_of_other_origins_may_follow(full: httpx2.Client) -> None:
+    """With CORS_ORIGINS a browser lets a page of another origin read the events."""
+    origin = {"Origin": "https://a.example"}
+    with asking(notes(full), origin) as response:
+        assert response.getheader("access-control-allow-origin") == "https://a.example"
+        assert Follower(response).take(1)[0].kind == "start"
+    asked = {
+        "Access-Control-Request-Method": "GET",
+        "Access-Control-Request-Headers": "last-event-id",
+    }
+    answer = full.options("/notes/changes", headers=origin | asked)
+    assert answer.status_code == 200
+    assert "last-event-id" in answer.headers["access-control-allow-headers"].lower()
