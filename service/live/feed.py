@@ -24,6 +24,9 @@ POLL_SECONDS = 0.2
 MAX_WINDOWS = 100
 MAX_KEPT = 2_000_000
 
+# Followers that get a window in one turn of the event loop.
+MAX_WOKEN = 10
+
 logger = logging.getLogger("service")
 
 
@@ -137,7 +140,7 @@ class Feed:
             if position.until is None:
                 self.now = position
             if found.changes:
-                self._wake()
+                await self._wake_in_turns()
             if position.until is None:
                 return position
 
@@ -170,6 +173,13 @@ class Feed:
                 self._forget()
                 self._wake()
                 return
+
+    async def _wake_in_turns(self) -> None:
+        """Other requests have their turns in between."""
+        for number, follower in enumerate(list(self._followers), start=1):
+            follower.set()
+            if number % MAX_WOKEN == 0:
+                await asyncio.sleep(0)
 
     def _wake(self) -> None:
         for follower in self._followers:
