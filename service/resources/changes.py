@@ -6,7 +6,6 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import date
 from typing import Any, NamedTuple
 
@@ -127,21 +126,20 @@ class Changes:
         return window.told[wanted]
 
     def _render(self, life: str, window: Window, wanted: Wanted) -> bytes:
-        start = write_start(life, window.start.seen, window.end.until or window.end.seen)
-        last = window.changes[-1] if window.changes and window.end.until is None else None
+        start = write_start(life, window.start.seen, window.end.until or window.end.seen).encode()
+        last = window.changes[-1].seq if window.changes and window.end.until is None else None
+        matches = self._matcher(wanted)
         events = []
-        for change in self._changes_of(window, wanted.owner):
-            old, new = change.old, change.new
-            was, is_now = self._matches(old, wanted), self._matches(new, wanted)
+        for seq, at, row_id, old, new in self._changes_of(window, wanted.owner):
+            was, is_now = matches(old), matches(new)
             if not (was or is_now):
                 continue
-            kind = "changed" if was and is_now else "created" if is_now else "deleted"
-            item = self._dump([new])[0] if is_now and new else {"id": change.row_id}
-            name = (
-                write_id(life, window.end)
-                if last is not None and change.seq == last.seq
-                else f"{start}{change.seq:x}-{change.at:x}"
-            )
+            kind = b"changed" if was and is_now else b"created" if is_now else b"deleted"
+            item = self._dump([new])[0] if is_now and new else {"id": row_id}
+            if seq == last:
+                name = write_id(life, window.end).encode()
+            else:
+                name = b"%b%x-%x" % (start, seq, at)
             events.append(event(kind, name, orjson.dumps(item)))
         return b"".join(events)
 
@@ -150,32 +148,39 @@ class Changes:
         if window.index is None:
             window.index = index = defaultdict(list)
             for change in window.changes:
-                read = change._replace(old=self._values(change.old), new=self._values(change.new))
-                rows = [row for row in (read.old, read.new) if row is not None]
-                for one in {row[self._owner] for row in rows} if self._owner else {None}:
-                    index[one].append(read)
+                rows = [row for row in (change.old, change.new) if row is not None]
+                for row in rows:
+                    self._read_values(row)
+                for one in {row[self._owner] for row in rows} if self._owner else (None,):
+                    index[one].append(change)
         found: Sequence[Change] = window.index.get(owner, ())
         return found
 
-    def _values(self, found: dict[str, Any] | None) -> dict[str, Any] | None:
-        """A row with the values of its columns, made of those of JSON."""
-        if found is None:
-            return None
-        return found | {
-            name: read(found[name])
-            for name, read in self._read.items()
-            if found.get(name) is not None
-        }
+    def _read_values(self, row: dict[str, Any]) -> None:
+        """Makes the values of columns of those of JSON."""
+        for name, read in self._read.items():
+            if row.get(name) is not None:
+                row[name] = read(row[name])
 
-    def _matches(self, row: Mapping[str, Any] | None, wanted: Wanted) -> bool:
-        if row is None or (self._owner and row[self._owner] != wanted.owner):
-            return False
-        for one, value in zip(self._filters, wanted.values, strict=True):
-            if value is not None:
-                found = row[str(one.column.name)]
-                if found is None or not one.compare(found, value):
+    def _matcher(self, wanted: Wanted) -> Callable[[Mapping[str, Any] | None], bool]:
+        """Tells whether a row is wanted, if there is one."""
+        owner = self._owner
+        conditions = [
+            (str(one.column.name), one.compare, value)
+            for one, value in zip(self._filters, wanted.values, strict=True)
+            if value is not None
+        ]
+
+        def matches(row: Mapping[str, Any] | None) -> bool:
+            if row is None or (owner and row[owner] != wanted.owner):
+                return False
+            for name, compare, value in conditions:
+                found = row[name]
+                if found is None or not compare(found, value):
                     return False
-        return True
+            return True
+
+        return matches
 
 
 def _reader(column: Column[Any]) -> Callable[[Any], Any] | None:
@@ -192,8 +197,8 @@ def following_query(definition: Definition) -> Schema:
     return Input.from_dict({**read, "after": Text(load_default="")})()
 
 
-def event(kind: str, name: str, data: bytes) -> bytes:
-    return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), name.encode(), data)
+def event(kind: bytes, name: bytes, data: bytes) -> bytes:
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (kind, name, data)
 
 
 class Following(Response):
@@ -210,6 +215,8 @@ class Following(Response):
         self._told = told
         # Those of the position: with the feed's next ones it would be another place.
         self._era, self._life = 0, ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ends = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         slots.follow(scope["service.task"])
@@ -234,6 +241,8 @@ class Following(Response):
             await send({"type": "http.response.body", "body": b""})
         finally:
             disconnect.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             self._feed.leave(wake)
 
     async def _begin(self, wake: asyncio.Event) -> tuple[bytes, Position]:
@@ -242,16 +251,16 @@ class Following(Response):
         self._era, self._life = self._feed.era, self._feed.life
         retry = b"retry: %d\n\n" % (RETRY_MS[0] + secrets.randbelow(RETRY_MS[1] - RETRY_MS[0]))
         if self._told is None:
-            return retry + self._tell("start", now), now
+            return retry + self._tell(b"start", now), now
         life, _, is_kept = await store.look(self._changes.watched, self._told)
         if life != self._life or not is_kept:
-            return retry + self._tell("reset", now), now
+            return retry + self._tell(b"reset", now), now
         return retry, self._told[1]
 
-    def _tell(self, kind: str, position: Position) -> bytes:
+    def _tell(self, kind: bytes, position: Position) -> bytes:
         """An event that says from where others follow."""
         name = write_id(self._life, position)
-        return event(kind, name, orjson.dumps({"after": name}))
+        return event(kind, name.encode(), orjson.dumps({"after": name}))
 
     async def _go_on(
         self,
@@ -296,7 +305,7 @@ class Following(Response):
                 if feed.now is None:
                     return
                 self._era, self._life, position = feed.era, feed.life, feed.now
-                part = self._tell("reset", position)
+                part = self._tell(b"reset", position)
             elif may_tell:
                 try:
                     window = await feed.next(position)
@@ -317,9 +326,22 @@ class Following(Response):
                 await send({"type": "http.response.body", "body": part, "more_body": True})
                 continue
             due = min(beat_at, check_at if may_tell else now + RETRY_SECONDS)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, due - now)):
-                    await wake.wait()
+            self._set_timer(wake, now, due)
+            await wake.wait()
+
+    def _set_timer(self, wake: asyncio.Event, now: float, due: float) -> None:
+        """Wakes at a time, or before. A timer for each wait would cost more."""
+        if self._timer is not None:
+            if self._timer_ends <= due:
+                return
+            self._timer.cancel()
+
+        def ring() -> None:
+            self._timer = None
+            wake.set()
+
+        self._timer_ends = due
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), ring)
 
 
 def _next_check(now: float, seconds: float) -> float:
