@@ -11,6 +11,7 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from service import shutdown
 from service.descriptors import MAX_CONNECTIONS
 from service.settings import MAX_BODY_BYTES, MAX_FOLLOWERS, MAX_REQUESTS, REQUEST_TIMEOUT
 from service.web.errors import RETRY
@@ -23,6 +24,9 @@ MAX_WAITING = min(2000, max(2, MAX_CONNECTIONS // 2))
 MAX_BYTES = max(128 * 1024 * 1024, 16 * MAX_BODY_BYTES)
 
 FULL = "Too many requests are under way"
+
+# At shutdown, a follower may take its last event for this time.
+LAST_EVENT_SECONDS = 1.0
 
 # The deadline of each request under way, by `time.perf_counter`.
 deadlines: dict[Task, float] = {}
@@ -54,6 +58,19 @@ def follow(task: Task) -> None:
     if len(_followers) >= min(MAX_FOLLOWERS, max(1, MAX_CONNECTIONS // 2)):
         raise HTTPException(503, "Too many clients follow changes", RETRY)
     _followers.add(task)
+
+
+def _end_followers() -> None:
+    """Ends those whose clients don't read. The stop of the process would wait for them."""
+
+    def cancel() -> None:
+        for task in _followers:
+            task.cancel()
+
+    asyncio.get_running_loop().call_later(LAST_EVENT_SECONDS, cancel)
+
+
+shutdown.at_stop.append(_end_followers)
 
 
 def wait(task: Task, scope: Scope) -> None:

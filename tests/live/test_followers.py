@@ -2,23 +2,29 @@
 
 import re
 import selectors
+import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from tests.support import databases
 from tests.support.databases import NewDatabase
 from tests.support.following import Follower, asking, following, live
 from tests.support.metrics import metric
-from tests.support.servers import running
+from tests.support.servers import running, started
 from tests.support.sockets import connect, head
 from tests.support.waiting import poll
+from tests.support.watched import Service, watching
 
 NOTE = {"text": "a note", "completed": False}
 MB = 1_000_000
+# A note of 1 MB.
+LARGE = f"INSERT INTO notes (text, completed) VALUES (hex(zeroblob({MB // 2})), false)"
 # Only once the test has passed would a wait be this long.
 FOREVER = "3000"
 
@@ -149,3 +155,73 @@ def test_pages_of_other_origins_may_follow(full: httpx2.Client) -> None:
     answer = full.options("/notes/changes", headers=origin | asked)
     assert answer.status_code == 200
     assert "last-event-id" in answer.headers["access-control-allow-headers"].lower()
+
+
+@pytest.fixture(scope="module")
+def hasty(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose clients have three seconds for each part of an answer."""
+    url = new_database("sqlite")
+    live(url)
+    log = tmp_path_factory.mktemp("hasty") / "log"
+    with watching(url, log, LIVE="1", REQUEST_TIMEOUT="3") as service:
+        yield service
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_heartbeat_tells_the_place(hasty: Service) -> None:
+    """Who is told of nothing goes on all the same: behind what the filter has hidden."""
+    with databases.session(hasty.database_url) as run:
+        with following(f"{hasty.url}/notes", completed="true") as follower:
+            (start,) = follower.take(1)
+            run("INSERT INTO notes (text, completed) VALUES ('hidden', false)")
+            (beat,) = follower.take(1)
+        assert beat.kind == ""
+        assert beat.id != start.id
+        run("INSERT INTO notes (text, completed) VALUES ('seen', false)")
+        with following(f"{hasty.url}/notes", {"Last-Event-ID": beat.id}) as follower:
+            assert [event.data["text"] for event in follower.take(1)] == ["seen"]
+
+
+def test_who_does_not_read_is_ended(hasty: Service) -> None:
+    """Large notes reach those who read, in bounded memory, and others lose their connections."""
+    with (
+        databases.session(hasty.database_url) as run,
+        following(f"{hasty.url}/notes", rows={}) as follower,
+        crowd(hasty.url, 40, buffer=4096) as others,
+    ):
+        follower.take(1)
+        before = hasty.peak()
+        for _ in range(20):
+            run(LARGE)
+            (event,) = follower.take(1)
+            assert len(event.data["text"]) == MB
+        assert hasty.peak() - before < 60 * MB
+        poll(lambda: hasty.connections() == 1)
+        run("INSERT INTO notes (text, completed) VALUES ('small', false)")
+        assert [event.data["text"] for event in follower.take(1)] == ["small"]
+        for client in others:
+            with pytest.raises((ConnectionError, AssertionError)):
+                read([client], b"event: created", 21)
+
+
+@pytest.mark.parametrize("drain", ["0", FOREVER])
+def test_streams_end_at_once(recorded: str, tmp_path: Path, drain: str) -> None:
+    """At SIGTERM streams end, also those whose clients don't read, and they hold up nothing."""
+    variables = {"DRAIN_SECONDS": drain, "REQUEST_TIMEOUT": FOREVER}
+    patient = f"--timeout-graceful-shutdown={FOREVER}"
+    with (
+        started(recorded, tmp_path / "log", patient, LIVE="1", **variables) as (url, process),
+        following(f"{url}/notes") as follower,
+        crowd(url, 1, buffer=4096) as (client,),
+    ):
+        databases.execute(recorded, LARGE)
+        follower.take(2)
+        process.send_signal(signal.SIGTERM)
+        assert follower.next() is None
+        if drain == FOREVER:
+            assert httpx2.get(f"{url}/notes/?limit=1").status_code == 200
+            with pytest.raises((ConnectionError, AssertionError)):
+                read([client], b"event: created", 2)
+            process.send_signal(signal.SIGINT)
+        process.wait(120)
+    assert "Traceback" not in (tmp_path / "log").read_text()
