@@ -52,6 +52,8 @@ class Proxy:
         # The URL of the database, which may change.
         self.target = target
         self.accepted = 0
+        # How often the service has sent something.
+        self.asked = 0
         self.links: list[Link] = []
         self._hangs = False
         self._losses = 0
@@ -130,6 +132,7 @@ class Proxy:
     def _ask(self, link: Link) -> None:
         with suppress(OSError), closing(link.service):
             while data := link.service.recv(65536):
+                self.asked += 1
                 if link.is_forgotten:
                     link.reset()
                 elif link.hangs:
