@@ -222,9 +222,7 @@ def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None
     for spare in itertools.count():
         module = "service.database.commands"
         imports = f"import service.__main__, service.users.commands, {module}\n"
-        limited = imports + LIMITED.format(
-            module=module, spare=spare
-        )
+        limited = imports + LIMITED.format(module=module, spare=spare)
         result = run(sys.executable, "-c", limited + OPERATE, DATABASE_URL=url)
         if result.returncode == 0:
             break
