@@ -63,6 +63,8 @@ class Contender:
     processes: int = 1
     database: str = "postgresql"
     without: str = ""
+    followers: int = 0
+    """How many clients follow the notes during its turns."""
 
 
 SERVICE = Contender(
@@ -180,6 +182,25 @@ CONTENDERS = [
         "instead of PostgreSQL, and of the same durability",
         workloads=("one", "create", "mix"),
         database="mysql",
+    ),
+    Contender(
+        "live",
+        "with changes recorded",
+        "variant",
+        SERVICE.app,
+        "with `LIVE=1`: triggers record each change",
+        workloads=("create",),
+        database="live",
+    ),
+    Contender(
+        "followed",
+        "with 100 followers",
+        "variant",
+        SERVICE.app,
+        "the same, and 100 clients follow the notes",
+        workloads=("create",),
+        database="live",
+        followers=100,
     ),
     variant(
         "statements",

@@ -122,7 +122,7 @@ class Postgresql(Database):
             records=((note["text"], note["completed"]) for note in notes),
             columns=["text", "completed"],
         )
-        await self.connection.execute("VACUUM ANALYZE notes")
+        await self.connection.execute("VACUUM ANALYZE notes, changes")
 
     async def remove_after(self, count: int) -> None:
         await self.connection.execute("DELETE FROM notes WHERE id > $1", count)
@@ -193,9 +193,9 @@ def postgres() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def own_postgresql() -> AsyncIterator[Database]:
+async def own_postgresql(kind: str = "") -> AsyncIterator[Database]:
     """Makes a database for this run on PostgreSQL."""
-    name = f"notes_benchmark_{os.getpid()}"
+    name = f"notes_benchmark_{os.getpid()}{kind}"
     with postgres() as server_url:
         admin = await asyncpg.connect(server_url)
         await admin.execute(f"CREATE DATABASE {name}")
@@ -211,6 +211,15 @@ async def own_postgresql() -> AsyncIterator[Database]:
         finally:
             await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
             await admin.close()
+
+
+@asynccontextmanager
+async def own_recorded() -> AsyncIterator[Database]:
+    """Makes another database on PostgreSQL, whose changes are recorded."""
+    async with own_postgresql("_live") as database:
+        await run_python(database.env, "service", "live", "on")
+        database.env["LIVE"] = "1"
+        yield database
 
 
 @asynccontextmanager
@@ -239,7 +248,7 @@ async def own_mariadb() -> AsyncIterator[Database]:
             await connection.ensure_closed()
 
 
-OWN = {"postgresql": own_postgresql, "mysql": own_mariadb}
+OWN = {"postgresql": own_postgresql, "live": own_recorded, "mysql": own_mariadb}
 
 
 def environment(url: str) -> dict[str, str]:

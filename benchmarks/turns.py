@@ -26,6 +26,7 @@ from benchmarks.answers import (
     to_json,
 )
 from benchmarks.contenders import Contender, Server, start, stop
+from benchmarks.followers import following
 from benchmarks.load import Shot, Workload, shoot
 from benchmarks.options import REPEATED, count_turns
 from benchmarks.tables import OWN, Database, add_user
@@ -162,14 +163,16 @@ async def turn(
     """Loads one contender once."""
     notes = write_notes(bench, workload.notes)
     database = bench.database_of(server.contender)
-    async with ready(bench, server, workload):
+    async with ready(bench, server, workload), following(server) as told:
         pids = [one.process for one in bench.databases.values() if one.process is not None]
         usage = processes.usage(*pids)
         database_before, before = database.cpu_seconds(), server.cpu_seconds()
         requests, found, spoiled = await shoot(workload, server, connections, seconds, notes)
+        # Who follows has more to read, which belongs to the cost.
+        trouble = await told(requests if workload.kinds == ("create",) else 0)
         server_cpu, database_after = server.cpu_seconds() - before, database.cpu_seconds()
         others = processes.usage(*pids).others_since(usage)
     database_cpu = None
     if database_before is not None and database_after is not None:
         database_cpu = database_after - database_before
-    return Shot(requests, found, server_cpu, database_cpu, others, spoiled)
+    return Shot(requests, found, server_cpu, database_cpu, others, spoiled or trouble)

@@ -20,6 +20,7 @@ import pytest
 from benchmarks import paced, pages, report
 from benchmarks.answers import make_changed, make_exchange, make_note, to_json
 from benchmarks.contenders import CONTENDERS, UVICORN
+from benchmarks.followers import Followers
 from benchmarks.growth import Batches, Growth, Sample, markdown, parse_batches
 from benchmarks.load import Shot, parse, quietly
 from benchmarks.paced import Order, drive
@@ -85,6 +86,34 @@ def test_wrong_answers_spoil_a_run_of_wrk() -> None:
     assert parse(report, 0) == (8879, 8791.38, "")
     wrong = "Wrong answers: 1, the first: 200 []"
     assert parse(f"{report}{wrong}\n", 0) == (8879, 8791.38, wrong)
+
+
+def test_followers_see_what_was_told() -> None:
+    """New notes count however their events arrive, and who was told less is noticed."""
+    event = b"event: created\nid: %d\ndata: {}\n\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        streams = []
+
+        def start() -> None:
+            for _ in range(2):
+                streams.append(listener.accept()[0])
+                streams[-1].sendall(b"retry: 1000\n\nevent: start\nid: 1\ndata: {}\n\n")
+
+        thread = Thread(target=start)
+        thread.start()
+        followers = Followers(listener.getsockname()[1], 2)
+        thread.join()
+        first, second = followers.clients
+        assert (followers.created, followers.are_together()) == (0, True)
+        for piece in (event % 2 + b"event: crea", b"ted\nid: 3\ndata: {}\n", b"\n"):
+            streams[0].sendall(piece)
+            followers.read(first)
+        assert (followers.created, followers.are_together()) == (2, False)
+        streams[1].sendall(event % 2 + event % 3)
+        followers.read(second)
+        assert followers.are_together()
+        for one in (*streams, first, second):
+            one.close()
 
 
 def test_batches_of_all_queries_are_added() -> None:
