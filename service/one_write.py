@@ -13,8 +13,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 # A larger buffer is written at once, so that uvicorn notices a client that reads too slowly.
 MAX_BUFFERED_BYTES = 65_536
-# To join more bytes than these costs more than to hand the kernel several pieces.
-MAX_JOINED_BYTES = 8192
 
 # uvicorn itself sends heads with other bytes, with these fields, or with a field twice.
 _FIELD_BYTES = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))
@@ -44,10 +42,7 @@ class BufferedTransport:
 
     def flush(self) -> None:
         if self.buffer and not self.is_closing():
-            if self.size > MAX_JOINED_BYTES:
-                self.transport.writelines(self.buffer)
-            else:
-                self.transport.write(b"".join(self.buffer))
+            self.transport.write(b"".join(self.buffer))
         self.buffer.clear()
         self.size = 0
 
@@ -68,26 +63,10 @@ _SENT = Sent()
 
 
 class Cycle(RequestResponseCycle):
-    """Writes the same as uvicorn: heads in one step instead of a few for each field.
-
-    Parts of a stream aren't copied, as many clients may get the same bytes.
-    """
+    """Writes the same heads as uvicorn, in one step instead of a few for each field."""
 
     # Not a coroutine, because this would cost more for each message.
     def send(self, message: ASGISendEvent) -> Awaitable[None]:  # type: ignore[override]
-        if (
-            message["type"] == "http.response.body"
-            and message.get("more_body")
-            and message.get("body")
-            and self.chunked_encoding
-            and not (self.disconnected or self.flow.write_paused or self.response_complete)
-            and self.scope["method"] != "HEAD"
-        ):
-            write = self.transport.write
-            write(b"%x\r\n" % len(message["body"]))
-            write(message["body"])
-            write(b"\r\n")
-            return _SENT
         if (
             message["type"] != "http.response.start"
             or self.response_started

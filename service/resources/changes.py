@@ -278,6 +278,7 @@ class Following(Response):
         told = position
         while not (disconnect.done() or feed.has_ended):
             wake.clear()
+            slots.renew(scope["service.task"])
             part = b""
             may_tell = True
             now = time.monotonic()

