@@ -60,25 +60,35 @@ def _prepare(statement: str, **types: Any) -> Operation:
 
 
 # A restored database may not have the last change that was told, or another one of its number.
-_TOLD_AT = "coalesce((SELECT at FROM changes WHERE seq = :told), 0) AS told_at"
+_TOLD_AT = "coalesce((SELECT at FROM changes WHERE seq = :told), 0)"
 
 _LOOK = _prepare(
     f"""
     SELECT life, columns, swept, place = {sql.PLACE} AS is_in_place, {sql.TRIGGERS} AS has_triggers,
         {sql.IS_STANDBY} AS is_standby, {sql.SNAPSHOT} AS snapshot,
-        coalesce(newest.seq, 0) AS seq, coalesce(newest.at, 0) AS at, {_TOLD_AT}
+        coalesce(newest.seq, 0) AS seq, coalesce(newest.at, 0) AS at, {_TOLD_AT} AS told_at
     FROM live LEFT JOIN (
         SELECT seq, at FROM changes WHERE resource = :resource ORDER BY xid DESC, seq DESC LIMIT 1
     ) AS newest ON true
     WHERE live.resource = :resource
     """  # noqa: S608 - constants
 )
+# What the first row of changes tells; there is one in any case. To send it with each costs time.
+_FIRST = ", ".join(
+    f"CASE WHEN coalesce(before, 0) = 0 THEN {value} END AS {name}"
+    for value, name in (
+        ("life", "life"),
+        ("swept", "swept"),
+        (sql.IS_STANDBY, "is_standby"),
+        (sql.SNAPSHOT, "snapshot"),
+        (_TOLD_AT, "told_at"),
+    )
+)
+# A sum is a decimal on PostgreSQL, which takes long to read.
 _READ = _prepare(
     f"""
-    SELECT life, swept, {sql.IS_STANDBY} AS is_standby, {sql.SNAPSHOT} AS snapshot, {_TOLD_AT},
-        found.*
-    FROM live LEFT JOIN (
-        SELECT *, sum(size) OVER (ORDER BY seq) - size AS before FROM (
+    SELECT {_FIRST}, found.* FROM live LEFT JOIN (
+        SELECT *, CAST(sum(size) OVER (ORDER BY seq) AS bigint) - size AS before FROM (
             SELECT seq, at, row_id, old, new, size FROM changes
             WHERE resource = :resource AND seq >= coalesce(:first, {sql.FIRST}) AND {sql.UNSEEN}
             ORDER BY seq LIMIT {MAX_ROWS}
