@@ -79,6 +79,9 @@ _FIRST = ", ".join(
     for value, name in (
         ("life", "life"),
         ("swept", "swept"),
+        ("columns", "columns"),
+        (f"place = {sql.PLACE}", "is_in_place"),
+        (sql.TRIGGERS, "has_triggers"),
         (sql.IS_STANDBY, "is_standby"),
         (sql.SNAPSHOT, "snapshot"),
         (_TOLD_AT, "told_at"),
@@ -100,12 +103,15 @@ _READ = _prepare(
 _CONFIRM = _prepare(sql.CONFIRM) if sql.CONFIRM else None
 
 
-async def _seen(run: Run, operation: Operation, **values: Any) -> list[Row]:
-    rows = list(await run(operation, **values))
+async def _seen(run: Run, operation: Operation, watched: Watched, **values: Any) -> list[Row]:
+    rows = list(await run(operation, resource=watched.table, **values))
     if not rows:
         raise NotRecorded
-    if rows[0]["is_standby"]:
+    state = rows[0]
+    if state["is_standby"]:
         raise DatabaseUnavailable("a standby doesn't know the order of changes")
+    if not (state["has_triggers"] and state["is_in_place"] and state["columns"] == watched.columns):
+        raise NotRecorded
     return rows
 
 
@@ -127,9 +133,8 @@ def _is_lost(row: Row, life: str, position: Position) -> bool:
     )
 
 
-def _parameters(watched: Watched, position: Position, until: Snapshot) -> dict[str, Any]:
+def _parameters(position: Position, until: Snapshot) -> dict[str, Any]:
     return {
-        "resource": watched.table,
         "first": None if position.until is None else position.seq + 1,
         "told": position.seq,
         "end": position.seen.end,
@@ -165,14 +170,12 @@ async def look(watched: Watched, told: tuple[str, Position] | None) -> tuple[str
 
     async def ask(run: Run) -> Row:
         seq = 0 if told is None else told[1].seq
-        (row,) = await _seen(run, _LOOK, resource=watched.table, told=seq)
+        (row,) = await _seen(run, _LOOK, watched, told=seq)
         if _CONFIRM and told is None:
             await run(_CONFIRM)
         return row
 
     row = await (_confirmed(ask) if told is None else ask(fetch))
-    if not (row["has_triggers"] and row["is_in_place"] and row["columns"] == watched.columns):
-        raise NotRecorded
     now = Position(read_snapshot(row["snapshot"]), None, row["seq"], row["at"])
     if told is None:
         return row["life"], now, True
@@ -186,7 +189,7 @@ async def read(watched: Watched, life: str, position: Position, until: Snapshot)
 
     Raises NotRecorded and DatabaseUnavailable.
     """
-    rows = await _seen(fetch, _READ, **_parameters(watched, position, position.until or until))
+    rows = await _seen(fetch, _READ, watched, **_parameters(position, position.until or until))
     is_lost = _is_lost(rows[0], life, position)
     return _found(rows, position, position.until or until, is_lost)
 
@@ -198,7 +201,7 @@ async def read_new(watched: Watched, life: str, position: Position) -> Found:
     """
 
     async def ask(run: Run) -> list[Row]:
-        rows = await _seen(run, _READ, **_parameters(watched, position, position.until or ALL))
+        rows = await _seen(run, _READ, watched, **_parameters(position, position.until or ALL))
         if _CONFIRM and rows[0]["seq"] is not None:
             await run(_CONFIRM)
         return rows

@@ -1,5 +1,6 @@
-"""Three nodes under Patroni and etcd: their primary fails, and nothing acknowledged is lost."""
+"""Three nodes under Patroni and etcd: their primary fails, and nothing is taken back."""
 
+import os
 import random
 import signal
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from tests.support.databases import execute, migrate
 from tests.support.debian import SUPERUSER
+from tests.support.following import live, replay
 from tests.support.patroni import ROLE, Node, Nodes, running_nodes
 from tests.support.servers import running
 from tests.support.waiting import poll
@@ -34,13 +36,14 @@ def nodes() -> Iterator[Nodes]:
         execute(server, f"CREATE ROLE {ROLE} LOGIN")
         execute(server, f"CREATE DATABASE notes OWNER {ROLE}")
         migrate(nodes.url("notes"))
+        live(nodes.url("notes"))
         yield nodes
 
 
 @pytest.fixture(scope="module")
 def service(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("service") / "log"
-    with running(nodes.url("notes"), log, **TIMEOUTS) as url:
+    with running(nodes.url("notes"), log, LIVE="1", **TIMEOUTS) as url:
         yield url
     assert "Traceback" not in log.read_text()
 
@@ -55,7 +58,20 @@ class Clients:
         self.acknowledged_at: list[float] = []
         self.answers: Counter[tuple[str, int]] = Counter()
         self.slowest = 0.0
+        # What events have made of the table.
+        self.told: dict[int, Any] = {}
         self._ended = threading.Event()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """A client follows while the block runs, and until it has read all."""
+        last = f"{self.name}-last"
+        with ThreadPoolExecutor(1) as threads:
+            follower = threads.submit(replay, lambda number: f"{self.url}/notes", last)
+            yield
+            note = {"text": last, "completed": False}
+            httpx2.post(f"{self.url}/notes/", json=note, timeout=PATIENCE).raise_for_status()
+            self.told = follower.result()
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -110,6 +126,14 @@ class Clients:
 
 
 def crash(nodes: Nodes, primary: Node) -> None:
+    """The primary crashes with a note that no standby has."""
+    senders = "SELECT array_agg(pid) FROM pg_stat_replication"
+    for pid in execute(primary.url("postgres", SUPERUSER), senders):
+        os.kill(pid, signal.SIGSTOP)
+    insert = "INSERT INTO notes (text, completed) VALUES ('crash-lost', false)"
+    execute(primary.url("notes"), "SET synchronous_commit = local", insert)
+    # Time to tell it, which would be wrong.
+    time.sleep(1)
     primary.signal(signal.SIGKILL)
     nodes.wait_for_another(primary)
 
@@ -133,10 +157,13 @@ def switch_over(nodes: Nodes, primary: Node) -> None:
 def test_another_node_takes_over(
     nodes: Nodes, service: str, event: Callable[[Nodes, Node], None]
 ) -> None:
-    """Acknowledged notes stay and are read, each is stored once, and nobody waits for long."""
+    """Acknowledged notes stay and are read, each is stored once, and nobody waits for long.
+
+    A follower has all of them, and nothing that was told is taken back.
+    """
     nodes.wait_until_whole()
     clients = Clients(service, event.__name__)
-    with clients.at_work():
+    with clients.following(), clients.at_work():
         began = time.monotonic()
         event(nodes, nodes.primary())
         promoted = time.monotonic()
@@ -148,9 +175,11 @@ def test_another_node_takes_over(
         clients.store_some()
     sql = "SELECT array_agg(id || ' ' || text) FROM notes"
     stored = Counter(execute(nodes.primary().url("notes"), sql))
+    assert Counter("{id} {text}".format(**note) for note in clients.told.values()) == stored
     assert [note for note in clients.acknowledged if not stored["{} {}".format(*note)]] == []
     texts = Counter(note.split()[1] for note in stored)
     assert [text for text, count in texts.items() if count > 1] == []
+    assert texts["crash-lost"] == 0
     assert {status for _, status in clients.answers} <= {200, 503}, clients.answers
     assert clients.slowest < PATIENCE
     moments = sorted(clients.acknowledged_at)

@@ -1,10 +1,13 @@
 """Clients that follow changes by Server-Sent Events."""
 
+import itertools
 import json
 import queue
+import random
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from socket import SHUT_RDWR
@@ -125,3 +128,38 @@ def following(
     with asking(url, headers, **query) as response:
         assert response.status == 200, response.read()
         yield Follower(response, rows)
+
+
+def replay(
+    url_of: Callable[[int], str], last: str, most: int = sys.maxsize, **query: str
+) -> dict[int, Any]:
+    """What all events make of a table, until a note with the text `last` is created.
+
+    The client comes back with its id whenever a stream ends, and after `most` events at most. It
+    asks at `url_of` the number of streams before. AssertionError for an event that is told twice,
+    and for `reset`.
+    """
+    rows: dict[int, Any] = {}
+    told = {"0"}
+    place = "0"
+    chance = random.Random(7)
+    for number in itertools.count():
+        headers = {"Last-Event-ID": place}
+        left = chance.randint(1, most)
+        # Services and databases may be away.
+        with (
+            suppress(OSError, HTTPException),
+            asking(url_of(number), headers, **query) as response,
+        ):
+            assert response.status in (200, 503)
+            follower = Follower(response, rows)
+            while response.status == 200 and left and (event := follower.next()):
+                assert event.kind in ("", "created", "changed", "deleted")
+                assert event.id not in told
+                place = event.id
+                told.add(place)
+                left -= 1
+                if event.kind == "created" and event.data["text"] == last:
+                    return rows
+        time.sleep(0.05)
+    raise AssertionError
