@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,8 @@ from service.notes.resource import resource
 from tests.live.conftest import Followed
 from tests.live.test_following import create, told
 from tests.support import databases
-from tests.support.databases import NewDatabase, kind_of
+from tests.support.databases import NewDatabase, kind_of, run
 from tests.support.following import asking, following, live, replay
-from tests.support.operating import operate
 from tests.support.processes import Run, new_process
 from tests.support.servers import serving
 from tests.support.waiting import poll
@@ -270,9 +270,10 @@ def test_the_log_says_that_nothing_is_recorded(new_database: NewDatabase, tmp_pa
 def test_mysql_records_no_changes() -> None:
     """`live on` and LIVE=1 say so in one line."""
     url = "mysql://nobody@127.0.0.1:9/notes"
-    on = operate(url, "live", "on")
+    command = (sys.executable, "-m", "service", "live", "on")
+    on = run(*command, DATABASE_URL=url)
     assert on.returncode == 1
     assert on.stderr == "Error: Changes can be recorded on PostgreSQL and SQLite alone.\n"
-    users = operate(url, "users", "list", LIVE="1")
-    assert users.returncode == 3
-    assert users.stderr == "Configuration: LIVE needs PostgreSQL or SQLite\n"
+    live_on = run(*command, DATABASE_URL=url, LIVE="1")
+    assert live_on.returncode == 3
+    assert live_on.stderr == "Configuration: LIVE needs PostgreSQL or SQLite\n"
