@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from httpx2._transports import default as transports
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
@@ -29,8 +30,14 @@ for _part in ("connect", "read", "write", "pool"):
 # Each client would read all certificates of the system. No test uses one of them.
 transports.create_ssl_context = cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
-# Hypothesis would import trio, which no test uses.
-os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"
+# A slow machine makes no test red, and a test tries the same at each run.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tests")
 
 
 SERVERS = pytest.StashKey[SharedServers]()

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel
 from pydantic_core import PydanticCustomError, PydanticKnownError
@@ -200,12 +200,7 @@ def test_random_requests_are_answered_alike(
     # Most of what is sent never reaches a database.
     examples = 2500 if request.node.callspec.params["pair"] == "sqlite" else 100
 
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
+    @settings(max_examples=examples)
     @given(method=methods, path=paths, body=bodies, content_type=content_types)
     def compare_random(
         method: str, path: str, body: bytes | None, content_type: str | None
@@ -215,11 +210,7 @@ def test_random_requests_are_answered_alike(
     compare_random()
 
 
-@settings(
-    max_examples=300,
-    deadline=None,
-    derandomize=True,
-)
+@settings(max_examples=300)
 @given(note=valid)
 def test_what_was_acknowledged_is_stored(
     pair: Pair,

@@ -223,7 +223,7 @@ async def play(coalesce: Coalesce, script: list[tuple[str, int]], at_once: int =
         (8, 3, 0.5, 0),
     ],
 )
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 @given(script=steps)
 def test_every_interleaving_keeps_the_law(
     settle: int,
@@ -245,7 +245,7 @@ def test_every_interleaving_keeps_the_law(
 def test_the_check_catches_a_broken_variant() -> None:
     """A variant that joins queries in flight is found out by the same check."""
 
-    @settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=1000)
     @given(script=steps)
     def property_of_the_variant(script: list[tuple[str, int]]) -> None:
         calm = [step for step in script if step[0] not in ("cancel", "fail")]

@@ -51,13 +51,7 @@ async def check(most: int) -> None:
     loop = asyncio.get_running_loop()
     async with playing() as game:
 
-        @settings(
-            max_examples=most,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            report_multiple_bugs=False,
-        )
+        @settings(max_examples=most, report_multiple_bugs=False)
         @given(games)
         @example(EARLY)
         @example(OLD)

@@ -22,7 +22,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 positions = st.builds(Position, snapshots(), st.none() | snapshots(), NUMBERS, NUMBERS)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(positions)
 def test_an_id_is_read_as_it_was_written(position: Position) -> None:
     """Whatever the place, its id names it, in characters that headers and URLs take."""
@@ -48,7 +48,7 @@ def accepted(text: str) -> tuple[str, Position] | None:
         return None
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(
     positions.map(lambda position: write_id(LIFE, position)),
     st.integers(0, 200),
@@ -74,7 +74,7 @@ def test_what_is_no_id_is_refused(name: str, place: int, other: str, instead_of:
     assert read_id(write_id(*found)) == found
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(st.text() | st.text(ALPHABET, max_size=100))
 def test_garbage_is_refused(text: str) -> None:
     """No text of another kind is taken for an id."""

@@ -199,7 +199,7 @@ batches = (
 )
 
 
-@settings(max_examples=70, deadline=None, derandomize=True)
+@settings(max_examples=70)
 @given(body=batches, cut=st.just(None) | st.none() | st.integers(0, 60))
 def test_random_batches_are_answered_alike(
     service: httpx2.Client, twin: TestClient, body: object, cut: int | None

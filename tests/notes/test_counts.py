@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.resources.definition import MAX_PAGE
@@ -135,12 +135,7 @@ def test_input_that_is_wrong_is_not_counted(service: httpx2.Client) -> None:
 texts = st.sampled_from(["", "a", "b", "ab", "BA", "ß", "SS", "100%", "_", "ä"])
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=40)
 @given(
     notes=st.lists(st.fixed_dictionaries({"text": texts, "completed": st.booleans()}), min_size=1),
     limit=st.none() | st.integers(1, 3),

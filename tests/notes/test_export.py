@@ -218,7 +218,7 @@ def test_one_note_is_json(service: httpx2.Client) -> None:
         assert answer.headers["content-type"] == "application/json"
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     accept=st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=30).filter(
         lambda accept: "ndjson" not in accept.lower()
@@ -360,7 +360,7 @@ documents = (
 )
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(
     items=st.lists(documents, min_size=1, max_size=4),
     ascii_only=st.booleans(),
@@ -393,7 +393,7 @@ def test_lines_are_read_as_the_items_of_an_array(
 storable = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(
     notes=st.lists(
         st.fixed_dictionaries(

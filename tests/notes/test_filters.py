@@ -167,7 +167,7 @@ needles = st.text(alphabet, max_size=2) | any_text
 entries = st.fixed_dictionaries({"text": texts, "completed": st.booleans()})
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @example(
     entries=[{"text": "a", "completed": True}], qs=[""], completed=None, order="asc", limit=None
 )
@@ -211,7 +211,7 @@ def test_filters_select_as_python_does(
 changes = st.fixed_dictionaries({}, optional={"text": texts, "completed": st.booleans()})
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(first=entries, writes=st.lists(entries | changes, max_size=4), q=needles)
 def test_any_changes_are_found(server: Server, first: Note, writes: list[Note], q: str) -> None:
     """After any changes a note is found by its present text and boolean."""

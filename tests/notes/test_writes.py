@@ -215,7 +215,7 @@ bodies = (
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(method=st.sampled_from(["PUT", "PATCH"]), body=bodies)
 def test_random_changes_are_answered_alike(
     service: httpx2.Client, twin: TestClient, method: str, body: object

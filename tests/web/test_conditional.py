@@ -258,7 +258,7 @@ tags = st.text(
 spaces = st.sampled_from(["", " ", "\t ", "  "])
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     listed=st.lists(
         st.none() | st.tuples(st.booleans(), st.none() | tags, spaces, spaces), min_size=1

@@ -37,7 +37,7 @@ def expected(scope: Scope, name: str, value: str) -> str:
     return f'<{url}?{escaped}>; rel="next"'
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500)
 @given(scope=scopes)
 def test_a_link_is_the_url_with_another_parameter(scope: Scope) -> None:
     """All that the client sent stays as it was, on any URL, also when the link is made again."""

@@ -56,7 +56,7 @@ def marks(value: Any) -> int:
     return max(1, len(items)) + sum(map(marks, items))
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500)
 @given(body=documents, encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32-be"]))
 def test_values_are_counted(body: bytes, encoding: str) -> None:
     """The bound goes by the values of any document, in each encoding of JSON."""

@@ -93,7 +93,7 @@ def at(path: str) -> Scope:
     return {"type": "http", "method": "GET", "path": path, "root_path": "", "app": None}
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500)
 @example(case=([Route("/a/", Endpoint()), Route("/a/{x}", Endpoint())], at("/a/\n")))
 @given(case=routes.flatmap(near))
 def test_any_path_leads_where_the_router_leads(case: tuple[list[BaseRoute], Scope]) -> None:

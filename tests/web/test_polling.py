@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.resources.definition import MAX_PAGE
@@ -179,12 +179,7 @@ NOTE = [("insert", 1, "a")]
 PAGE = [({"limit": "1"}, "*/*")]
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=40)
 @example([*NOTE, *PAGE, *NOTE, *PAGE])
 @given(steps=st.lists(changes | st.tuples(queries, st.sampled_from(["*/*", LINES])), max_size=25))
 def test_tags_are_equal_if_and_only_if_answers_are(server: Server, steps: list[Any]) -> None:

@@ -388,7 +388,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, list[bytes], bool]:
 
 
 @given(conversations(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_how_bytes_are_packed_does_not_matter(
     conversation: tuple[bytes, list[bytes], bool], data: st.DataObject
 ) -> None:

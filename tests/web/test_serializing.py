@@ -75,7 +75,7 @@ def fetch(request: pytest.FixtureRequest, new_database: databases.NewDatabase) -
             runner.run(postgresql.close())
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(new=notes)
 def test_the_serializer_equals_the_schema(fetch: Fetch, new: list[tuple[int, str, bool]]) -> None:
     """Any note of any database is serialized as `Schema.dump` would, with keys in its order."""
@@ -130,7 +130,7 @@ def outcome(load: Callable[[Any], Any], data: Any) -> tuple[Any, Any]:
     return {name: (type(value), value) for name, value in loaded.items()}, None
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500)
 @given(data=inputs)
 def test_the_compiled_load_equals_the_schemas(data: Any) -> None:
     """Any JSON has the same values or errors as with `Schema.load`."""
@@ -190,7 +190,7 @@ tasks = st.sampled_from(list(drawn)).flatmap(
 )
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=1000)
 @given(data=tasks)
 def test_every_type_is_loaded_as_by_the_schema(data: Any) -> None:
     """Any values of any types of fields are loaded, or refused, as by `Schema.load`."""
@@ -222,7 +222,7 @@ stored = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(row=stored)
 def test_every_type_is_dumped_as_by_the_schema(row: Any) -> None:
     """Any row with columns of all types is dumped as `Schema.dump` would, by other code."""
@@ -275,7 +275,7 @@ changes = st.tuples(st.integers(0, 200), st.integers(0, 3), pieces)
 encodings = st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"])
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=1000)
 @given(data=tasks, ascii_only=st.booleans(), change=changes, encoding=encodings)
 def test_short_json_is_read_as_all_json(
     data: Any, ascii_only: bool, change: tuple[int, int, str], encoding: str
@@ -313,7 +313,7 @@ def errors_of(load: Callable[[], Any]) -> Any:
         return invalid.errors
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(data=st.lists(inputs, min_size=1, max_size=6))
 def test_an_array_is_loaded_as_by_the_schema(data: list[Any]) -> None:
     """Any array has the same values, or errors in order, as with `many=True`."""
