@@ -24,13 +24,15 @@ class Followed(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def followed(
-    request: pytest.FixtureRequest,
-    new_database: NewDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Followed]:
-    """Two services on one database, of each kind that records changes."""
-    url = new_database(request.param)
+def followed_url(request: pytest.FixtureRequest, new_database: NewDatabase) -> str:
+    """A database of each kind that records changes."""
+    return new_database(request.param)
+
+
+@pytest.fixture(scope="module")
+def followed(followed_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Followed]:
+    """Two services on one database."""
+    url = followed_url
     assert live(url) == "notes: on\n"
     logs = tmp_path_factory.mktemp("followed")
     with (

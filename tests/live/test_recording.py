@@ -17,8 +17,9 @@ from service.notes.resource import resource
 from tests.live.conftest import Followed
 from tests.live.test_following import create, told
 from tests.support import databases
+from tests.support.clusters import running_server
 from tests.support.databases import NewDatabase, kind_of, run
-from tests.support.following import asking, following, live, replay
+from tests.support.following import KINDS, asking, following, live, replay
 from tests.support.processes import Run, new_process
 from tests.support.servers import serving
 from tests.support.waiting import poll
@@ -26,6 +27,21 @@ from tests.support.waiting import poll
 WRITERS, WRITES = 3, 40
 NEWEST = "SELECT max(at) FROM changes"
 NOT_RECORDED = {"detail": "Changes of notes are not recorded"}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def followed_url(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[str]:
+    """A database of each kind, on PostgreSQL the only one in use.
+
+    An id names all open transactions of the server. If one of another test ended after a sweep,
+    the id would be a reset.
+    """
+    if request.param == "sqlite":
+        yield new_database("sqlite")
+        return
+    with running_server() as server:
+        server.execute("ALTER SYSTEM SET autovacuum = off", "SELECT pg_reload_conf()")
+        yield server.of_superuser(server.new_database())
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +186,7 @@ def test_the_place_of_a_quiet_day_is_kept(followed: Followed, call: Run) -> None
     assert not is_reset(followed, place)
 
 
-@pytest.mark.parametrize("followed", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("followed_url", ["postgresql"], indirect=True)
 def test_a_transaction_of_days_makes_no_resets(followed: Followed, call: Run) -> None:
     """While one is open that began before all that is kept, followers come and go."""
     with databases.holding(followed.database_url, "SELECT pg_current_xact_id()"):
@@ -228,7 +244,7 @@ def test_what_is_recorded_otherwise_is_not_told(followed: Followed, call: Run) -
         assert is_reset(followed, place)
 
 
-@pytest.mark.parametrize("followed", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("followed_url", ["postgresql"], indirect=True)
 def test_live_on_holds_up_nobody(followed: Followed, call: Run) -> None:
     """While it waits for a transaction that writes, others write."""
     live(followed.database_url, "off")
