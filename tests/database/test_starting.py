@@ -1,6 +1,5 @@
 """The service with a SQLite file that can't be used at the start."""
 
-import itertools
 import sqlite3
 import sys
 from contextlib import closing
@@ -9,12 +8,15 @@ from pathlib import Path
 from tests.support.databases import NewDatabase, run
 from tests.support.servers import free_port, serving, uvicorn
 
-# Leaves so many files that may still be opened to what opens the database.
+# Runs code again and again, in a fork each time. What opens the database may open no file more at
+# first, then one, and so on, until the code ends in another way.
 LIMITED = """
-import os, resource
+import os, resource, sys
 from contextlib import asynccontextmanager
 
+{imports}
 inner = {module}.connected
+spare = 0
 
 @asynccontextmanager
 async def connected():
@@ -22,16 +24,33 @@ async def connected():
     while (lowest := os.open(os.devnull, os.O_RDONLY)) <= highest:
         pass
     os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {spare},) * 2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare,) * 2)
     async with inner():
-        yield
+        # It has opened all that it needs.
+        os._exit(0)
+    yield
 
 {module}.connected = connected
+while True:
+    child = os.fork()
+    if not child:
+        {code}
+        sys.exit()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != {refused}:
+        sys.exit(spare)
+    print("refused", file=sys.stderr, flush=True)
+    spare += 1
 """
-SERVE = """
-import uvicorn, service.app
-uvicorn.run("service.app:app", port={port}, http="service.protocol:Protocol")
-"""
+SERVE = 'uvicorn.run("service.app:app", port={port}, http="service.protocol:Protocol")'
+
+
+def run_limited(database_url: str, **parts: object) -> tuple[int, list[str]]:
+    """Runs LIMITED. Returns the number of spare files that sufficed, and the output before."""
+    result = run(sys.executable, "-c", LIMITED.format(**parts), DATABASE_URL=database_url)
+    *refused, _ = result.stderr.split("refused\n")
+    assert result.returncode == len(refused), result.stderr
+    return result.returncode, refused
 
 
 def errors(stderr: str) -> list[str]:
@@ -41,20 +60,20 @@ def errors(stderr: str) -> list[str]:
 
 def test_a_service_that_can_not_open_its_file(new_database: NewDatabase) -> None:
     """The service ends with one line if any of its connections can't be opened."""
-    url = new_database("sqlite")
-    for spare in itertools.count():
-        limited = "import service.app\n" + LIMITED.format(module="service.app", spare=spare)
-        code = limited + SERVE.format(port=free_port())
-        result = run(sys.executable, "-c", code, DATABASE_URL=url)
-        if "Application startup complete." in result.stderr:
-            break
-        assert result.returncode == 3
-        assert errors(result.stderr) == [
+    sufficed, refused = run_limited(
+        new_database("sqlite"),
+        imports="import service.app, uvicorn",
+        module="service.app",
+        code=SERVE.format(port=free_port()),
+        refused=3,
+    )
+    for output in refused:
+        assert errors(output) == [
             "ERROR:    The database can't be used: unable to open database file",
             "ERROR:    Application startup failed. Exiting.",
         ]
     # Two connections, with a write-ahead log each.
-    assert spare >= 4
+    assert sufficed >= 4
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

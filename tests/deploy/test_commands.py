@@ -1,6 +1,5 @@
 """The operator's commands."""
 
-import itertools
 import re
 import socket
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.database.test_starting import LIMITED
+from tests.database.test_starting import run_limited
 from tests.support.databases import ROOT, NewDatabase, clear, environment, execute, run
 from tests.support.operating import Operate, operate, operating
 from tests.support.servers import nowhere, started
@@ -211,21 +210,15 @@ def test_commands_need_no_web_framework() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-OPERATE = """
-service.__main__.main(["users", "list"], prog_name="python -m service")
-"""
-
-
 def test_a_command_that_can_not_open_its_file(new_database: NewDatabase) -> None:
     """A command ends with one line if any of its connections can't be opened."""
-    url = new_database("sqlite")
-    for spare in itertools.count():
-        module = "service.database.commands"
-        imports = f"import service.__main__, service.users.commands, {module}\n"
-        limited = imports + LIMITED.format(module=module, spare=spare)
-        result = run(sys.executable, "-c", limited + OPERATE, DATABASE_URL=url)
-        if result.returncode == 0:
-            break
-        assert result.returncode == 1
-        assert result.stderr == "Error: The database can't be used: unable to open database file\n"
-    assert spare >= 4
+    sufficed, refused = run_limited(
+        new_database("sqlite"),
+        imports="import service.__main__, service.users.commands, service.database.commands",
+        module="service.database.commands",
+        code='service.__main__.main(["users", "list"], prog_name="python -m service")',
+        refused=1,
+    )
+    for output in refused:
+        assert output == "Error: The database can't be used: unable to open database file\n"
+    assert sufficed >= 4
