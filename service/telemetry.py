@@ -206,23 +206,22 @@ _find_table = re.compile(r"\b(?:FROM|INTO|UPDATE) +[`\"]?(\w+)").search
 
 async def traced(text: str, work: Awaitable[Result]) -> Result:
     """Runs a statement, and gives it a span if it is for a request of a sampled trace."""
-    with _statement(text):
+    spans = served.get()
+    sampled = [one for one in spans if one.trace_flags.sampled]
+    if _running is None or not sampled:
+        return await work
+    with _span_of(text, _running.tracer, sampled[0], spans):
         return await work
 
 
 @contextmanager
-def _statement(text: str) -> Iterator[None]:
-    """The span of a statement: below the first of its requests, with links to all of them."""
-    spans = served.get()
-    sampled = [one for one in spans if one.trace_flags.sampled]
-    if _running is None or not sampled:
-        yield
-        return
+def _span_of(text: str, tracer: Any, parent: Any, spans: tuple[Any, ...]) -> Iterator[None]:
+    """The span of a statement: below one of its requests, with links to all of them."""
     operation = text.split(None, 1)[0]
     table = _find_table(text)
-    span = _running.tracer.start_span(
+    span = tracer.start_span(
         f"{operation} {table[1]}" if table else operation,
-        set_span_in_context(NonRecordingSpan(sampled[0]), _NOTHING),
+        set_span_in_context(NonRecordingSpan(parent), _NOTHING),
         SpanKind.CLIENT,
         {"db.system.name": _SYSTEM, "db.query.text": text},
         [Link(one) for one in spans],
