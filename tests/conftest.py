@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -23,6 +24,10 @@ from tests.support import databases, shared_servers
 from tests.support.databases import KINDS, SERVED, NewDatabase
 from tests.support.servers import running, serving
 from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, running_server
+
+# Without the compiled files each process that starts would compile all modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A busy machine may take longer than the five seconds that httpx2 waits.
 for _part in ("connect", "read", "write", "pool"):
