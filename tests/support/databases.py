@@ -58,11 +58,10 @@ def start(
 ) -> Process:
     """Starts a command with files for its output; as a fork of the template where that is the same.
 
-    It isn't the same if the interpreter itself may read one of the variables, or if there are
-    several workers, which import their parent's module.
+    It isn't the same if the interpreter itself may read one of the variables.
     """
     env = environment(**variables)
-    if variables.keys() <= SETTINGS - {"WEB_CONCURRENCY"} and template.can_fork(command):
+    if variables.keys() <= SETTINGS | {"TMPDIR"} and template.can_fork(command):
         return template.fork(command, cwd, env, stdout.fileno(), stderr.fileno())
     return subprocess.Popen(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr

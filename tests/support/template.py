@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -109,16 +110,11 @@ Process = subprocess.Popen[bytes] | Fork
 
 
 def can_fork(command: Sequence[str]) -> bool:
-    """Whether the template can run the command as Python itself would: one process of a module.
+    """Whether the template can run the command as Python itself would: a module.
 
-    Several workers would import the module of their parent.
+    uvicorn starts several workers by Python itself.
     """
-    return (
-        _has_pidfd()
-        and tuple(command[:2]) == (sys.executable, "-m")
-        and command[2] in MODULES
-        and "--workers" not in command
-    )
+    return _has_pidfd() and tuple(command[:2]) == (sys.executable, "-m") and command[2] in MODULES
 
 
 @cache
@@ -215,6 +211,7 @@ def run(request: Request) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     time.tzset()
+    tempfile.tempdir = None
     os.chdir(request.cwd)
     sys.path[0] = request.cwd
     module, *sys.argv[1:] = request.arguments
