@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,19 @@ def fitting(variables: dict[str, str]) -> dict[str, str]:
 
 @contextmanager
 def process(
-    arguments: list[str], port: int, log: Path, variables: dict[str, str], cwd: Path = ROOT
+    arguments: list[str],
+    port: int,
+    log: Path,
+    variables: dict[str, str],
+    cwd: Path = ROOT,
+    errors: Path | None = None,
 ) -> Iterator[Process]:
-    """Runs a server until the block ends. Its output goes to the log."""
-    with log.open("wb") as output:
-        server = start(arguments, output, output, cwd, **fitting(variables))
+    """Runs a server until the block ends. Its output goes to the log, or errors to another one."""
+    with (
+        log.open("wb") as stdout,
+        errors.open("wb") if errors else nullcontext(stdout) as stderr,
+    ):
+        server = start(arguments, stdout, stderr, cwd, **fitting(variables))
     try:
         wait_until_listening(server, port, log)
         yield server

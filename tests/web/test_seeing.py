@@ -68,11 +68,11 @@ def seen(
     database_url: str, folder: Path, app: str = "service.app:app", **variables: str
 ) -> Iterator[Seen]:
     port = free_port()
-    stderr = folder / "stderr"
-    command = ["sh", "-c", 'exec "$@" 2>"$0"', str(stderr), *uvicorn(port, *QUIET, app=app)]
+    stdout, stderr = folder / "stdout", folder / "stderr"
+    command = uvicorn(port, *QUIET, app=app)
     variables["DATABASE_URL"] = database_url
-    with process(command, port, folder / "stdout", variables):
-        yield Seen(f"http://127.0.0.1:{port}", folder / "stdout", stderr)
+    with process(command, port, stdout, variables, errors=stderr):
+        yield Seen(f"http://127.0.0.1:{port}", stdout, stderr)
 
 
 def test_health_without_a_database(tmp_path: Path) -> None:
