@@ -61,7 +61,7 @@ LIBRARIES = (
     "uvicorn.protocols.websockets.auto",
     "uvloop",
 )
-MODULES = ("alembic", "service", "uvicorn")
+MODULES = ("alembic", "service", "service.settings", "tests.support.reading", "uvicorn")
 MOST_BYTES = 1 << 17
 
 
