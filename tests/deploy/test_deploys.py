@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,15 +17,17 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import pytest
 
+from tests.support import template
 from tests.support.clusters import connections, is_gone
 from tests.support.databases import CONNECTED, ROOT, NewDatabase, environment, execute, locked
-from tests.support.flags import web_command
+from tests.support.flags import arguments, web_command
 from tests.support.servers import free_port, wait_until_listening
 from tests.support.sockets import head, json_request, read_answer, unread
+from tests.support.template import Process
 from tests.support.waiting import poll
 
 GRACE = 20
@@ -35,9 +38,9 @@ PROCESSES = [1, 2]
 
 
 class Web(NamedTuple):
-    """The processes that the Procfile's web command has started."""
+    """The processes of uvicorn as the Procfile's web command starts it."""
 
-    command: subprocess.Popen[bytes]
+    command: Process
     port: int
 
     def connect(self) -> socket.socket:
@@ -66,6 +69,22 @@ def processes_of(group: int) -> list[int]:
     return found
 
 
+def start_session(command: list[str], output: IO[bytes], **variables: str) -> Process:
+    """Starts a command that leads a session, so that its processes are a group."""
+    env, file = environment(**variables), output.fileno()
+    if template.can_fork(command):
+        return template.fork(command, ROOT, env, file, file, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=file,
+        start_new_session=True,
+    )
+
+
 @contextmanager
 def web(
     database_url: str,
@@ -76,25 +95,18 @@ def web(
     grace: int = GRACE,
     **variables: str,
 ) -> Iterator[Web]:
-    """Serves by the Procfile with so many processes, and kills those that are left over."""
-    command = web_command().replace("--loop uvloop", f"--loop {loop}")
-    command = command.replace(f"-graceful-shutdown {GRACE}", f"-graceful-shutdown {grace}")
+    """Serves as the Procfile does, with so many processes, and kills those that are left over."""
+    script = web_command().replace("--loop uvloop", f"--loop {loop}")
+    script = script.replace(f"-graceful-shutdown {GRACE}", f"-graceful-shutdown {grace}")
     variables |= {
         "PORT": str(port or free_port()),
         "WEB_CONCURRENCY": str(count),
         "DATABASE_URL": database_url,
         "DATABASE_POOL_MAX": str(POOL),
     }
+    given = arguments(script, log.parent / "script", **variables)
     with log.open("ab") as output:
-        running = subprocess.Popen(
-            ["sh", "-c", command],
-            cwd=ROOT,
-            env=environment(**variables),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        running = start_session([sys.executable, "-m", "uvicorn", *given], output, **variables)
     server = Web(running, int(variables["PORT"]))
     begun = log.read_text().count(STARTED)
     try:

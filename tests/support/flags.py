@@ -21,8 +21,8 @@ def web_command() -> str:
     return (ROOT / "scripts/web").read_text()
 
 
-def flags(command: str, folder: Path, **variables: str) -> dict[str, Any]:
-    """The parameters that the command gives to uvicorn, which doesn't run."""
+def arguments(command: str, folder: Path, **variables: str) -> list[str]:
+    """The arguments that the command gives to uvicorn, which doesn't run."""
     programs = folder / ".venv/bin"
     for path, text in {
         programs / "uvicorn": UVICORN,
@@ -42,4 +42,10 @@ def flags(command: str, folder: Path, **variables: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
     )
-    return main.make_context("uvicorn", json.loads(result.stdout)).params
+    found: list[str] = json.loads(result.stdout)
+    return found
+
+
+def flags(command: str, folder: Path, **variables: str) -> dict[str, Any]:
+    """The parameters that the command gives to uvicorn, which doesn't run."""
+    return main.make_context("uvicorn", arguments(command, folder, **variables)).params

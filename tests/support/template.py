@@ -128,11 +128,16 @@ def _has_pidfd() -> bool:
 
 
 def fork(
-    command: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: int, stderr: int
+    command: Sequence[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    stdout: int,
+    stderr: int,
+    start_new_session: bool = False,
 ) -> Fork:
     """Runs a command that `can_fork`, with two files for its output, and nothing to read."""
     reports, reporting = os.pipe()
-    request = json.dumps([command[2:], str(cwd), dict(env)]).encode()
+    request = json.dumps([command[2:], str(cwd), dict(env), start_new_session]).encode()
     assert len(request) < MOST_BYTES
     socket.send_fds(_template(), [request], [stdout, stderr, reporting])
     os.close(reporting)
@@ -164,6 +169,7 @@ class Request(NamedTuple):
     arguments: list[str]
     cwd: str
     environment: dict[str, str]
+    start_new_session: bool
 
 
 def serve(tests: socket.socket) -> Request | None:
@@ -207,6 +213,8 @@ def report(reporting: int, number: int) -> None:
 
 def run(request: Request) -> None:
     """Does what `python -m` does, in a process that was forked."""
+    if request.start_new_session:
+        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request.environment)
