@@ -67,18 +67,29 @@ def group_exists(group: int) -> bool:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_release_then_web(database_url: str, tmp_path: Path, count: int) -> None:
-    """The Procfile migrates an empty database, and serves from WEB_CONCURRENCY processes."""
+    """The Procfile migrates an empty database, and serves from WEB_CONCURRENCY processes.
+
+    SIGTERM, by which a platform stops a process, leaves nothing running.
+    """
     released = release(database_url)
     assert released.returncode == 0, released.stdout + released.stderr
 
     log = tmp_path / "web.log"
-    with web(database_url, log, WEB_CONCURRENCY=str(count)) as (_, url):
+    with web(database_url, log, WEB_CONCURRENCY=str(count)) as (running, url):
         wait_for_servers(log, count)
         posted = httpx2.post(f"{url}/notes/", json=NOTE, timeout=30)
         listed = httpx2.get(f"{url}/notes/", timeout=30)
+        found = re.search(r"web\.1 started \(pid=(\d+)\)", log.read_text())
+        assert found is not None
+        group = int(found[1])
+        assert group_exists(group)
 
     assert known(posted.json()) == {"id": 1, **NOTE}
     assert known(listed.json()) == [{"id": 1, **NOTE}]
+    assert running.returncode == 143
+    assert log.read_text().count("Application shutdown complete") == count
+    # An orphan is there until the system's first process takes note of its end.
+    poll(lambda: not group_exists(group), log.read_text)
 
 
 def test_empty_variables_are_defaults(database_url: str, tmp_path: Path) -> None:
@@ -103,23 +114,6 @@ def test_failed_release_is_seen(database_url: str) -> None:
     """A release that can't migrate fails, so that the platform keeps the old version."""
     missing = urlsplit(database_url)._replace(path="/nowhere").geturl()
     assert release(missing).returncode != 0
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_termination_ends_all_processes(database_url: str, tmp_path: Path, count: int) -> None:
-    """SIGTERM, by which a platform stops a process, leaves nothing running."""
-    log = tmp_path / "web.log"
-    with web(database_url, log, WEB_CONCURRENCY=str(count)) as (running, _):
-        wait_for_servers(log, count)
-        found = re.search(r"web\.1 started \(pid=(\d+)\)", log.read_text())
-        assert found is not None
-        group = int(found[1])
-        assert group_exists(group)
-
-    assert running.returncode == 143
-    assert log.read_text().count("Application shutdown complete") == count
-    # An orphan is there until the system's first process takes note of its end.
-    poll(lambda: not group_exists(group), log.read_text)
 
 
 @pytest.mark.parametrize("command", [web_command(), "scripts/run"], ids=["web", "run"])
