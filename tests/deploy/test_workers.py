@@ -80,8 +80,11 @@ def test_a_process_begins_while_the_last_one_ends(
         run(end_and_begin)
 
 
-def test_killed_processes_leave_nothing_but_counts(database_url: str, tmp_path: Path) -> None:
+def test_killed_processes_leave_nothing_but_counts(
+    new_database: NewDatabase, tmp_path: Path
+) -> None:
     """After a process is killed, the gauges are right and no count has fallen."""
+    database_url = new_database("postgresql")
     log = tmp_path / "log"
     variables = TWO | {"TMPDIR": str(tmp_path)}
 

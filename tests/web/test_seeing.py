@@ -418,7 +418,12 @@ def test_the_page_has_a_policy(service: httpx2.Client) -> None:
     assert [name for name in policy if "'unsafe-inline'" in policy[name]] == ["style-src"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+# Processes meet in files, whatever the database.
+@pytest.mark.parametrize(
+    ("database_url", "workers"),
+    [*((kind, 1) for kind in databases.KINDS), ("sqlite", 2)],
+    indirect=["database_url"],
+)
 def test_metrics_count_every_request(database_url: str, tmp_path: Path, workers: int) -> None:
     """Requests are counted by route, method and status, in all processes together."""
     log = tmp_path / "log"
