@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 # What the service, its commands, its migrations and uvicorn import.
@@ -110,11 +111,13 @@ Process = subprocess.Popen[bytes] | Fork
 
 
 def can_fork(command: Sequence[str]) -> bool:
-    """Whether the template can run the command as Python itself would: a module.
+    """Whether the template can run the command as Python itself would: a module, or code.
 
     uvicorn starts several workers by Python itself.
     """
-    return _has_pidfd() and tuple(command[:2]) == (sys.executable, "-m") and command[2] in MODULES
+    if command[0] != sys.executable or not _has_pidfd():
+        return False
+    return command[1] == "-c" or (command[1] == "-m" and command[2] in MODULES)
 
 
 @cache
@@ -137,7 +140,7 @@ def fork(
 ) -> Fork:
     """Runs a command that `can_fork`, with two files for its output, and nothing to read."""
     reports, reporting = os.pipe()
-    request = json.dumps([command[2:], str(cwd), dict(env), start_new_session]).encode()
+    request = json.dumps([command[1:], str(cwd), dict(env), start_new_session]).encode()
     assert len(request) < MOST_BYTES
     socket.send_fds(_template(), [request], [stdout, stderr, reporting])
     os.close(reporting)
@@ -212,7 +215,7 @@ def report(reporting: int, number: int) -> None:
 
 
 def run(request: Request) -> None:
-    """Does what `python -m` does, in a process that was forked."""
+    """Does what `python -m` or `python -c` does, in a process that was forked."""
     if request.start_new_session:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -221,9 +224,14 @@ def run(request: Request) -> None:
     time.tzset()
     tempfile.tempdir = None
     os.chdir(request.cwd)
-    sys.path[0] = request.cwd
-    module, *sys.argv[1:] = request.arguments
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    how, what, *sys.argv[1:] = request.arguments
+    if how == "-c":
+        sys.path[0], sys.argv[0] = "", how
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        exec(what, vars(main))
+    else:
+        sys.path[0] = request.cwd
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
 
 
 def end(statuses: list[int]) -> None:
@@ -238,7 +246,7 @@ def end(statuses: list[int]) -> None:
 
 
 def run_to_the_end(request: Request, statuses: list[int]) -> None:
-    """Does what `python -m` does, and notes the exit status unless it is that of a signal."""
+    """Does what Python does, and notes the exit status unless it is that of a signal."""
     try:
         run(request)
     except SystemExit as exit_:
