@@ -17,21 +17,28 @@ GET = head("GET", "/health/live")
 NOTE = {"text": "a", "completed": True}
 
 
+# Does what `python -m uvicorn` does, under limits for its files.
+LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+runpy.run_module("uvicorn", run_name="__main__", alter_sys=True)
+"""
+
+
 @contextmanager
-def limited(database_url: str, log: Path, limits: str) -> Iterator[tuple[str, Process]]:
-    """The service under limits for its files, in the words of `ulimit`."""
+def limited(database_url: str, log: Path, soft: int, hard: int) -> Iterator[tuple[str, Process]]:
+    """The service under a soft and a hard limit for its files."""
     port = free_port()
-    command = ["sh", "-c", f'{limits}; exec "$@"', "sh"]
-    options = ["--timeout-keep-alive=600"]
+    python, _, _, *options = uvicorn(port, "--timeout-keep-alive=600")
+    command = [python, "-c", LIMITED.format(soft=soft, hard=hard), *options]
     variables = {"DATABASE_URL": database_url, "REQUEST_TIMEOUT": "300"}
-    with process([*command, *uvicorn(port, *options)], port, log, variables) as server:
+    with process(command, port, log, variables) as server:
         yield f"http://127.0.0.1:{port}", server
 
 
 def test_the_soft_limit_is_raised(new_database: NewDatabase, tmp_path: Path) -> None:
     """A process may open as many files as the system lets it."""
-    limits = "ulimit -Sn 300; ulimit -Hn 4000"
-    with limited(new_database("sqlite"), tmp_path / "log", limits) as (_, server):
+    with limited(new_database("sqlite"), tmp_path / "log", 300, 4000) as (_, server):
         assert psutil.Process(server.pid).rlimit(psutil.RLIMIT_NOFILE) == (4000, 4000)
 
 
@@ -42,7 +49,7 @@ def test_idle_clients_make_room(new_database: NewDatabase, tmp_path: Path, sent:
     The idle clients that came last are still connected.
     """
     log = tmp_path / "log"
-    with limited(new_database("sqlite"), log, "ulimit -n 256") as (url, _), ExitStack() as stack:
+    with limited(new_database("sqlite"), log, 256, 256) as (url, _), ExitStack() as stack:
 
         def statuses() -> list[int]:
             answers = [httpx2.post(f"{url}/notes/", json=NOTE, timeout=30) for _ in range(20)]
@@ -66,7 +73,7 @@ def test_idle_clients_make_room(new_database: NewDatabase, tmp_path: Path, sent:
 def test_waiting_bodies_make_room(new_database: NewDatabase, tmp_path: Path) -> None:
     """Heads without bodies take at most half of the connections."""
     log = tmp_path / "log"
-    with limited(new_database("sqlite"), log, "ulimit -n 256") as (url, _), ExitStack() as stack:
+    with limited(new_database("sqlite"), log, 256, 256) as (url, _), ExitStack() as stack:
         for _ in range(400):
             client = stack.enter_context(connect(url))
             client.sendall(head("POST", "/notes/", "Content-Length: 9"))
