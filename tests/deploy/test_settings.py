@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -168,17 +167,12 @@ def test_nonsense_ends_workers_for_good() -> None:
     assert "Traceback" not in server.stderr
 
 
-def read_all(names: Iterable[str], variables: dict[str, str]) -> dict[str, Any]:
-    """The values of settings in a process with these variables."""
-    ended = run(sys.executable, "-m", "tests.support.reading", *names, **variables)
-    assert ended.returncode == 0, ended.stderr
-    found: dict[str, Any] = eval(ended.stdout)
-    return found
-
-
 def read(name: str, **variables: str) -> Any:
     """A setting's value in a process with these variables."""
-    return read_all([name], variables)[name]
+    code = f"from service import settings; print(repr(settings.{name}))"
+    ended = run(sys.executable, "-c", code, **variables)
+    assert ended.returncode == 0, ended.stderr
+    return eval(ended.stdout)
 
 
 @pytest.mark.parametrize(
@@ -421,13 +415,23 @@ def documented() -> dict[str, str]:
     return dict(re.findall(row, (ROOT / "docs/settings.md").read_text(), re.MULTILINE))
 
 
+def settings_with(variables: dict[str, str]) -> dict[str, Any]:
+    """All settings in a process with these variables."""
+    values = ", ".join(f"{name!r}: settings.{name}" for name in sorted(NAMES - OTHERS))
+    code = f"from service import settings; print({{{values}}})"
+    ended = run(sys.executable, "-c", code, **variables)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = eval(ended.stdout)
+    return found
+
+
 def test_every_setting_is_in_the_table(tmp_path: Path) -> None:
     """The table has each setting and its default. To set a default changes nothing."""
     defaults = documented()
     assert set(defaults) == NAMES
     given = {name: default for name, default in defaults.items() if default}
-    values = read_all(NAMES - OTHERS, {})
-    assert values == read_all(NAMES - OTHERS, given)
+    values = settings_with({})
+    assert values == settings_with(given)
     assert not any(values[name] for name in NAMES - set(given))
     assert flags("scripts/run", tmp_path) == flags("scripts/run", tmp_path, **given)
     # Under the Procfile it has another default, as the table says.

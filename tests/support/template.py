@@ -62,7 +62,7 @@ LIBRARIES = (
     "uvicorn.protocols.websockets.auto",
     "uvloop",
 )
-MODULES = ("alembic", "service", "service.settings", "tests.support.reading", "uvicorn")
+MODULES = ("alembic", "service", "service.settings", "uvicorn")
 MOST_BYTES = 1 << 17
 
 
