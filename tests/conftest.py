@@ -7,12 +7,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
 import pytest
+from httpx2 import _urlparse, _urls
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from httpx2._transports import default as transports
 from hypothesis import HealthCheck, settings
@@ -34,6 +35,8 @@ for _part in ("connect", "read", "write", "pool"):
     setattr(DEFAULT_TIMEOUT_CONFIG, _part, 60)
 # Each client would read all certificates of the system. No test uses one of them.
 transports.create_ssl_context = cache(transports.create_ssl_context)  # type: ignore[attr-defined]
+# Each request would parse its URL twice, a sixth of what it costs. Tests send to few URLs.
+_urls.urlparse = _urlparse.urlparse = lru_cache(1000)(_urlparse.urlparse)  # type: ignore[attr-defined]
 
 # A slow machine makes no test red, and a test tries the same at each run.
 settings.register_profile(
