@@ -223,7 +223,7 @@ async def play(coalesce: Coalesce, script: list[tuple[str, int]], at_once: int =
         (8, 3, 0.5, 0),
     ],
 )
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(script=steps)
 def test_every_interleaving_keeps_the_law(
     settle: int,
