@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from service.live.store import MAX_ROWS
 from tests.live.conftest import Followed
+from tests.support import databases
 from tests.support.following import Event, Follower, asking, following
 
 
@@ -71,6 +73,20 @@ def test_other_programs_are_seen(followed: Followed) -> None:
         assert told(follower, 1) == [("deleted", {"id": second.data["id"]})]
         assert follower.rows == moved
         followed.run(f"DELETE FROM notes WHERE id = {first.data['id'] + 1000000}")
+
+
+def test_many_changes_are_told_in_parts(followed: Followed) -> None:
+    """More changes of a transaction than are read at once are told, from any of them on, too."""
+    count = 2 * MAX_ROWS + 1
+    with following(followed.notes) as follower:
+        follower.take(1)
+        databases.fill(followed.database_url, count)
+        events = follower.take(count)
+    rows = [event.data["id"] for event in events]
+    assert len(set(rows)) == count
+    for told in (1, MAX_ROWS, MAX_ROWS + 1, count - 1):
+        with following(followed.notes, after=events[told - 1].id) as follower:
+            assert [event.data["id"] for event in follower.take(count - told)] == rows[told:]
 
 
 def test_a_follower_goes_on_at_another_process(followed: Followed) -> None:
