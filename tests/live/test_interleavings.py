@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.databases import NewDatabase
@@ -50,8 +50,14 @@ async def check(most: int) -> None:
     """Tries the law with games of Hypothesis, which has a thread of its own."""
     loop = asyncio.get_running_loop()
     async with playing() as game:
-
-        @settings(max_examples=most, report_multiple_bugs=False)
+        # As in conftest.py, which this process has not imported.
+        @settings(
+            max_examples=most,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=[HealthCheck.too_slow],
+            report_multiple_bugs=False,
+        )
         @given(games)
         @example(EARLY)
         @example(OLD)
