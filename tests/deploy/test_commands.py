@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.database.test_starting import run_limited
-from tests.support.databases import ROOT, NewDatabase, clear, environment, execute, run
+from tests.support.databases import ROOT, NewDatabase, clear, execute, run, start
 from tests.support.operating import Operate, operate, operating
 from tests.support.servers import nowhere, started
 
@@ -145,22 +145,19 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["add", "rotate"])
-def test_a_token_that_cannot_be_printed(new_database: NewDatabase, command: str) -> None:
+def test_a_token_that_cannot_be_printed(
+    new_database: NewDatabase, tmp_path: Path, command: str
+) -> None:
     """If the new token can't be printed, the command says so and gives advice."""
     database_url = new_database("sqlite")
     if command == "rotate":
         run_users(database_url, "add", "bob")
-    with Path("/dev/full").open("w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "service", "users", command, "bob"],
-            cwd=ROOT,
-            env=environment(DATABASE_URL=database_url),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert result.returncode == 1
-    assert result.stderr.startswith("Error: bob has a new token, which could not be printed")
+    errors = tmp_path / "errors"
+    with Path("/dev/full").open("w") as full, errors.open("w") as stderr:
+        line = [sys.executable, "-m", "service", "users", command, "bob"]
+        status = start(line, full, stderr, DATABASE_URL=database_url).wait(300)
+    assert status == 1
+    assert errors.read_text().startswith("Error: bob has a new token, which could not be printed")
     assert run_users(database_url, "rotate", "bob").returncode == 0
 
 
