@@ -130,7 +130,7 @@ def outcome(load: Callable[[Any], Any], data: Any) -> tuple[Any, Any]:
     return {name: (type(value), value) for name, value in loaded.items()}, None
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(data=inputs)
 def test_the_compiled_load_equals_the_schemas(data: Any) -> None:
     """Any JSON has the same values or errors as with `Schema.load`."""
@@ -190,7 +190,7 @@ tasks = st.sampled_from(list(drawn)).flatmap(
 )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(data=tasks)
 def test_every_type_is_loaded_as_by_the_schema(data: Any) -> None:
     """Any values of any types of fields are loaded, or refused, as by `Schema.load`."""
