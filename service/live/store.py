@@ -16,8 +16,9 @@ from service.live.sql import sql
 from service.live.watched import Watched
 from service.tables import Row, changes
 
-# What is read at once: changes, and characters of JSON. One change may have more.
-MAX_ROWS = 500
+# What is read at once: changes, and characters of JSON. One change may have more. Each read wakes
+# all followers, so it takes what a busy service writes between two polls.
+MAX_ROWS = 1000
 MAX_SIZE = 250_000
 
 # The life in the place of the beginning of all changes.
