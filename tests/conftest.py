@@ -16,13 +16,14 @@ import pytest
 from httpx2 import _urlparse, _urls
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from httpx2._transports import default as transports
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 from tests.support import databases, shared_servers
 from tests.support.databases import KINDS, SERVED, NewDatabase
+from tests.support.laws import LAWS
 from tests.support.servers import running, serving
 from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, running_server
 
@@ -38,13 +39,7 @@ transports.create_ssl_context = cache(transports.create_ssl_context)  # type: ig
 # Each request would parse its URL twice, a sixth of what it costs. Tests send to few URLs.
 _urls.urlparse = _urlparse.urlparse = lru_cache(1000)(_urlparse.urlparse)  # type: ignore[attr-defined]
 
-# A slow machine makes no test red, and a test tries the same at each run.
-settings.register_profile(
-    "tests",
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+settings.register_profile("tests", LAWS)
 settings.load_profile("tests")
 
 

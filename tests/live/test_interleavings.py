@@ -3,12 +3,13 @@
 import asyncio
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.databases import NewDatabase
 from tests.support.following import KINDS
 from tests.support.interleaving import FOLLOWERS, WRITERS, WRITES, Step, playing
+from tests.support.laws import LAWS
 from tests.support.processes import new_process
 
 writers = st.integers(0, WRITERS - 1)
@@ -50,14 +51,8 @@ async def check(most: int) -> None:
     """Tries the law with games of Hypothesis, which has a thread of its own."""
     loop = asyncio.get_running_loop()
     async with playing() as game:
-        # As in conftest.py, which this process has not imported.
-        @settings(
-            max_examples=most,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=[HealthCheck.too_slow],
-            report_multiple_bugs=False,
-        )
+        # This process has not imported conftest.py.
+        @settings(LAWS, max_examples=most, report_multiple_bugs=False)
         @given(games)
         @example(EARLY)
         @example(OLD)
