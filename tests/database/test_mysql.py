@@ -221,9 +221,10 @@ def test_no_statement_of_another_server_is_ended(
     unusual: Unusual, new_database: NewDatabase, tmp_path: Path
 ) -> None:
     """Behind one address there may be several servers, which give the same numbers."""
-    other = new_database("mysql")
-    one = create(unusual.server.roles_url, name=name_of(other))
-    migrate(one)
+    one = new_database("mysql")
+    # Nobody else ends statements on this server.
+    other = create(unusual.server.roles_url, name=name_of(one))
+    migrate(other)
     kills = "SHOW GLOBAL STATUS LIKE 'Com_kill'"
     with (
         closing(Proxy(one)) as switch,
