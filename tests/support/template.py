@@ -1,7 +1,7 @@
 """A template process: it has imported the libraries, and forks whatever the tests start.
 
-Imports are most of what a start costs. The template imports nothing of the service, so each fork
-reads its own environment, in its own folder.
+Imports are most of what a start costs. Of the service the template imports only what reads no
+settings, so each fork reads its own environment. A fork in another folder imports its own.
 """
 
 import atexit
@@ -62,8 +62,32 @@ LIBRARIES = (
     "uvicorn.protocols.websockets.auto",
     "uvloop",
 )
+WITHOUT_SETTINGS = (
+    "service.descriptors",
+    "service.hosts",
+    "service.live.positions",
+    "service.log_lines",
+    "service.one_write",
+    "service.openapi.docs",
+    "service.openapi.parts",
+    "service.resources.definition",
+    "service.resources.descriptions",
+    "service.resources.orders",
+    "service.schemas.compiled",
+    "service.schemas.fields",
+    "service.schemas.slices",
+    "service.schemas.validation",
+    "service.tables",
+    "service.web.conditions",
+    "service.web.json_writer",
+    "service.web.paths",
+    "service.web.preferences",
+    "service.web.responses",
+    "service.web.tracing",
+)
 MODULES = ("alembic", "service", "service.settings", "uvicorn")
 MOST_BYTES = 1 << 17
+ROOT = Path(__file__).parents[2]
 
 
 class Fork:
@@ -154,7 +178,7 @@ def _template() -> socket.socket:
     with others:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(others.fileno())],
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[others.fileno()],
@@ -224,6 +248,9 @@ def run(request: Request) -> None:
     time.tzset()
     tempfile.tempdir = None
     os.chdir(request.cwd)
+    if request.cwd != str(ROOT):
+        for name in [name for name in sys.modules if name.startswith("service")]:
+            del sys.modules[name]
     how, what, *sys.argv[1:] = request.arguments
     if how == "-c":
         sys.path[0], sys.argv[0] = "", how
@@ -264,9 +291,9 @@ def main() -> None:
     # The first that is registered is called last.
     atexit.register(end, statuses)
     tests = socket.socket(fileno=int(sys.argv[1]))
-    for name in LIBRARIES:
+    for name in LIBRARIES + WITHOUT_SETTINGS:
         importlib.import_module(name)
-    assert "service" not in sys.modules
+    assert "service.settings" not in sys.modules, "no fork could have its own settings"
     # A collection would write to memory that the forks share.
     gc.freeze()
     # The tests still need it to end what they have started.
