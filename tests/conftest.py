@@ -1,15 +1,16 @@
 """Fixtures: real databases, migrated by Alembic, and real servers."""
 
 import gc
+import importlib
 import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
@@ -66,11 +67,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
     return Scheduling(config, log)
 
 
+def import_share(config: pytest.Config) -> None:
+    """Imports this worker's share of the tests. Otherwise each worker would compile all of them."""
+    worker: dict[str, Any] = config.workerinput  # type: ignore[attr-defined]
+    first, count = int(worker["workerid"][2:]), worker["workercount"]
+    folders = [Path(argument).resolve() for argument in config.args]
+    files = sorted(file for folder in folders for file in folder.rglob("test_*.py"))
+    for file in files[first % count :: count]:
+        # Collecting tells what is wrong with it.
+        with suppress(Exception):
+            parts = file.relative_to(config.rootpath).with_suffix("").parts
+            importlib.import_module(".".join(parts))
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """What is collected stays to the end: Python looks for no garbage among it."""
     gc.disable()
     try:
+        if hasattr(session.config, "workerinput"):
+            import_share(session.config)
         return (yield)
     finally:
         gc.freeze()
