@@ -24,6 +24,7 @@ from xdist.workermanage import WorkerController
 
 from tests.support import databases, shared_servers
 from tests.support.databases import KINDS, SERVED, NewDatabase
+from tests.support.folders import new_folder
 from tests.support.laws import LAWS
 from tests.support.servers import running, serving
 from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, running_server
@@ -91,6 +92,15 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests write to memory, if there is enough, and their files are removed at the end."""
+    if config.option.basetemp is None:
+        folder = new_folder("notes-tests-")
+        config.add_cleanup(folder.cleanup)
+        config.option.basetemp = Path(folder.name) / "files"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
