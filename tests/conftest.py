@@ -28,6 +28,7 @@ from tests.support.folders import new_folder
 from tests.support.laws import LAWS
 from tests.support.servers import running, serving
 from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, running_server
+from tests.support.template import ADDRESSES, has_pidfd, start_template
 
 # Without the compiled files each process that starts would compile all modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -103,6 +104,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.basetemp = Path(folder.name) / "files"
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """The workers of a run fork one template."""
+    ADDRESSES.extend(getattr(session.config, "workerinput", {}).get("templates", []))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Small groups come first: their tests are slow, and none should begin at the end."""
     if hasattr(config, "workerinput"):
@@ -120,10 +126,13 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
     servers = SharedServers()
     config.stash[SERVERS] = servers
     config.add_cleanup(servers.end)
+    if has_pidfd():
+        ADDRESSES.append(start_template())
 
 
 def pytest_configure_node(node: WorkerController) -> None:
     node.workerinput["servers"] = node.config.stash[SERVERS].files
+    node.workerinput["templates"] = ADDRESSES
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,9 @@ MODULES = ("alembic", "service", "service.settings", "uvicorn")
 MOST_BYTES = 1 << 17
 ROOT = Path(__file__).parents[2]
 
+# Of a template that other processes use, too.
+ADDRESSES: list[str] = []
+
 
 class Fork:
     """A child of the template, with those methods of `subprocess.Popen` that the tests use."""
@@ -139,13 +142,13 @@ def can_fork(command: Sequence[str]) -> bool:
 
     uvicorn starts several workers by Python itself.
     """
-    if command[0] != sys.executable or not _has_pidfd():
+    if command[0] != sys.executable or not has_pidfd():
         return False
     return command[1] == "-c" or (command[1] == "-m" and command[2] in MODULES)
 
 
 @cache
-def _has_pidfd() -> bool:
+def has_pidfd() -> bool:
     """Whether a process can wait for a child and for messages at once: on Linux, if it may."""
     try:
         os.close(os.pidfd_open(os.getpid()))
@@ -173,23 +176,34 @@ def fork(
 
 @cache
 def _template() -> socket.socket:
-    """A connection to the template, which starts at the first use and ends with this process."""
-    mine, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with others:
+    """A connection to the template that another process has started, or to one of our own."""
+    template = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    template.connect(ADDRESSES[0] if ADDRESSES else start_template())
+    return template
+
+
+def start_template() -> str:
+    """Starts a template, which ends with this process, and gives its address."""
+    folder = tempfile.TemporaryDirectory(prefix="notes-template-")
+    starts, starter = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mailbox:
+        mailbox.bind(f"{folder.name}/mailbox")
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(others.fileno())],
+            [sys.executable, "-m", __name__, str(mailbox.fileno()), str(starts)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=[others.fileno()],
+            pass_fds=[mailbox.fileno(), starts],
         )
+    os.close(starts)
 
     def end() -> None:
-        mine.close()
+        os.close(starter)
         process.wait(30)
+        folder.cleanup()
 
     atexit.register(end)
-    return mine
+    return f"{folder.name}/mailbox"
 
 
 class Request(NamedTuple):
@@ -199,13 +213,16 @@ class Request(NamedTuple):
     start_new_session: bool
 
 
-def serve(tests: socket.socket) -> Request | None:
-    """Forks for each request. Returns it in the child, and None when the tests have ended."""
+def serve(mailbox: socket.socket, starter: int) -> Request | None:
+    """Forks for each request. Returns it in the child, and None when the starter has ended."""
     children: dict[int, tuple[int, int]] = {}
     poll = select.poll()
-    poll.register(tests, select.POLLIN)
+    poll.register(mailbox, select.POLLIN)
+    poll.register(starter)
     while True:
         for ready, _ in poll.poll():
+            if ready == starter:
+                return None
             if ready in children:
                 poll.unregister(ready)
                 pid, reporting = children.pop(ready)
@@ -214,14 +231,12 @@ def serve(tests: socket.socket) -> Request | None:
                 os.close(reporting)
                 os.close(ready)
                 continue
-            message, files, _, _ = socket.recv_fds(tests, MOST_BYTES, 3)
-            if not message:
-                return None
+            message, files, _, _ = socket.recv_fds(mailbox, MOST_BYTES, 3)
             pid = os.fork()
             if pid == 0:
                 os.dup2(files[0], 1)
                 os.dup2(files[1], 2)
-                tests.detach()
+                mailbox.detach()
                 os.closerange(3, os.sysconf("SC_OPEN_MAX"))
                 return Request(*json.loads(message))
             report(files[2], pid)
@@ -290,7 +305,7 @@ def main() -> None:
     statuses: list[int] = []
     # The first that is registered is called last.
     atexit.register(end, statuses)
-    tests = socket.socket(fileno=int(sys.argv[1]))
+    mailbox = socket.socket(fileno=int(sys.argv[1]))
     for name in LIBRARIES + WITHOUT_SETTINGS:
         importlib.import_module(name)
     assert "service.settings" not in sys.modules, "no fork could have its own settings"
@@ -298,7 +313,7 @@ def main() -> None:
     gc.freeze()
     # The tests still need it to end what they have started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    request = serve(tests)
+    request = serve(mailbox, int(sys.argv[2]))
     if request is not None:
         run_to_the_end(request, statuses)
 
