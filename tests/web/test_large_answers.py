@@ -5,38 +5,48 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.support.databases import KINDS, NewDatabase
+from tests.support.databases import KINDS, NewDatabase, fill
 from tests.support.sockets import head, json_request, read_slowly
 from tests.support.waiting import poll
 from tests.support.watched import Service, watching
 
-MEGABYTE = {"text": "x" * 1_000_000, "completed": True}
+# Nothing makes it much smaller.
+TEXT = "x" + secrets.token_hex(499_999)
 
 
-def post(service: Service) -> None:
-    """Fills a page with the largest notes."""
-    with httpx2.Client(base_url=service.url, timeout=30) as client:
-        for _ in range(17):
-            assert client.post("/notes/", json=MEGABYTE).status_code == 200
+@pytest.fixture(scope="module")
+def filled(new_database: NewDatabase) -> Callable[[str], str]:
+    """Gives a database of a kind with 18 notes of a megabyte, one more than fit into a page.
+
+    The tests of the module share it and only read.
+    """
+
+    @cache
+    def get(kind: str) -> str:
+        database_url = new_database(kind)
+        fill(database_url, 18, TEXT)
+        return database_url
+
+    return get
 
 
 @pytest.fixture(scope="module")
 def service(
-    new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+    filled: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """Two requests at a time on 17 notes of a megabyte, and little patience."""
+    """Two requests at a time on notes of a megabyte, and little patience."""
     variables = {"MAX_REQUESTS": "2", "REQUEST_TIMEOUT": "1.5"}
     log = tmp_path_factory.mktemp("large") / "log"
-    with watching(new_database("sqlite"), log, **variables) as service:
-        post(service)
+    with watching(filled("sqlite"), log, **variables) as service:
         yield service
     assert "ASGI callable" not in log.read_text()
 
@@ -56,15 +66,14 @@ def ask(service: Service, request: bytes) -> socket.socket:
 
 @pytest.mark.parametrize(("kind", "loop"), [("postgresql", "uvloop"), ("sqlite", "asyncio")])
 def test_answers_that_nobody_reads_take_little_memory(
-    new_database: NewDatabase, tmp_path: Path, kind: str, loop: str
+    filled: Callable[[str], str], tmp_path: Path, kind: str, loop: str
 ) -> None:
     """Sixty clients that don't read take the memory of two, and none after their deadline."""
     variables = {"MAX_REQUESTS": "2", "REQUEST_TIMEOUT": "2"}
     with (
-        watching(new_database(kind), tmp_path / "log", f"--loop={loop}", **variables) as service,
+        watching(filled(kind), tmp_path / "log", f"--loop={loop}", **variables) as service,
         ExitStack() as stack,
     ):
-        post(service)
         before = service.memory()
         for _ in range(60):
             stack.enter_context(ask(service, head("GET", "/notes/?limit=17")))
@@ -85,7 +94,7 @@ def test_answers_that_nobody_reads_take_little_memory(
     ids=["sqlite", "postgresql", "mysql", "search", "gzip"],
 )
 def test_unread_answers_have_a_budget(
-    new_database: NewDatabase, tmp_path: Path, kind: str, path: str, fields: list[str]
+    filled: Callable[[str], str], tmp_path: Path, kind: str, path: str, fields: list[str]
 ) -> None:
     """Sixty clients that read nothing, each something else, take little memory from all others."""
     # A busy machine may take long for a page of 17 MB, for which others wait in its lane.
@@ -96,20 +105,17 @@ def test_unread_answers_have_a_budget(
         "DATABASE_STATEMENT_TIMEOUT": "3",
     }
     with (
-        watching(new_database(kind), tmp_path / "log", **variables) as service,
+        watching(filled(kind), tmp_path / "log", **variables) as service,
         ExitStack() as stack,
     ):
         with httpx2.Client(base_url=service.url, timeout=30) as client:
-            for _ in range(17):
-                note = MEGABYTE | {"text": "x" + secrets.token_hex(499_999)}
-                assert client.post("/notes/", json=note).status_code == 200
             before = service.memory()
             service.peak()
             clients = [stack.enter_context(service.connect(receive_buffer=4096)) for _ in range(60)]
             for number, unread in enumerate(clients):
                 unread.sendall(head("GET", path.format(17 + number), *fields))
             for _ in range(20):
-                assert client.get("/notes/?after=17").status_code == 200
+                assert client.get("/notes/?after=18").status_code == 200
             # Each has begun to get its answer, or a 503.
             for unread in clients:
                 assert unread.recv(1) == b"H"
@@ -154,11 +160,12 @@ def test_who_waits_for_room_holds_up_no_smaller_answer(
         "DATABASE_POOL_TIMEOUT": "4",
         "DATABASE_STATEMENT_TIMEOUT": "4",
     }
+    database_url = new_database("sqlite")
+    fill(database_url, 17, TEXT)
     with (
-        watching(new_database("sqlite"), tmp_path / "log", **variables) as service,
+        watching(database_url, tmp_path / "log", **variables) as service,
         ExitStack() as stack,
     ):
-        post(service)
         slow = [
             stack.enter_context(ask(service, head("GET", f"/notes/?limit={n}"))) for n in (16, 17)
         ]
@@ -177,7 +184,7 @@ def test_who_waits_for_room_holds_up_no_smaller_answer(
 
 def echo() -> bytes:
     """A request whose error repeats its input."""
-    body = json.dumps({"text": [MEGABYTE["text"]], "completed": True})
+    body = json.dumps({"text": [TEXT], "completed": True})
     return json_request("POST", "/notes/", body.encode())
 
 
@@ -232,7 +239,7 @@ def test_a_large_answer_that_is_read_slowly_is_whole(service: Service) -> None:
         client.sendall(head("GET", "/notes/?limit=17"))
         body = read_slowly(client, 600_000, pause=0.1)
         assert time.monotonic() - began > 2
-        assert [note["text"] for note in json.loads(body)] == [MEGABYTE["text"]] * 17
+        assert [note["text"] for note in json.loads(body)] == [TEXT] * 17
         client.sendall(head("GET", "/health/live"))
         assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
 
@@ -245,17 +252,15 @@ def test_a_large_answer_that_is_read_slowly_is_whole(service: Service) -> None:
     ],
 )
 def test_long_listings_that_nobody_takes_take_little_memory(
-    new_database: NewDatabase, tmp_path: Path, kind: str, accept: str
+    filled: Callable[[str], str], tmp_path: Path, kind: str, accept: str
 ) -> None:
     """Clients that leave a long listing, or don't read it, hold no pages of their own."""
     request = head("GET", "/notes/", f"Accept: {accept}")
     # Those for whose pages no room is left have an answer after this.
     with (
-        watching(new_database(kind), tmp_path / "log", REQUEST_TIMEOUT="6") as service,
+        watching(filled(kind), tmp_path / "log", REQUEST_TIMEOUT="6") as service,
         ExitStack() as stack,
     ):
-        post(service)
-        assert httpx2.post(f"{service.url}/notes/", json=MEGABYTE).json()["id"] == 18
         before = service.memory()
         for _ in range(20):
             with service.connect() as client:
