@@ -112,11 +112,11 @@ def carry_on(database_url: str, own: Daemon | None, folder: Path) -> list[Client
                 with process(uvicorn(port), port, log, {"DATABASE_URL": database_url}) as service:
                     for _ in range(count if own else 0):
                         assert own is not None
-                        time.sleep(chance.uniform(0.2, 0.8))
+                        time.sleep(chance.uniform(0.1, 0.4))
                         own.end(next(crashes))
                         time.sleep(chance.uniform(0, 0.3))
                         own.start()
-                    time.sleep(chance.uniform(0.3, 1))
+                    time.sleep(chance.uniform(0.1, 0.5))
                     if number < len(LIVES):
                         service.kill()
                     else:
