@@ -3,6 +3,7 @@
 import itertools
 import re
 import sqlite3
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -25,7 +26,7 @@ from tests.support.clusters import (
 from tests.support.daemons import PASSWORD, ROLE, needs
 from tests.support.databases import NewDatabase, alembic, execute
 from tests.support.debian import running_cluster
-from tests.support.flags import web_command
+from tests.support.flags import arguments, web_command
 from tests.support.notes import known
 from tests.support.operating import add_user
 from tests.support.servers import free_port, process, serving
@@ -149,7 +150,7 @@ def test_tls_of_migrations(
     assert execute(encrypted.server.of_superuser(url), tables) == works
 
 
-# What Python 3.13 and newer want of certificates, on any Python.
+# uvicorn with what Python 3.13 and newer want of certificates, on any Python.
 STRICT = """
 import ssl
 
@@ -161,6 +162,10 @@ def make_strict(*arguments, **named):
     return context
 
 ssl.create_default_context = make_strict
+
+from uvicorn.main import main
+
+main()
 """
 
 
@@ -176,16 +181,17 @@ def test_tls_where_python_is_strict(
     encrypted: Encrypted, tmp_path: Path, file: str, trusted: str, status: int
 ) -> None:
     """On every Python a CA in a file may lack `keyUsage`. The system's CAs follow Python."""
-    (tmp_path / "sitecustomize.py").write_text(STRICT)
+    port = free_port()
     variables = {
+        "DATABASE_URL": encrypted.server.url("template", "localhost") + "?sslmode=verify-full",
         "DATABASE_CA_FILE": encrypted.files.get(file, file),
-        "PYTHONPATH": str(tmp_path),
         # OpenSSL's variable for the file with the CAs that the system trusts.
         "SSL_CERT_FILE": encrypted.files[trusted],
     }
-    url = encrypted.server.url("template", "localhost") + "?sslmode=verify-full"
-    with serving(url, tmp_path / "log", **variables) as client:
-        assert client.get("/notes/").status_code == status
+    command = [sys.executable, "-c", STRICT, "service.app:app", "--port", str(port)]
+    with process(command, port, tmp_path / "log", variables):
+        assert httpx2.get(f"http://127.0.0.1:{port}/notes/", timeout=30).status_code == status
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(("host", "status"), [("localhost", 200), ("127.0.0.1", 503)])
@@ -364,13 +370,14 @@ def routing(database_url: str, log: Path, **variables: str) -> Iterator[httpx2.C
     """A client that speaks as a router does, to the service as the Procfile starts it."""
     port = free_port()
     variables |= {"PORT": str(port), "DATABASE_URL": database_url}
+    given = arguments(web_command(), log.parent / "script", **variables)
     headers = {
         "host": "notes.example",
         "x-forwarded-proto": "https",
         "x-forwarded-for": "6.6.6.6, 203.0.113.7",
     }
     with (
-        process(["sh", "-c", web_command()], port, log, variables),
+        process([sys.executable, "-m", "uvicorn", *given], port, log, variables),
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=20) as client,
     ):
         yield client

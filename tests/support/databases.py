@@ -61,7 +61,7 @@ def start(
     It isn't the same if the interpreter itself may read one of the variables.
     """
     env = environment(**variables)
-    if variables.keys() <= SETTINGS | {"TMPDIR"} and template.can_fork(command):
+    if variables.keys() <= SETTINGS | {"TMPDIR", "SSL_CERT_FILE"} and template.can_fork(command):
         return template.fork(command, cwd, env, stdout.fileno(), stderr.fileno())
     return subprocess.Popen(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
