@@ -277,7 +277,7 @@ def test_endless_pipelining_takes_little_memory(
     with watching(new_database("sqlite"), tmp_path / "log", ACCESS_LOG="0") as service:
         before = service.memory()
         with service.connect() as client:
-            send_for_ever(client, head("GET", "/health/live") * 1000, BUFFERED, seconds=4)
+            send_for_ever(client, head("GET", "/health/live") * 1000, BUFFERED, seconds=2)
             grown = service.memory() - before
         assert grown < 100_000_000
 
