@@ -1,6 +1,7 @@
 """What docs/base.md says of this project as the base of another, in copies of it."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,28 +18,44 @@ QUICK = (
 # As scripts/lint does.
 LINT = ("ruff format --quiet .", "ruff check --quiet --fix .")
 # The code for a database is imported only where that is used. One process does all.
-MIGRATE = """python -c '
+MIGRATE = """
 import pkgutil, importlib, alembic.config, service.database as folder
 for module in pkgutil.iter_modules(folder.__path__):
     importlib.import_module(f"service.database.{module.name}")
 for command in ("upgrade head", "check"):
     alembic.config.main(command.split())
-'"""
+"""
 # It fails where there is nothing to commit.
 COMMIT = "git add . && git -c user.name=a -c user.email=a@b commit -qm ."
 
 
 def shell(copy: Path, *commands: str) -> None:
     """Runs commands in the copy, until one fails."""
-    url = f"sqlite:///{copy}/old.db"
     result = subprocess.run(
         ["sh", "-ec", "\n".join(commands)],
         cwd=copy,
-        env=environment(DATABASE_URL=url),
+        env=environment(),
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def python(copy: Path, *arguments: str) -> None:
+    """Runs Python in the copy, with a database there."""
+    url = f"sqlite:///{copy}/old.db"
+    result = run_in(copy, sys.executable, *arguments, DATABASE_URL=url)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def carry_out(copy: Path, command: str) -> None:
+    """Runs a command of the page, which changes something."""
+    program, *arguments = shlex.split(command)
+    if program == "alembic":
+        python(copy, "-m", "alembic", *arguments)
+    else:
+        shell(copy, command)
+    shell(copy, COMMIT)
 
 
 def clone(folder: Path) -> Path:
@@ -50,7 +67,8 @@ def clone(folder: Path) -> Path:
 
 def check(copy: Path, *tests: str, chosen: str = "") -> None:
     """The copy migrates a new database, which then is as its tables say, and its tests pass."""
-    shell(copy, "rm -f old.db", MIGRATE)
+    (copy / "old.db").unlink(missing_ok=True)
+    python(copy, "-c", MIGRATE)
     # Tests are read twice as fast if pytest doesn't rewrite their assertions.
     options = ("-n", "0", "-q", "--assert=plain")
     names = " and ".join(filter(None, [chosen, "not postgresql", "not mysql"]))
@@ -87,11 +105,14 @@ PARTS = ("Users", "MySQL and MariaDB", "The benchmark and the example")
 def test_parts_are_removed(tmp_path: Path) -> None:
     """Each of the page's commands changes something; then the service migrates, and tests pass."""
     copy = clone(tmp_path)
-    shell(copy, MIGRATE)
+    python(copy, "-c", MIGRATE)
     for part in PARTS:
-        steps = [f"{command}\n{COMMIT}" for command in commands(part)]
-        shell(copy, *steps, *LINT, MIGRATE, f"{COMMIT} || :")
-    shell(copy, "python -m service live on")
+        for command in commands(part):
+            carry_out(copy, command)
+        shell(copy, *LINT)
+        python(copy, "-c", MIGRATE)
+        shell(copy, f"{COMMIT} || :")
+    python(copy, "-m", "service", "live", "on")
     settings = [f"test_every_setting_is_in_the_{place}" for place in ("example", "table")]
     # All tests are collected.
     check(copy, chosen=f"({' or '.join([*(Path(path).name for path in QUICK), *settings])})")
