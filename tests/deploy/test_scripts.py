@@ -17,9 +17,7 @@ import pytest
 from tests.support.databases import ROOT
 from tests.support.notes import known
 from tests.support.servers import end, free_port, wait_until_listening
-
-# What a machine may need to reach its package index, besides PIP_* and *_PROXY.
-NEEDED = ("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+from tests.support.wheels import fetched
 
 NOTE = {"text": "First", "completed": True}
 
@@ -48,10 +46,8 @@ def copy_repository(folder: Path) -> Path:
 
 
 def bare_environment(**variables: str) -> dict[str, str]:
-    def passes(name: str) -> bool:
-        return name in NEEDED or name.startswith("PIP_") or name.upper().endswith("_PROXY")
-
-    return {name: os.environ[name] for name in os.environ if passes(name)} | variables
+    kept = ("PATH", "HOME", "TMPDIR")
+    return {name: os.environ[name] for name in kept if name in os.environ} | variables
 
 
 def wait_until_installed(process: subprocess.Popen[bytes], folder: Path, log: Path) -> None:
@@ -100,8 +96,19 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
     folder = copy_repository(tmp_path_factory.mktemp("clone"))
     log = tmp_path_factory.mktemp("log") / "run.log"
     port = free_port()
-    # Most of what pip would compile is never imported.
-    with scripts_run(folder, log, port, PORT=str(port), PIP_COMPILE="0") as client:
+    # The Python of the wheels that are kept.
+    commands = tmp_path_factory.mktemp("bin")
+    fake_command(commands / "python3", f"exec '{sys.executable}' \"$@\"")
+    variables = {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "PORT": str(port),
+        # pip asks no index, which it would do once for each package.
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(fetched(ROOT / "requirements.txt")),
+        # Most of what pip would compile is never imported.
+        "PIP_COMPILE": "0",
+    }
+    with scripts_run(folder, log, port, **variables) as client:
         answer = client.post("/notes/", json=NOTE).json()
     (folder / ".venv/bin/pip").write_text("#!/bin/sh\nexit 1\n")
     return Newcomer(folder, answer)
@@ -137,9 +144,12 @@ def test_first_run_leaves_out_development_requirements(newcomer: Newcomer) -> No
     assert not {"mypy", "pytest", "ruff"} & commands
 
 
-def test_second_run_keeps_notes_and_installs_nothing(newcomer: Newcomer, tmp_path: Path) -> None:
-    """Notes survive a restart, and a restart needs no package index."""
+def test_second_run_keeps_notes_and_installs_nothing(
+    newcomer: Newcomer, env_file: Path, tmp_path: Path
+) -> None:
+    """Notes survive a restart, which needs no pip, also with a copy of .env.example."""
     port = free_port()
+    shutil.copy(newcomer.folder / ".env.example", env_file)
     with scripts_run(newcomer.folder, tmp_path / "log", port, PORT=str(port)) as client:
         assert client.get("/notes/").json() == [newcomer.answer]
 
@@ -193,25 +203,24 @@ def test_env_file_is_read(newcomer: Newcomer, env_file: Path, tmp_path: Path) ->
 
 
 def test_environment_wins_over_env_file(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
-    """A variable of the environment wins over .env, with any characters in it."""
+    """A variable of the environment wins over .env, whose empty ones count as not set."""
     port = free_port()
+    # Any characters.
     folder = tmp_path / 'it\'s $HOME; "quoted"'
     folder.mkdir()
-    env_file.write_text(f"PORT=1\nDATABASE_URL=sqlite:///{tmp_path}/env.db\n")
+    empty = ("HOST", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "MAX_REQUESTS")
+    env_file.write_text(
+        f"PORT=1\nDATABASE_URL=sqlite:///{tmp_path}/env.db\n"
+        + "".join(f"{name}=\n" for name in empty)
+    )
     variables = {"PORT": str(port), "DATABASE_URL": f"sqlite:///{folder}/notes.db"}
     with scripts_run(newcomer.folder, tmp_path / "log", port, **variables) as client:
         assert client.get("/notes/").json() == []
+        headers = {"x-forwarded-proto": "https"}
+        assert client.get("/notes", headers=headers).headers["location"].startswith("https://")
 
     assert (folder / "notes.db").is_file()
     assert not (tmp_path / "env.db").exists()
-
-
-def test_env_example_is_the_defaults(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
-    """A copy of .env.example changes nothing about the notes that are served."""
-    port = free_port()
-    shutil.copy(newcomer.folder / ".env.example", env_file)
-    with scripts_run(newcomer.folder, tmp_path / "log", port, PORT=str(port)) as client:
-        assert client.get("/notes/").json() == [newcomer.answer]
 
 
 @pytest.mark.parametrize(
@@ -226,16 +235,6 @@ def test_nonsense_is_refused(newcomer: Newcomer, tmp_path: Path, name: str, valu
     assert result.returncode != 0
     assert re.fullmatch(f"Configuration: .*{name}.*\n", result.stderr)
     assert not database.exists()
-
-
-def test_empty_variables_are_defaults(newcomer: Newcomer, env_file: Path, tmp_path: Path) -> None:
-    """Empty variables of .env count as not set."""
-    port = free_port()
-    names = ("HOST", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "MAX_REQUESTS")
-    env_file.write_text("".join(f"{name}=\n" for name in names))
-    with scripts_run(newcomer.folder, tmp_path / "log", port, PORT=str(port)) as client:
-        headers = {"x-forwarded-proto": "https"}
-        assert client.get("/notes", headers=headers).headers["location"].startswith("https://")
 
 
 def test_a_database_that_is_away_ends_the_run(newcomer: Newcomer) -> None:
