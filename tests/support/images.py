@@ -1,7 +1,8 @@
 """Images of the service, built and run without a registry and without a daemon.
 
-Debian's buildah builds them on a base of this machine's Python. They are run as a container
-runtime runs them: in their own root, which is read-only, as process 1, and without rights.
+Debian's buildah builds them on a base of this machine's Python. It mounts the files of the base,
+which would be most of what it stores. Images are run as a container runtime runs them: in their own
+root, which is read-only, as process 1, and without rights.
 """
 
 import json
@@ -44,9 +45,11 @@ mount --bind "$1" "$1"
 mount -t proc proc "$1/proc"
 mount --bind /dev "$1/dev"
 mount --bind "$2" "$1{MOUNTED}"
+mount --bind "$5" "$1/usr"
+mount -o remount,bind,ro "$1/usr"
 mount -o remount,bind,ro "$1"
 exec setpriv --no-new-privs --bounding-set=-all,+sys_chroot,+setuid,+setgid \\
-    chroot --userspec="$3" --groups= "$1" /bin/sh -c 'cd "$0" && exec "$@"' "$4" "${{@:5}}"
+    chroot --userspec="$3" --groups= "$1" /bin/sh -c 'cd "$0" && exec "$@"' "$4" "${{@:6}}"
 """
 
 
@@ -61,16 +64,16 @@ def _skip_without_buildah() -> None:
 
 
 class Image(NamedTuple):
-    """A built image: its files, what it says about itself, and its size."""
+    """A built image: its files, those of /usr, which stand alone, and what it says of itself."""
 
     root: Path
+    usr: Path
     config: dict[str, Any]
-    size: str
 
     def command(self, arguments: Sequence[str], data: Path) -> list[str]:
         """Runs arguments in the image. It may write only to the folder `data`, at /mnt."""
         user, folder = self.config["User"], self.config["WorkingDir"]
-        places = [str(self.root), str(data), user, folder]
+        places = [str(self.root), str(data), user, folder, str(self.usr)]
         return [*UNSHARE, "bash", "-ec", RUN, "run", *places, *arguments]
 
     def environment(self, variables: dict[str, str]) -> dict[str, str]:
@@ -132,37 +135,43 @@ def built(folder: Path) -> Iterator[Image]:
     is_possible = subprocess.run(["buildah", *store, *overlay, "images"], capture_output=True)
     store += ["--storage-driver", "vfs"] if is_possible.returncode else overlay
     buildah("from", "--name", "making", "scratch")
-    make_base(Path(buildah("mount", "making")))
+    make_root(Path(buildah("mount", "making")))
+    usr = folder / "usr"
+    make_usr(usr)
     buildah("config", *(f"--env={variable}" for variable in BASE), "making")
     buildah("commit", "--rm", "--quiet", "making", "base")
-    wheels = (
+    mounted = (
+        *("-v", f"{usr}:/usr:ro"),
         *("-v", f"{fetched(ROOT / 'requirements.txt')}:/wheels:ro"),
         *("-v", f"{fetched(ROOT / 'requirements-otel.txt')}:/more:ro"),
     )
     options = ("--isolation", "chroot", "--pull-never", "--format", "docker", "--quiet")
-    arguments = ("--build-arg", "BASE=localhost/base", *wheels)
+    arguments = ("--build-arg", "BASE=localhost/base", *mounted)
     buildah("build", *options, *arguments, "-t", "notes", "-f", "deploy/Dockerfile", ".")
-    (found,) = json.loads(buildah("images", "--json", "localhost/notes"))
     about = json.loads(buildah("inspect", "--type", "image", "localhost/notes"))
     buildah("from", "--pull-never", "--name", "made", "localhost/notes")
     try:
-        yield Image(Path(buildah("mount", "made")), about["Docker"]["config"], str(found["size"]))
+        yield Image(Path(buildah("mount", "made")), usr, about["Docker"]["config"])
     finally:
         buildah("umount", "made")
 
 
-def make_base(root: Path) -> None:
-    """Makes the files of a base: this machine's Python with pip, a shell, and their libraries."""
-    version = f"python{sysconfig.get_python_version()}"
-    library = root / "usr/local/lib" / version
-    executables = root / "usr/local/bin"
-    libraries = root / "usr/lib"
-    for path in (executables, libraries, library.parent, root / "usr/bin"):
-        path.mkdir(parents=True, exist_ok=True)
-    for name in ("proc", "dev", "tmp", MOUNTED[1:]):
+def make_root(root: Path) -> None:
+    """Makes the folders of a base, and links into /usr."""
+    for name in ("proc", "dev", "tmp", "usr", MOUNTED[1:]):
         (root / name).mkdir()
     for name, target in (("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib")):
         (root / name).symlink_to(target)
+
+
+def make_usr(usr: Path) -> None:
+    """Makes /usr of a base: this machine's Python with pip, a shell, and their libraries."""
+    version = f"python{sysconfig.get_python_version()}"
+    library = usr / "local/lib" / version
+    executables = usr / "local/bin"
+    libraries = usr / "lib"
+    for path in (executables, libraries, library.parent, usr / "bin"):
+        path.mkdir(parents=True, exist_ok=True)
 
     python = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     shutil.copy(python, executables / version)
@@ -174,7 +183,7 @@ def make_base(root: Path) -> None:
     assert pip.origin is not None
     shutil.copytree(Path(pip.origin).parent, library / "pip")
     for program in PROGRAMS:
-        shutil.copy(program, root / "usr/bin")
+        shutil.copy(program, usr / "bin")
     linked = libraries_of(python, *library.glob("lib-dynload/*.so"), *map(Path, PROGRAMS))
     for path in {*linked, *map(known_library, LIBRARIES)}:
         shutil.copy(path, libraries / path.name)
