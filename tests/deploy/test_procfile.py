@@ -65,8 +65,12 @@ def group_exists(group: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_release_then_web(database_url: str, tmp_path: Path, count: int) -> None:
+def wait_until_gone(group: int, log: Path) -> None:
+    """An orphan is there until the system's first process takes note of its end."""
+    poll(lambda: not group_exists(group), log.read_text)
+
+
+def test_release_then_web(database_url: str, tmp_path: Path) -> None:
     """The Procfile migrates an empty database, and serves from WEB_CONCURRENCY processes.
 
     SIGTERM, by which a platform stops a process, leaves nothing running.
@@ -74,29 +78,22 @@ def test_release_then_web(database_url: str, tmp_path: Path, count: int) -> None
     released = release(database_url)
     assert released.returncode == 0, released.stdout + released.stderr
 
-    log = tmp_path / "web.log"
-    with web(database_url, log, WEB_CONCURRENCY=str(count)) as (running, url):
-        wait_for_servers(log, count)
-        posted = httpx2.post(f"{url}/notes/", json=NOTE, timeout=30)
-        listed = httpx2.get(f"{url}/notes/", timeout=30)
-        found = re.search(r"web\.1 started \(pid=(\d+)\)", log.read_text())
-        assert found is not None
-        group = int(found[1])
-        assert group_exists(group)
+    for count in (1, 2):
+        log = tmp_path / f"{count}.log"
+        with web(database_url, log, WEB_CONCURRENCY=str(count)) as (running, url):
+            wait_for_servers(log, count)
+            posted = httpx2.post(f"{url}/notes/", json=NOTE, timeout=30)
+            listed = httpx2.get(f"{url}/notes/", timeout=30)
+            found = re.search(r"web\.1 started \(pid=(\d+)\)", log.read_text())
+            assert found is not None
+            group = int(found[1])
+            assert group_exists(group)
 
-    assert known(posted.json()) == {"id": 1, **NOTE}
-    assert known(listed.json()) == [{"id": 1, **NOTE}]
-    assert running.returncode == 143
-    assert log.read_text().count("Application shutdown complete") == count
-    # An orphan is there until the system's first process takes note of its end.
-    poll(lambda: not group_exists(group), log.read_text)
-
-
-def test_empty_variables_are_defaults(database_url: str, tmp_path: Path) -> None:
-    """Empty variables of the web process count as not set."""
-    log = tmp_path / "web.log"
-    with web(database_url, log, WEB_CONCURRENCY="", HOST="", MAX_REQUESTS="") as (_, url):
-        assert httpx2.get(f"{url}/health/live").status_code == 200
+        assert known(posted.json()) == {"id": count, **NOTE}
+        assert known(listed.json()) == [{"id": each + 1, **NOTE} for each in range(count)]
+        assert running.returncode == 143
+        assert log.read_text().count("Application shutdown complete") == count
+        wait_until_gone(group, log)
 
 
 def test_env_file_wins_with_honcho(tmp_path: Path) -> None:
@@ -146,9 +143,13 @@ def test_the_flags_are_documented(tmp_path: Path, command: str) -> None:
 
 
 def test_what_the_flags_do(database_url: str, tmp_path: Path) -> None:
-    """The web process serves on every address, with uvloop, and without uvicorn's own log."""
+    """The web process serves on every address, with uvloop, and without uvicorn's own log.
+
+    Empty variables count as not set.
+    """
     log = tmp_path / "web.log"
-    with web(database_url, log) as (started, url):
+    empty = {"WEB_CONCURRENCY": "", "HOST": "", "MAX_REQUESTS": ""}
+    with web(database_url, log, **empty) as (started, url):
         answer = httpx2.get(f"{url.replace('127.0.0.1', '127.0.0.2')}/health/live", timeout=30)
         assert answer.status_code == 200
         assert "server" not in answer.headers
