@@ -1,7 +1,7 @@
 """A template process: it has imported the libraries, and forks whatever the tests start.
 
-Imports are most of what a start costs. Of the service the template imports only what reads no
-settings, so each fork reads its own environment. A fork in another folder imports its own.
+Imports are most of what a start costs. Of the service the template imports only what depends on
+nothing of its process (settings, limits, random numbers). A fork in another folder imports its own.
 """
 
 import atexit
@@ -62,8 +62,7 @@ LIBRARIES = (
     "uvicorn.protocols.websockets.auto",
     "uvloop",
 )
-WITHOUT_SETTINGS = (
-    "service.descriptors",
+SAME_EVERYWHERE = (
     "service.hosts",
     "service.live.positions",
     "service.log_lines",
@@ -83,7 +82,6 @@ WITHOUT_SETTINGS = (
     "service.web.paths",
     "service.web.preferences",
     "service.web.responses",
-    "service.web.tracing",
 )
 MODULES = ("alembic", "service", "service.settings", "uvicorn")
 MOST_BYTES = 1 << 17
@@ -306,9 +304,10 @@ def main() -> None:
     # The first that is registered is called last.
     atexit.register(end, statuses)
     mailbox = socket.socket(fileno=int(sys.argv[1]))
-    for name in LIBRARIES + WITHOUT_SETTINGS:
+    for name in LIBRARIES + SAME_EVERYWHERE:
         importlib.import_module(name)
-    assert "service.settings" not in sys.modules, "no fork could have its own settings"
+    own = {"service.settings", "service.descriptors", "service.web.tracing"} & sys.modules.keys()
+    assert not own, f"each fork has to import these itself: {own}"
     # A collection would write to memory that the forks share.
     gc.freeze()
     # The tests still need it to end what they have started.
