@@ -1,4 +1,4 @@
-"""Where servers keep their data."""
+"""Where servers keep their data, and tests their files."""
 
 import os
 import shutil
@@ -7,12 +7,12 @@ from functools import cache
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")
-# Twice what the servers of a run write, in bytes.
-ENOUGH = 4 << 30
+# Twice what a run of all tests writes, in bytes.
+ENOUGH = 8 << 30
 
 
 def new_folder(prefix: str) -> "tempfile.TemporaryDirectory[str]":
-    """A folder for the data of a server: in memory, if there is enough, as disks cost more.
+    """A folder for data that a run removes: in memory, if there is enough, as disks cost more.
 
     pytest's own folders are closed to other users, also to those of another run, and too deep for
     a socket.
