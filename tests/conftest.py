@@ -24,7 +24,7 @@ from xdist.workermanage import WorkerController
 
 from tests.support import databases, shared_servers
 from tests.support.databases import KINDS, SERVED, NewDatabase
-from tests.support.folders import new_folder
+from tests.support.folders import memory
 from tests.support.laws import LAWS
 from tests.support.servers import running, serving
 from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, running_server
@@ -73,12 +73,13 @@ def import_share(config: pytest.Config) -> None:
     """Imports this worker's share of the tests. Otherwise each worker would compile all of them."""
     worker: dict[str, Any] = config.workerinput  # type: ignore[attr-defined]
     first, count = int(worker["workerid"][2:]), worker["workercount"]
-    folders = [Path(argument).resolve() for argument in config.args]
-    files = sorted(file for folder in folders for file in folder.rglob("test_*.py"))
+    chosen = [Path(argument).resolve() for argument in config.args]
+    files = sorted((config.rootpath / "tests").rglob("test_*.py"))
+    files = [file for file in files if any(file.is_relative_to(one) for one in chosen)]
     for file in files[first % count :: count]:
+        parts = file.relative_to(config.rootpath).with_suffix("").parts
         # Collecting tells what is wrong with it.
         with suppress(Exception):
-            parts = file.relative_to(config.rootpath).with_suffix("").parts
             importlib.import_module(".".join(parts))
 
 
@@ -97,11 +98,9 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """The tests write to memory, if there is enough, and their files are removed at the end."""
-    if config.option.basetemp is None:
-        folder = new_folder("notes-tests-")
-        config.add_cleanup(folder.cleanup)
-        config.option.basetemp = Path(folder.name) / "files"
+    """The tests write to memory, if there is enough."""
+    if folder := memory():
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -422,10 +422,11 @@ def test_deadlines_at_any_moment(server: Server, tmp_path: Path) -> None:
     """A thousand requests that a lock or their deadline ends at any moment leave the pool whole."""
     url = server.new_database()
     variables = {
-        "REQUEST_TIMEOUT": "0.1",
-        "DATABASE_CONNECT_TIMEOUT": "0.03",
+        "REQUEST_TIMEOUT": "0.3",
+        "DATABASE_CONNECT_TIMEOUT": "0.06",
         "DATABASE_POOL_TIMEOUT": "0.01",
-        "DATABASE_STATEMENT_TIMEOUT": "0.05",
+        # `check_slots` has to see all connections wait at once, also on a busy machine.
+        "DATABASE_STATEMENT_TIMEOUT": "0.2",
     }
     with (
         serving(url, tmp_path / "log", **variables) as client,

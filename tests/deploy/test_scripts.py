@@ -104,7 +104,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
         "PORT": str(port),
         # pip asks no index, which it would do once for each package.
         "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(fetched(ROOT / "requirements.txt")),
+        "PIP_FIND_LINKS": fetched(ROOT / "requirements.txt").as_uri(),
         # Most of what pip would compile is never imported.
         "PIP_COMPILE": "0",
     }

@@ -78,6 +78,7 @@ SAME_EVERYWHERE = (
     "service.schemas.validation",
     "service.tables",
     "service.web.conditions",
+    "service.web.headers",
     "service.web.json_writer",
     "service.web.paths",
     "service.web.preferences",
@@ -87,7 +88,7 @@ MODULES = ("alembic", "service", "service.settings", "uvicorn")
 MOST_BYTES = 1 << 17
 ROOT = Path(__file__).parents[2]
 
-# Of a template that other processes use, too.
+# The address of the run's template, if it has one.
 ADDRESSES: list[str] = []
 
 
@@ -182,7 +183,8 @@ def _template() -> socket.socket:
 
 def start_template() -> str:
     """Starts a template, which ends with this process, and gives its address."""
-    folder = tempfile.TemporaryDirectory(prefix="notes-template-")
+    # The path of a socket has at most 107 bytes.
+    folder = tempfile.TemporaryDirectory(prefix="notes-template-", dir="/tmp")
     starts, starter = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mailbox:
         mailbox.bind(f"{folder.name}/mailbox")
@@ -212,7 +214,10 @@ class Request(NamedTuple):
 
 
 def serve(mailbox: socket.socket, starter: int) -> Request | None:
-    """Forks for each request. Returns it in the child, and None when the starter has ended."""
+    """Forks for each request. Returns it in the child.
+
+    Returns None when the starter has ended, and ends all that is still running.
+    """
     children: dict[int, tuple[int, int]] = {}
     poll = select.poll()
     poll.register(mailbox, select.POLLIN)
@@ -220,6 +225,8 @@ def serve(mailbox: socket.socket, starter: int) -> Request | None:
     while True:
         for ready, _ in poll.poll():
             if ready == starter:
+                for pid, _ in children.values():
+                    os.kill(pid, signal.SIGKILL)
                 return None
             if ready in children:
                 poll.unregister(ready)
@@ -306,8 +313,9 @@ def main() -> None:
     mailbox = socket.socket(fileno=int(sys.argv[1]))
     for name in LIBRARIES + SAME_EVERYWHERE:
         importlib.import_module(name)
-    own = {"service.settings", "service.descriptors", "service.web.tracing"} & sys.modules.keys()
-    assert not own, f"each fork has to import these itself: {own}"
+    loaded = {name for name in sys.modules if name.startswith("service.")}
+    own = {name for name in loaded if not hasattr(sys.modules[name], "__path__")}
+    assert own == set(SAME_EVERYWHERE), own ^ set(SAME_EVERYWHERE)
     # A collection would write to memory that the forks share.
     gc.freeze()
     # The tests still need it to end what they have started.
