@@ -1,5 +1,6 @@
 """The CPU and the memory of processes with all that they started, and the CPU that others take."""
 
+import math
 import os
 import time
 from typing import NamedTuple
@@ -8,6 +9,9 @@ import psutil
 
 # What the kernel may tell instead of an answer: the process is gone, or somebody else's.
 GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
+CORES = os.cpu_count() or 1
+# Some 20 ms of CPU.
+LOOPS = 400_000
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -53,25 +57,48 @@ def postmaster(backend: int) -> int | None:
     return parent.pid if parent and name in ("postgres", "postmaster") else None
 
 
+_shortest = math.inf
+
+
+def slowness() -> float:
+    """Returns how many times its shortest time in this run a loop takes now."""
+    global _shortest
+    began = time.thread_time()
+    for _ in range(LOOPS):
+        pass
+    seconds = time.thread_time() - began
+    _shortest = min(_shortest, seconds)
+    return seconds / _shortest
+
+
 class Usage(NamedTuple):
-    """CPU seconds at a moment: those of the whole machine, and those of the benchmark."""
+    """CPU seconds at a moment: those of the whole machine, and those of the benchmark.
+
+    `slowness` is how many times slower than at its best a core is.
+    """
 
     at: float
     machine: float
     own: float
+    slowness: float = 1.0
 
-    def others_since(self, before: "Usage") -> float:
-        """Returns how many cores others took on average. A hypervisor is one of them."""
+    def others_since(self, before: "Usage", cores: int = CORES) -> float:
+        """Returns how many cores others took on average. The host of a virtual machine is one.
+
+        The machine's counts don't tell of all that a host takes: the cores are slower then.
+        """
         others = (self.machine - before.machine) - (self.own - before.own)
-        return max(0.0, others / (self.at - before.at))
+        slowed = cores * (1 - 2 / (before.slowness + self.slowness))
+        return max(0.0, others / (self.at - before.at)) + slowed
 
 
 def usage(*databases: int) -> Usage:
     """Looks at /proc/stat, and at this process, all that it started, and the databases' servers."""
+    slow = slowness()
     times = psutil.cpu_times()
     busy = ("user", "nice", "system", "irq", "softirq", "steal")
     machine = sum(getattr(times, name, 0.0) for name in busy)
-    return Usage(time.perf_counter(), machine, cpu_seconds(os.getpid(), *databases))
+    return Usage(time.perf_counter(), machine, cpu_seconds(os.getpid(), *databases), slow)
 
 
 def divide(cores: set[int]) -> tuple[set[int], set[int]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import re
 import socket
@@ -24,7 +25,7 @@ from benchmarks.followers import Followers
 from benchmarks.growth import Batches, Growth, Sample, markdown, parse_batches
 from benchmarks.load import Shot, parse, quietly
 from benchmarks.paced import Order, drive
-from benchmarks.processes import Usage, divide
+from benchmarks.processes import Usage, divide, slowness
 from tests.support.databases import ROOT
 
 
@@ -225,6 +226,15 @@ def test_the_cpu_of_others_is_that_of_the_machine_without_the_benchmark() -> Non
 
     assert Usage(at=12.0, machine=104.0, own=53.0).others_since(before) == 0.5
     assert Usage(at=12.0, machine=104.0, own=54.1).others_since(before) == 0.0
+
+
+def test_what_slow_cores_lack_is_taken_by_others() -> None:
+    """A hypervisor may take a part of each core, of which the machine's own counts know nothing."""
+    before = Usage(at=10.0, machine=100.0, own=50.0, slowness=1.0)
+    after = Usage(at=12.0, machine=104.0, own=53.0, slowness=1.5)
+
+    assert after.others_since(before, cores=4) == pytest.approx(0.5 + 4 * 0.2)
+    assert 1 <= slowness() < math.inf
 
 
 def test_load_and_servers_share_cores_only_where_there_are_few() -> None:
