@@ -269,7 +269,7 @@ def run(request: Request) -> None:
     tempfile.tempdir = None
     os.chdir(request.cwd)
     if request.cwd != str(ROOT):
-        for name in [name for name in sys.modules if name.startswith("service")]:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "service"]:
             del sys.modules[name]
     how, what, *sys.argv[1:] = request.arguments
     if how == "-c":
@@ -313,6 +313,7 @@ def main() -> None:
     mailbox = socket.socket(fileno=int(sys.argv[1]))
     for name in LIBRARIES + SAME_EVERYWHERE:
         importlib.import_module(name)
+    # Whatever else is loaded, all forks would share.
     loaded = {name for name in sys.modules if name.startswith("service.")}
     own = {name for name in loaded if not hasattr(sys.modules[name], "__path__")}
     assert own == set(SAME_EVERYWHERE), own ^ set(SAME_EVERYWHERE)
