@@ -22,11 +22,13 @@ class Operation(NamedTuple):
 
     The function takes the driver's connection and the parameters by name. It returns rows, and
     raises the driver's errors. `text` is its statement, or the first of several, for traces.
+    The rows of a page that `tells_more` have a column `_is_followed`: whether one more follows.
     """
 
     lane: Lane
     run: Callable[[Any, Mapping[str, Any]], Awaitable[Sequence[Row]]]
     text: str
+    tells_more: bool = False
 
 
 def slots_of_server(connections: int) -> dict[Lane, list[asyncio.Semaphore]]:

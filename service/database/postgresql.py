@@ -29,6 +29,7 @@ from sqlalchemy import (
     column,
     func,
     literal_column,
+    or_,
     select,
     true,
 )
@@ -394,8 +395,43 @@ def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
     return select(bindparam(name, type_=type_)).scalar_subquery()
 
 
-# PostgreSQL knows the length of a large text without reading the text.
-page = partial(returning.page, prepare, _parameter, func.octet_length)
+def page(
+    query: Select[Any],
+    key: Column[Any],
+    large: Column[Any] | None,
+    bounds: PageBounds,
+    descending: bool,
+    searches: bool,
+) -> Operation:
+    if searches and large is not None:
+        return _searched_page(query, key, large, bounds, descending)
+    # PostgreSQL knows the length of a large text without reading the text.
+    length = func.octet_length
+    return returning.page(
+        prepare, _parameter, length, query, key, large, bounds, descending, searches
+    )
+
+
+def _searched_page(
+    query: Select[Any], key: Column[Any], large: Column[Any], bounds: PageBounds, descending: bool
+) -> Operation:
+    """A search is planned for its values each time, so it is in its statement only once."""
+    after, limit = bindparam("after", type_=key.type), bindparam("limit", type_=Integer())
+    found = returning.behind(query, key, descending, after).limit(limit).subquery("found")
+    order = found.c[key.name].desc() if descending else found.c[key.name]
+    counted = select(
+        *found.c,
+        func.sum(func.octet_length(found.c[large.name])).over(order_by=order).label("_bytes"),
+        func.row_number().over(order_by=order).label("_number"),
+        func.lead(found.c[key.name]).over(order_by=order).is_not(None).label("_is_followed"),
+    ).subquery("counted")
+    rows = select(*(counted.c[column.name] for column in found.c), counted.c._is_followed)
+    rows = rows.where(
+        or_(counted.c._bytes <= bounds.max_bytes, counted.c._number <= bounds.short)
+    ).order_by(counted.c[key.name].desc() if descending else counted.c[key.name])
+    return prepare(rows, searches=True)._replace(tells_more=True)
+
+
 sorted_page = partial(keysets.page, prepare, _parameter)
 
 
@@ -446,7 +482,8 @@ def contains(
 ) -> ColumnElement[bool]:
     pattern: ColumnElement[str] = bindparam(name, type_=String)
     for special in ("\\", "%", "_"):
-        pattern = func.replace(pattern, special, "\\" + special, type_=String)
+        texts = [literal_column(f"'{text}'", String) for text in (special, "\\" + special)]
+        pattern = func.replace(pattern, *texts, type_=String)
     # The index for searches, which a migration makes, has the same expression.
     searched: ColumnElement[str] = func.coalesce(folded, func.lower(collate(text, "C")))
     if not indexed:

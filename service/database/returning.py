@@ -74,6 +74,14 @@ def page(
     return prepare(selected, searches)
 
 
+def behind(
+    query: Select[Any], key: Column[Any], descending: bool, after: ColumnElement[Any]
+) -> Select[Any]:
+    """The rows of a query behind a key, in the order of the key."""
+    query = query.where(key < after if descending else key > after)
+    return query.order_by(key.desc() if descending else key)
+
+
 def bounded(
     length: Callable[[ColumnElement[Any]], ColumnElement[Any]],
     query: Select[Any],
@@ -86,8 +94,7 @@ def bounded(
     outer: FromClause | None = None,
 ) -> Select[Any]:
     """The rows of one page. `after` and `limit` may be columns of an outer query."""
-    behind = key < after if descending else key > after
-    query = query.where(behind).order_by(key.desc() if descending else key).correlate(outer)
+    query = behind(query, key, descending, after).correlate(outer)
     if large is None:
         return query.limit(limit)
     # Usually no large value follows. Then the page is read only once. `+ 0` makes the planner use

@@ -271,16 +271,25 @@ class Queries:
         """
         if selection.order:
             return await self._list_sorted(selection, after, limit)
-        statement = self._page(*self._kind(selection), BOUNDS)
-        values = self._parameters(selection)
+        rows, is_cut = await self._list_bounded(selection, after, limit, BOUNDS)
+        return rows[:limit], is_cut or len(rows) > limit
+
+    async def _list_bounded(
+        self, selection: Selection, after: Place | None, limit: int, bounds: PageBounds
+    ) -> tuple[Sequence[Row], bool]:
+        """Up to `limit + 1` rows, and whether there are fewer because more would be too large."""
+        kind, values = (*self._kind(selection), bounds), self._parameters(selection)
+        statement = self._page(*kind)
         rows = await fetch(statement, after=_place(selection, after), limit=limit + 1, **values)
-        if len(rows) > limit:
-            return rows[:limit], True
-        if len(rows) == BOUNDS.short and self._large is not None:
-            # Either this is the end, or more rows would be too large.
-            after = rows[-1]["id"]
-            return rows, bool(await fetch(statement, after=after, limit=1, **values))
-        return rows, False
+        if self._large is None or not rows or len(rows) > limit:
+            return rows, False
+        if statement.tells_more:
+            return rows, rows[-1]["_is_followed"]
+        if len(rows) != bounds.short:
+            return rows, False
+        # Either this is the end, or more rows would be too large.
+        follows = self._page(*kind, ids_only=True)
+        return rows, bool(await fetch(follows, after=rows[-1]["id"], limit=1, **values))
 
     async def _list_sorted(
         self, selection: Selection, after: Place | None, limit: int
@@ -298,16 +307,8 @@ class Queries:
         """Like `list_page`; None if the texts may be large."""
         if selection.order:
             return await self._list_sorted(selection, after, limit)
-        kind = *self._kind(selection), _SHORT_BOUNDS
-        values = self._parameters(selection)
-        place = _place(selection, after)
-        rows = await fetch(self._page(*kind), after=place, limit=limit + 1, **values)
-        if len(rows) == 1 and self._large is not None:
-            follows = self._page(*kind, ids_only=True)
-            if await fetch(follows, after=rows[0]["id"], limit=1, **values):
-                # It is not the last one, so more would be too large.
-                return None
-        return rows[:limit], len(rows) > limit
+        rows, is_cut = await self._list_bounded(selection, after, limit, _SHORT_BOUNDS)
+        return None if is_cut else (rows[:limit], len(rows) > limit)
 
     async def list_pages(
         self, selection: Selection, pages: Sequence[tuple[int | None, int]]

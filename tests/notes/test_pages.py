@@ -164,6 +164,25 @@ def test_pages_of_large_notes(service: httpx2.Client, order: str) -> None:
     assert ids(service.get(f"/notes/?order={order}").json()) == whole
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_searches_of_large_notes(service: httpx2.Client, order: str) -> None:
+    """Pages of found notes have no more bytes than may be held, and link to the rest."""
+    wanted, most = [], BOUNDS.max_bytes // 5
+    for length in [most] * 8 + [most // 40] * 25 + [1] * 9:
+        wanted.append(service.post("/notes/", json={"text": "a" * length, "completed": True}))
+        service.post("/notes/", json={"text": "b" * 2500, "completed": True})
+    whole = [answer.json()["id"] for answer in wanted]
+    if order == "desc":
+        whole.reverse()
+    for limit in (1, 5, 1000):
+        pages = walk(service, f"/notes/?q=A&limit={limit}&order={order}")
+        assert ids(list(chain(*pages))) == whole
+        for page in pages:
+            size = sum(len(note["text"]) for note in page)
+            assert len(page) <= BOUNDS.short or size <= BOUNDS.max_bytes
+    assert ids(service.get(f"/notes/?q=a&order={order}").json()) == whole
+
+
 def test_as_many_notes_as_a_short_page_has(service: httpx2.Client) -> None:
     """Where a listing ends with as many notes, none are promised behind them."""
     wanted = create(service, BOUNDS.short)
