@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+PREFIX = "notes-metrics-"
+
 
 def _find_folder() -> Path | None:
     """The folder with the values of all processes of one server; None for a single process.
@@ -27,7 +29,7 @@ def _find_folder() -> Path | None:
         if multiprocessing.parent_process() is None:
             return None
         key = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:16]
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = f"{tempfile.gettempdir()}/notes-metrics-{key}"
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = f"{tempfile.gettempdir()}/{PREFIX}{key}"
     return Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
@@ -79,6 +81,19 @@ def _take_slot(folder: Path) -> tuple[int, IO[str]]:
     return slot, lock
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the folders beside this one that servers left when they were killed."""
+    for other in folder.parent.glob(f"{PREFIX}*"):
+        # It may be in use, or belong to another user.
+        with suppress(OSError):
+            descriptor = os.open(other, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other)
+            finally:
+                os.close(descriptor)
+
+
 def _remove_dead(folder: Path) -> None:
     """Removes the gauges of dead processes."""
     for gauges in folder.glob(GAUGES.format("*")):
@@ -93,6 +108,8 @@ if _folder is not None:
 
     _entered = _enter(_folder)
     _slot, _lock = _take_slot(_folder)
+    if not _is_folder_given:
+        _remove_abandoned(_folder)
     values.ValueClass = values.MultiProcessValue(lambda: _slot)  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

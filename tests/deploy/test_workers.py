@@ -83,8 +83,17 @@ def test_a_process_begins_while_the_last_one_ends(
 def test_killed_processes_leave_nothing_but_counts(
     new_database: NewDatabase, tmp_path: Path
 ) -> None:
-    """After a process is killed, the gauges are right and no count has fallen."""
+    """After a process is killed, the gauges are right and no count has fallen.
+
+    What other servers left in the folder of temporary files goes, if no process uses it.
+    """
     database_url = new_database("postgresql")
+    left, used = (tmp_path / f"notes-metrics-{name}" for name in ("left", "used"))
+    for folder in (left, used):
+        folder.mkdir()
+        (folder / "counter_0.db").touch()
+    user = os.open(used, os.O_RDONLY)
+    fcntl.flock(user, fcntl.LOCK_SH)
     log = tmp_path / "log"
     variables = TWO | {"TMPDIR": str(tmp_path)}
 
@@ -107,7 +116,8 @@ def test_killed_processes_leave_nothing_but_counts(
         httpx2.Client(base_url=url, headers={"connection": "close"}, timeout=30) as client,
     ):
         poll(lambda: ready() == 2)
-        (folder,) = tmp_path.glob("notes-metrics-*")
+        assert not left.exists()
+        (folder,) = set(tmp_path.glob("notes-metrics-*")) - {used}
         for _ in range(20):
             assert client.post("/notes/", json=NOTE).status_code == 200
         with locked(database_url), connect(str(client.base_url)) as writer:
@@ -121,6 +131,8 @@ def test_killed_processes_leave_nothing_but_counts(
             assert in_use() == 0
         assert len(os.listdir(folder)) == 2 * FILES
     assert not folder.exists()
+    assert os.listdir(used) == ["counter_0.db"]
+    os.close(user)
     assert "Traceback" not in log.read_text()
 
 
