@@ -206,11 +206,20 @@ def versions(databases: dict[str, str]) -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """Returns what matters of the machine, without its name."""
     return {
-        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
+        "system": system(),
         "processor": processor(),
         "cores": psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
     }
+
+
+def system() -> str:
+    """Returns the distribution, whose Python it may be, and the kernel."""
+    kernel = f"{platform.system()} {platform.release().partition('-')[0]}"
+    try:
+        return f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {kernel}"
+    except OSError:
+        return kernel
 
 
 def processor() -> str:
