@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 PREFIX = "notes-metrics-"
+KEY_LENGTH = 16
 
 
 def _find_folder() -> Path | None:
@@ -28,7 +29,7 @@ def _find_folder() -> Path | None:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         if multiprocessing.parent_process() is None:
             return None
-        key = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:16]
+        key = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:KEY_LENGTH]
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = f"{tempfile.gettempdir()}/{PREFIX}{key}"
     return Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
@@ -83,13 +84,15 @@ def _take_slot(folder: Path) -> tuple[int, IO[str]]:
 
 def _remove_abandoned(folder: Path) -> None:
     """Removes the folders beside this one that servers left when they were killed."""
-    for other in folder.parent.glob(f"{PREFIX}*"):
-        # It may be in use, or belong to another user.
+    for other in folder.parent.glob(PREFIX + "[0-9a-f]" * KEY_LENGTH):
+        # It may be in use, belong to another user, or be no folder.
         with suppress(OSError):
-            descriptor = os.open(other, os.O_RDONLY)
+            descriptor = os.open(other, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(other)
+                # Another process may have made it again meanwhile.
+                if os.path.samestat(os.fstat(descriptor), other.stat()):
+                    shutil.rmtree(other)
             finally:
                 os.close(descriptor)
 

@@ -88,7 +88,8 @@ def test_killed_processes_leave_nothing_but_counts(
     What other servers left in the folder of temporary files goes, if no process uses it.
     """
     database_url = new_database("postgresql")
-    left, used = (tmp_path / f"notes-metrics-{name}" for name in ("left", "used"))
+    left, used, pipe = (tmp_path / f"notes-metrics-{letter * 16}" for letter in "abc")
+    os.mkfifo(pipe)
     for folder in (left, used):
         folder.mkdir()
         (folder / "counter_0.db").touch()
@@ -117,7 +118,7 @@ def test_killed_processes_leave_nothing_but_counts(
     ):
         poll(lambda: ready() == 2)
         assert not left.exists()
-        (folder,) = set(tmp_path.glob("notes-metrics-*")) - {used}
+        (folder,) = set(tmp_path.glob("notes-metrics-*")) - {used, pipe}
         for _ in range(20):
             assert client.post("/notes/", json=NOTE).status_code == 200
         with locked(database_url), connect(str(client.base_url)) as writer:
