@@ -67,7 +67,8 @@ class Definition:
     whose texts may be as long as a body. Clients may sort by the columns `sorts`, which are shown
     and NOT NULL. Filters and orders that no index serves together run in the lane of searches.
     Raises ValueError for what doesn't fit together: another long text, a field that its column
-    can't hold, a column that has no order, a filter with the name of another parameter.
+    can't hold, a large or searched text that may be null, a column that has no order, a filter with
+    the name of another parameter.
     """
 
     table: Table
@@ -87,6 +88,7 @@ class Definition:
     def __post_init__(self) -> None:
         if self.records is not None and self.records.name != OWNER:
             raise ValueError(f"{self.records}: the operators' commands know only {OWNER}")
+        searched = self.search and self.search.text
         for name, one in self.new.load_fields.items():
             column = self.table.c.get(name)
             if column is None:
@@ -99,6 +101,8 @@ class Definition:
                     raise ValueError(f"{column} is shorter than its field")
             if one.allow_none and not column.nullable:
                 raise ValueError(f"{column} can't be NULL, and its field may be null")
+            if one.allow_none and (column is self.large or column is searched):
+                raise ValueError(f"{column} is large or searched, and its field may be null")
         if taken := RESERVED & self.filters.keys():
             raise ValueError(f"{self.plural}: {taken} are parameters of every listing")
         for column in self.sorts:

@@ -9,7 +9,7 @@ import sqlalchemy
 from marshmallow.fields import Field
 from sqlalchemy import Column, MetaData, String, Table
 
-from service.resources.definition import Definition, Filter, with_id
+from service.resources.definition import Definition, Filter, Search, with_id
 from service.schemas.fields import Input, Integer, Text
 from service.tables import ID
 from tests.support import databases
@@ -160,3 +160,15 @@ def test_a_definition_that_does_not_fit_is_refused(
             shape=with_id(new, "Thing"),
             filters={column.name: Filter(column, "", "")},
         )
+
+
+def test_a_large_or_searched_text_is_not_null() -> None:
+    """A field that may be null is refused for them."""
+    things = Table("things", MetaData(), Column("id", ID, primary_key=True), Column("it", String))
+    text = things.c.it
+    new = Input.from_dict({"it": Text(5, load_default=None)})
+    options: dict[str, Any] = {"name": "thing", "new": new(), "shape": with_id(new, "Thing")}
+    Definition(things, **options)
+    for use in ({"large": text}, {"search": Search(text, text, "")}):
+        with pytest.raises(ValueError, match="may be null"):
+            Definition(things, **options, **use)
