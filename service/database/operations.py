@@ -53,7 +53,8 @@ class PageBounds(NamedTuple):
     """How large a page may be whose values may be large, each of them in bytes.
 
     A page that would have over `max_bytes` has `short` rows at most. It has that number only with
-    values of over `large` bytes, which an index has.
+    values of over `large` bytes, which an index has. If it `tells_more`, it has as many rows as
+    fit, and at least `short`.
     """
 
     max_bytes: int

@@ -419,9 +419,11 @@ def _searched_page(
     after, limit = bindparam("after", type_=key.type), bindparam("limit", type_=Integer())
     found = returning.behind(query, key, descending, after).limit(limit).subquery("found")
     order = found.c[key.name].desc() if descending else found.c[key.name]
+    # The sum of NULLs alone is NULL. Another program may have stored them.
+    length = func.coalesce(func.octet_length(found.c[large.name]), literal_column("0"))
     counted = select(
         *found.c,
-        func.sum(func.octet_length(found.c[large.name])).over(order_by=order).label("_bytes"),
+        func.sum(length).over(order_by=order).label("_bytes"),
         func.row_number().over(order_by=order).label("_number"),
         func.lead(found.c[key.name]).over(order_by=order).is_not(None).label("_is_followed"),
     ).subquery("counted")
@@ -482,8 +484,7 @@ def contains(
 ) -> ColumnElement[bool]:
     pattern: ColumnElement[str] = bindparam(name, type_=String)
     for special in ("\\", "%", "_"):
-        texts = [literal_column(f"'{text}'", String) for text in (special, "\\" + special)]
-        pattern = func.replace(pattern, *texts, type_=String)
+        pattern = func.replace(pattern, special, "\\" + special, type_=String)
     # The index for searches, which a migration makes, has the same expression.
     searched: ColumnElement[str] = func.coalesce(folded, func.lower(collate(text, "C")))
     if not indexed:
