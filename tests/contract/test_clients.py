@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ CLIENTS = ROOT / "tests/clients"
 CACHE = ROOT / ".cache/clients"
 # openapi-python-client formats with the ruff that it finds.
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+A_DAY = 24 * 3600
 PROGRAMS = ("openapi-fetch", "orval", "hey-api")
 VARIABLES = {"NO_COLOR": "1", "PATH": PATH}
 
@@ -89,32 +91,68 @@ def test_following_is_added_alone(live_document: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def workshop(tools: Path, live_document: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both documents, and in `twin` and `service` what is made of them."""
-    folder = tmp_path_factory.mktemp("clients")
+def workshop(tools: Path, live_document: Any) -> Path:
+    """A folder with both documents, and all that the tools make of them.
+
+    It is kept. Its name tells of all that it is made of, so what is there is what would be made.
+    """
+    documents = {
+        "twin.json": json.dumps(twin.openapi()).encode(),
+        "service.json": json.dumps(live_document).encode(),
+    }
+    pinned = (*sorted(CLIENTS.rglob("*")), Path(__file__), ROOT / "requirements-dev.txt")
+    parts = [*documents.values(), run("node", "--version", cwd=CACHE).encode()]
+    parts += [path.read_bytes() for path in pinned if path.is_file()]
+    digests = b"".join(hashlib.sha256(part).digest() for part in parts)
+    workshop = CACHE / f"made-{hashlib.sha256(digests).hexdigest()[:16]}"
+    if not workshop.exists():
+        for old in CACHE.glob("made-*"):
+            # Another run may use one that is newer.
+            if time.time() - old.stat().st_mtime > A_DAY:
+                shutil.rmtree(old)
+        with tempfile.TemporaryDirectory(dir=CACHE) as making:
+            folder = Path(making) / "workshop"
+            folder.mkdir()
+            for name, document_ in documents.items():
+                (folder / name).write_bytes(document_)
+            make(folder, tools)
+            # Another run may have been quicker.
+            with suppress(OSError):
+                folder.rename(workshop)
+    os.utime(workshop)
+    return workshop
+
+
+def make(folder: Path, tools: Path) -> None:
+    """Makes clients of both documents in `twin` and `service`, and compiles and checks them.
+
+    What the generators say of the service's document is in outputs.json, and what the linters say
+    of both in linted.json.
+    """
     (folder / "node_modules").symlink_to(tools)
     for name in ("tsconfig.json", "lint.mjs"):
         shutil.copy(CLIENTS / name, folder)
-    (folder / "twin.json").write_text(json.dumps(twin.openapi()))
-    (folder / "service.json").write_text(json.dumps(live_document))
-    shutil.copytree(CLIENTS / "example", folder / "service")
+    for name in ("twin", "service"):
+        shutil.copytree(CLIENTS / "example", folder / name)
     shutil.copytree(CLIENTS / "batch", folder / "service", dirs_exist_ok=True)
-    if not kept_example(folder).exists():
-        shutil.copytree(CLIENTS / "example", folder / "twin")
-    return folder
-
-
-def kept_example(workshop: Path) -> Path:
-    """Where the programs are kept that were compiled with what is made of the twin's document.
-
-    The folder's name tells of all that they are made of, so it is there only if nothing changed.
-    """
-    files = (path for path in sorted(CLIENTS.rglob("*")) if path.is_file())
-    parts = [path.read_bytes() for path in (workshop / "twin.json", *files)]
-    others = (run("node", "--version", cwd=workshop), str(commands("twin")))
-    parts += [part.encode() for part in others]
-    digests = b"".join(hashlib.sha256(part).digest() for part in parts)
-    return CACHE / f"example-{hashlib.sha256(digests).hexdigest()[:16]}"
+    outputs = {}
+    for name in ("twin", "service"):
+        for tool, command in commands(name).items():
+            outputs[tool] = run(*command, cwd=folder)
+        # orval ends with status 0 also if it failed, and says why.
+        assert (folder / name / "generated.ts").exists(), outputs["orval"]
+    outputs["openapi-python-client"] = run(
+        "openapi-python-client",
+        "generate",
+        "--path=service.json",
+        "--meta=none",
+        "--output-path=notes_client",
+        cwd=folder,
+    )
+    (folder / "outputs.json").write_text(json.dumps(outputs))
+    assert run("node_modules/.bin/tsc", "--project", ".", cwd=folder) == ""
+    linted = run("node", "lint.mjs", "service.json", "twin.json", cwd=folder)
+    (folder / "linted.json").write_text(linted)
 
 
 def commands(name: str) -> dict[str, list[str]]:
@@ -142,58 +180,22 @@ def commands(name: str) -> dict[str, list[str]]:
     }
 
 
-@pytest.fixture(scope="module")
-def outputs(workshop: Path) -> dict[str, str]:
-    """What the generators said of the service's document, by tool."""
-    outputs = {}
-    for name in ("twin", "service"):
-        if not (workshop / name).exists():
-            continue
-        for tool, command in commands(name).items():
-            outputs[tool] = run(*command, cwd=workshop)
-        # orval ends with status 0 also if it failed, and says why.
-        assert (workshop / name / "generated.ts").exists(), outputs["orval"]
-    outputs["openapi-python-client"] = run(
-        "openapi-python-client",
-        "generate",
-        "--path=service.json",
-        "--meta=none",
-        "--output-path=notes_client",
-        cwd=workshop,
-    )
-    return outputs
-
-
-@pytest.fixture(scope="module")
-def built(workshop: Path, outputs: dict[str, str]) -> Path:
-    """The folder of the programs, compiled with what was generated from both documents."""
-    assert run("node_modules/.bin/tsc", "--project", ".", cwd=workshop) == ""
-    built = workshop / "built"
-    kept = kept_example(workshop)
-    if (built / "twin").exists():
-        with tempfile.TemporaryDirectory(dir=CACHE) as making, suppress(OSError):
-            # Another run may have been quicker.
-            shutil.copytree(built / "twin", Path(making) / "twin").rename(kept)
-    else:
-        shutil.copytree(kept, built / "twin")
-    return built
-
-
 @pytest.mark.parametrize("tool", [*commands(""), "openapi-python-client"])
-def test_clients_are_generated(outputs: dict[str, str], tool: str) -> None:
+def test_clients_are_generated(workshop: Path, tool: str) -> None:
     """Each generator makes a client of the document and has nothing to warn of."""
+    outputs = json.loads((workshop / "outputs.json").read_text())
     assert re.findall(r"(?i)warn|error|unsupported|skip", outputs[tool]) == [], outputs[tool]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_for_the_example_work(
-    built: Path, workshop: Path, service: httpx2.Client, program: str
+    workshop: Path, service: httpx2.Client, program: str
 ) -> None:
     """A program for the example compiles against this document, and lists, creates, is refused."""
     for name in ("twin", "service"):
-        assert (built / name / f"{program}.js").exists()
+        assert (workshop / "built" / name / f"{program}.js").exists()
     url = str(service.base_url).rstrip("/")
-    result = json.loads(run("node", built / f"service/{program}.js", url, cwd=workshop))
+    result = json.loads(run("node", f"built/service/{program}.js", url, cwd=workshop))
     note = {"text": "a", "completed": True}
     assert {name: known(value) for name, value in result.items()} == {
         "created": known(result["listed"][0]),
@@ -205,11 +207,11 @@ def test_programs_for_the_example_work(
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_generated_clients_store_batches(
-    built: Path, workshop: Path, service: httpx2.Client, program: str
+    workshop: Path, service: httpx2.Client, program: str
 ) -> None:
     """Generated clients store a batch, list a page of it, and are told what is wrong."""
     url = str(service.base_url).rstrip("/")
-    result = json.loads(run("node", built / f"service/{program}-batch.js", url, cwd=workshop))
+    result = json.loads(run("node", f"built/service/{program}-batch.js", url, cwd=workshop))
     assert result == {
         "stored": ["b", "c"],
         "page": ["b"],
@@ -219,10 +221,7 @@ def test_generated_clients_store_batches(
 
 
 def test_python_clients_work(
-    workshop: Path,
-    outputs: dict[str, str],
-    service: httpx2.Client,
-    monkeypatch: pytest.MonkeyPatch,
+    workshop: Path, service: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client that openapi-python-client makes creates, stores a batch and lists."""
     monkeypatch.syspath_prepend(workshop)
@@ -252,7 +251,7 @@ def test_python_clients_work(
 @pytest.fixture(scope="module")
 def linted(workshop: Path) -> Any:
     """What the linters say."""
-    return json.loads(run("node", "lint.mjs", "service.json", "twin.json", cwd=workshop))
+    return json.loads((workshop / "linted.json").read_text())
 
 
 def test_spectral_finds_the_slash_alone(linted: Any) -> None:
