@@ -154,7 +154,7 @@ def test_a_server_that_vanished(proxy: Proxy, tmp_path: Path) -> None:
         proxy.vanish()
         until_served(service.read)
         proxy.vanish()
-        poll(lambda: not connected(service, proxy))
+        poll(lambda: not connected(service, proxy), pause=0.5)
         until_served(service.write_once)
 
 
