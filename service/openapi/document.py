@@ -1,7 +1,8 @@
 """The OpenAPI document, made from the schemas and the routes."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from apispec import APISpec
@@ -123,7 +124,11 @@ def operations(
         (STRANGE, FORBIDDEN_OR_STRANGE) if refuses_strangers else ({}, FORBIDDEN)
     )
     item = {}
+    names = set(re.findall(r"{(\w+)", path.path))
     for method, (name, _, described, _) in path.operations.items():
+        parameters = described.get("parameters", ())
+        if {one["name"] for one in parameters if one.get("in") == "path"} != names:
+            raise ValueError(f"{path.path}: {name} describes other parameters of the path")
         if by_token:
             described = {**described, "security": [{"token": []}]}
             if not described["responses"].keys() <= OF_THE_EXAMPLE:
@@ -141,6 +146,12 @@ def operations(
     return item
 
 
+def _refuse_twice(names: Iterable[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"two resources have the same path, or schemas of one name: {twice}")
+
+
 def document(
     resources: Sequence[Resource],
     by_token: bool,
@@ -150,8 +161,11 @@ def document(
     """The OpenAPI 3.1 document of the resources.
 
     They may be open by token only, and refuse valid tokens of an identity provider whose users the
-    operator hasn't added. A client may send requests up to a rate.
+    operator hasn't added. A client may send requests up to a rate. Raises ValueError for a path or
+    a schema's name that is there twice, and for a path whose parameters aren't those described.
     """
+    _refuse_twice(path.path for one in resources for path in one.paths)
+    _refuse_twice(name for one in resources for name in one.schemas)
     info = dict(INFO)
     if rate:
         info["description"] += (

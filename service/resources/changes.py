@@ -23,7 +23,8 @@ from service.live.feed import Feed, Window
 from service.live.positions import Position, read_id, write_id, write_start
 from service.live.store import Change, NotRecorded
 from service.live.watched import Watched
-from service.resources.definition import RESERVED, Definition
+from service.resources.definition import Definition
+from service.resources.fitting import RESERVED
 from service.schemas.compiled import compile_dump
 from service.schemas.fields import Input, Text
 from service.schemas.validation import InvalidInput, describe, load

@@ -11,8 +11,8 @@ from marshmallow import Schema, fields
 from sqlalchemy import Column, Table
 
 from service.resources import orders
+from service.resources.fitting import refuse_misfits
 from service.schemas.fields import MAX_ID, Choice, Input, Integer, Text, Timestamp
-from service.tables import OWNER
 
 # The most items of a page, and of a batch.
 MAX_PAGE = 1000
@@ -26,10 +26,6 @@ TIMES = {
     "created_at": "The time when it was stored",
     "updated_at": "The time when it was last changed, or stored",
 }
-
-
-# The parameters of listings that are no filters.
-RESERVED = {"limit", "after", "order", "q", "sort", "cursor"}
 
 
 class Filter(NamedTuple):
@@ -66,9 +62,7 @@ class Definition:
     ids. `new` is the shape that clients send, `shape` the one that they get. `large` is the column
     whose texts may be as long as a body. Clients may sort by the columns `sorts`, which are shown
     and NOT NULL. Filters and orders that no index serves together run in the lane of searches.
-    Raises ValueError for what doesn't fit together: another long text, a field that its column
-    can't hold, a large or searched text that may be null, a column that has no order, a filter with
-    the name of another parameter.
+    Raises ValueError for what doesn't fit together, such as a field that its column can't hold.
     """
 
     table: Table
@@ -86,35 +80,7 @@ class Definition:
     sorts: Sequence[Column[Any]] = ()
 
     def __post_init__(self) -> None:
-        if self.records is not None and self.records.name != OWNER:
-            raise ValueError(f"{self.records}: the operators' commands know only {OWNER}")
-        searched = self.search and self.search.text
-        for name, one in self.new.load_fields.items():
-            column = self.table.c.get(name)
-            if column is None:
-                continue
-            if isinstance(one, Text) and column is not self.large:
-                # Pages of a thousand of them have to fit into memory.
-                if one.max_length is None:
-                    raise ValueError(f"{column} needs a max_length, or has to be large")
-                if one.max_length > (getattr(column.type, "length", None) or one.max_length):
-                    raise ValueError(f"{column} is shorter than its field")
-            if one.allow_none and not column.nullable:
-                raise ValueError(f"{column} can't be NULL, and its field may be null")
-            if one.allow_none and (column is self.large or column is searched):
-                raise ValueError(f"{column} is large or searched, and its field may be null")
-        if taken := RESERVED & self.filters.keys():
-            raise ValueError(f"{self.plural}: {taken} are parameters of every listing")
-        for column in self.sorts:
-            orders.refuse_unordered(column)
-            if column.nullable or column.name not in self.shape.dump_fields:
-                raise ValueError(f"{column} is not shown, or may be NULL: it can't be sorted by")
-        if self.sorts and self.large is not None:
-            # Pages of large texts are bounded by an index in the order of the ids.
-            raise ValueError(f"{self.plural}: large texts have no other order than that of the ids")
-        for column, _, _, compare in self.filters.values():
-            if compare is not operator.eq:
-                orders.refuse_unordered(column)
+        refuse_misfits(self)
 
     @property
     def plural(self) -> str:
@@ -163,8 +129,10 @@ class Definition:
 def with_id(new: type[Schema], name: str, *times: str) -> Schema:
     """The shape of items as clients get them: the id, the fields that clients send, and the times.
 
-    The times are names of TIMES. Their columns are BigInteger and NOT NULL.
+    The times are names of TIMES. Their columns are BigInteger and NOT NULL. ValueError for others.
     """
+    if unknown := set(times) - TIMES.keys():
+        raise ValueError(f"{unknown} are none of the times {list(TIMES)}")
     about = {"description": "The service assigns it, and never uses it twice", "examples": [1]}
     meta = type("Meta", (), {"fields": ("id", *new._declared_fields, *times)})
     given = {

@@ -41,8 +41,10 @@ FUNCTIONS = {"write_time": write_time, "loads": orjson.loads}
 def compile_dump(schema: Schema) -> Callable[[Iterable[Row]], list[dict[str, Any]]]:
     """A function like `schema.dump(rows, many=True)`.
 
-    A row may have NULL only for a field that allows None.
+    A row may also have NULL where a field doesn't allow None: a new column isn't filled at once.
     """
+    if schema._hooks.get("pre_dump") or schema._hooks.get("post_dump"):
+        return lambda rows: schema.dump(rows, many=True)
     items = []
     for name, field in schema.dump_fields.items():
         kind = next((kind for kind in EXPRESSIONS if isinstance(field, kind)), None)
@@ -50,7 +52,7 @@ def compile_dump(schema: Schema) -> Callable[[Iterable[Row]], list[dict[str, Any
             return lambda rows: schema.dump(rows, many=True)
         column = f"row[{field.attribute or name!r}]"
         value = EXPRESSIONS[kind].format(value=column)
-        if field.allow_none and value != column:
+        if (field.allow_none or kind is not fields.Boolean) and value != column:
             value = f"None if {column} is None else {value}"
         items.append(f"{field.data_key or name!r}: {value}")
     # The source contains only names from the schema, and no input.
@@ -139,10 +141,11 @@ def compile_usual(schema: Schema) -> Callable[[Any], Any]:
     """A function like `schema.load` for usual objects, which gives OTHER for the rest.
 
     In these all values are usual ones, or absent and have a default. With other fields than PLAIN,
-    nothing is usual. The schema has no hooks.
+    or hooks such as `validates`, nothing is usual.
     """
     if (
-        schema.many
+        any(schema._hooks.values())
+        or schema.many
         or schema.partial
         or schema.unknown != EXCLUDE
         or not all(map(_is_plain, schema.load_fields.values()))

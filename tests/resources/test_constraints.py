@@ -1,17 +1,10 @@
 """Unique columns and foreign keys of a resource."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx2
 import pytest
-import sqlalchemy
-from marshmallow.fields import Field
-from sqlalchemy import Column, MetaData, String, Table
 
-from service.resources.definition import Definition, Filter, Search, with_id
-from service.schemas.fields import Input, Integer, Text
-from service.tables import ID
 from tests.support import databases
 from tests.support.databases import kind_of
 
@@ -135,40 +128,3 @@ def test_a_broken_constraint_costs_no_connection(
             assert library.post("/books/", json=unlucky).status_code == 409
             assert library.get("/authors/").status_code == 200
         assert databases.execute(database, SESSIONS[kind_of(database)]) == before
-
-
-@pytest.mark.parametrize(
-    ("field", "column", "why"),
-    [
-        (Text(), Column("it", String(5)), "max_length"),
-        (Text(6), Column("it", String(5)), "shorter"),
-        (Text(5, load_default=None), Column("it", String(5), nullable=False), "NULL"),
-        (Integer(), Column("limit", sqlalchemy.Integer), "parameters"),
-    ],
-)
-def test_a_definition_that_does_not_fit_is_refused(
-    field: Field[Any], column: Column[Any], why: str
-) -> None:
-    """A field that its column can't hold, and a filter named like another parameter."""
-    things = Table("things", MetaData(), Column("id", ID, primary_key=True), column)
-    new = Input.from_dict({column.name: field})
-    with pytest.raises(ValueError, match=why):
-        Definition(
-            table=things,
-            name="thing",
-            new=new(),
-            shape=with_id(new, "Thing"),
-            filters={column.name: Filter(column, "", "")},
-        )
-
-
-def test_a_large_or_searched_text_is_not_null() -> None:
-    """A field that may be null is refused for them."""
-    things = Table("things", MetaData(), Column("id", ID, primary_key=True), Column("it", String))
-    text = things.c.it
-    new = Input.from_dict({"it": Text(5, load_default=None)})
-    options: dict[str, Any] = {"name": "thing", "new": new(), "shape": with_id(new, "Thing")}
-    Definition(things, **options)
-    for use in ({"large": text}, {"search": Search(text, text, "")}):
-        with pytest.raises(ValueError, match="may be null"):
-            Definition(things, **options, **use)

@@ -42,7 +42,7 @@ lists = sqlalchemy.Table(
     sqlalchemy.Column("id", ID, primary_key=True),
     sqlalchemy.Column("owner_id", ID, nullable=False),
     sqlalchemy.Column("name", sqlalchemy.String(100), nullable=False),
-    sqlalchemy.Column("folded", sqlalchemy.String(100)),
+    sqlalchemy.Column("folded", sqlalchemy.String(300)),
     sqlalchemy.Column("shared", sqlalchemy.Boolean, nullable=False),
     sqlalchemy.UniqueConstraint("owner_id", "name"),
     sqlite_autoincrement=True,

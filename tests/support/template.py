@@ -71,6 +71,7 @@ SAME_EVERYWHERE = (
     "service.openapi.parts",
     "service.resources.definition",
     "service.resources.descriptions",
+    "service.resources.fitting",
     "service.resources.orders",
     "service.schemas.compiled",
     "service.schemas.fields",

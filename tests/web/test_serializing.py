@@ -14,7 +14,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marshmallow import Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields, post_dump, validates
 from marshmallow.validate import Length
 
 from service.notes.resource import NOTES
@@ -102,6 +102,33 @@ def test_other_fields_are_left_to_the_schema() -> None:
     """A schema with a field that the compiler doesn't know is dumped by marshmallow."""
     schema = Schema.from_dict({"id": fields.Integer(), "hex": fields.Function(lambda row: "ff")})()
     assert compile_dump(schema)([{"id": 1}]) == [{"id": 1, "hex": "ff"}]
+
+
+def test_hooks_of_a_schema_are_called() -> None:
+    """A check refuses a usual object, too, and what a schema adds to its dump is there."""
+
+    class Checked(Input):
+        it = Text(5, required=True)
+
+        @validates("it")
+        def refuse(self, value: str, **_: Any) -> None:
+            if value == "bad":
+                raise ValidationError("no")
+
+        @post_dump
+        def add(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+            return {**data, "more": 1}
+
+    for data in ({"it": "good"}, {"it": "bad"}):
+        assert outcome(compile_load(Checked()), data) == outcome(Checked().load, data)
+    assert compile_dump(Checked())([{"it": "a"}]) == [{"it": "a", "more": 1}]
+
+
+@pytest.mark.parametrize("field", [Date(), Timestamp(), List(Integer(), 3)])
+def test_a_row_from_before_its_column_is_dumped(field: fields.Field[Any]) -> None:
+    """NULL in a new column, whose values are required from now on, is null."""
+    dump = compile_dump(Schema.from_dict({"it": field})())
+    assert dump([{"it": None}]) == [{"it": None}]
 
 
 values = st.one_of(
