@@ -28,6 +28,8 @@ from service.web import budget, conditions, idempotency, preferences
 from service.web.headers import first as first_header
 from service.web.headers import has_any
 from service.web.requests import (
+    SHORT_BYTES,
+    count_values,
     load_short,
     media_type,
     parse,
@@ -119,8 +121,8 @@ class Items:
 
     async def create(self, request: Request) -> Response:
         body = await read_body(request)
-        if len(body) > budget.LARGE_BYTES:
-            await budget.claim_write(request.scope, body)
+        if len(body) > SHORT_BYTES:
+            await budget.claim_write(request.scope, body, count_values(body))
         new = self._read_new(body, first_header(request.scope, b"content-type"))
         if self._records:
             new = self.queries.created(new, self._creator_of(request))
@@ -150,8 +152,8 @@ class Items:
 
     async def create_many(self, request: Request) -> Response:
         body = await read_body(request)
-        if len(body) > budget.LARGE_BYTES:
-            await budget.claim_write(request.scope, body)
+        if len(body) > SHORT_BYTES:
+            await budget.claim_write(request.scope, body, count_values(body))
         content_type = first_header(request.scope, b"content-type")
         if body and media_type(content_type) == NDJSON:
             values = await parse_ndjson(body, MAX_BATCH)
@@ -224,8 +226,8 @@ class Items:
     ) -> Response:
         which = owner, item_id = self._which(request)
         body = await read_body(request)
-        if len(body) > budget.LARGE_BYTES:
-            await budget.claim_write(request.scope, body)
+        if len(body) > SHORT_BYTES:
+            await budget.claim_write(request.scope, body, count_values(body))
         changes = read(body, first_header(request.scope, b"content-type"))
 
         def update(old: Row | None) -> Awaitable[Row | None]:

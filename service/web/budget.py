@@ -20,6 +20,8 @@ LARGE_BYTES = 65_536
 PART_BYTES = 131_072
 # Answers over this number of bytes leave an eighth of the budget to the others.
 HUGE_BYTES = 1_000_000
+# What a value of JSON may take, with the description of what is wrong with it.
+VALUE_BYTES = 800
 
 _held = 0
 # Those who wait for bytes. The huge ones hold up no others.
@@ -107,14 +109,15 @@ async def claim(scope: Scope, size: int) -> None:
         keep(scope, await hold(size))
 
 
-async def claim_write(scope: Scope, body: bytes) -> None:
+async def claim_write(scope: Scope, body: bytes, values: int) -> None:
     """Lets a write hold what its values take in memory, and then its answer. HTTPException 503.
 
     These are the body, the text and a copy that is folded. A text with a character outside the
-    Basic Multilingual Plane has four bytes for each.
+    Basic Multilingual Plane has four bytes for each. Or they are many small values, and what is
+    wrong with each of them.
     """
     is_narrow = body.isascii() and b"\\u" not in body
-    await claim(scope, len(body) * (3 if is_narrow else 10))
+    await claim(scope, max(len(body) * (3 if is_narrow else 10), values * VALUE_BYTES))
 
 
 def settle(scope: Scope, size: int) -> None:

@@ -26,6 +26,7 @@ TOO_LARGE = {"Connection": "close"}
 NOT_ENCODED = {"Accept-Encoding": "identity"}
 # `json` can't be interrupted, and takes up to 10 ms for this many.
 MAX_VALUES = 30_000
+FEW_VALUES = 100
 MAX_PARAMETERS = 1000
 _ID = re.compile("[1-9][0-9]{0,15}")
 # Smaller bodies that have come as a whole are not counted.
@@ -141,6 +142,12 @@ def _refuse_many_values(documents: Sequence[bytes]) -> None:
         return
     if sum(map(_count_values, documents)) > MAX_VALUES:
         raise HTTPException(413, f"The body has more than {MAX_VALUES:,} JSON values")
+
+
+def count_values(body: bytes) -> int:
+    """At least the number of the JSON values in a body, and little more if that is large."""
+    found = sum(map(body.count, b",[{"))
+    return found if found < FEW_VALUES else min(found, _count_values(body))
 
 
 def _count_values(document: bytes) -> int:

@@ -179,6 +179,32 @@ def test_slices_are_short() -> None:
     assert asyncio.run(turns_of_the_loop()) >= 10
 
 
+def test_work_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two turns of the event loop runs little of such work, however much there is."""
+    for lock in ("_short", "_long"):
+        monkeypatch.setattr(slices, lock, asyncio.Lock())
+    calls = 0
+
+    def call(seconds: float) -> None:
+        nonlocal calls
+        calls += 1
+        time.sleep(seconds)
+
+    async def most_calls() -> int:
+        nonlocal calls
+        most = 0
+        async with asyncio.TaskGroup() as group:
+            working = [group.create_task(slices.in_slices(call, [0.001] * 20)) for _ in range(20)]
+            while not all(task.done() for task in working):
+                calls = 0
+                await asyncio.sleep(0)
+                most = max(most, calls)
+        return most
+
+    # A slice of long work, and as much of short work.
+    assert asyncio.run(most_calls()) <= 10
+
+
 LINES = {"content-type": "application/x-ndjson"}
 # A bad batch, and how many slices there are in it.
 BATCHES = {
@@ -198,4 +224,5 @@ def test_others_go_on_while_a_batch_is_refused(
     """A batch is read, checked and refused in slices."""
     # Every note is a slice then, however fast the machine is.
     monkeypatch.setattr(slices, "SLICE_SECONDS", 0)
+    monkeypatch.setattr(slices, "SHORT_SECONDS", 0)
     assert turns_while_refused("/notes/batch", content, headers) >= wanted - 1

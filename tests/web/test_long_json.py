@@ -114,6 +114,7 @@ def test_others_go_on_while_it_is_refused(
 ) -> None:
     """The event loop turns at least once for each value in a 422."""
     monkeypatch.setattr(slices, "SLICE_SECONDS", 0)
+    monkeypatch.setattr(slices, "SHORT_SECONDS", 0)
     assert turns_while_refused("/notes/", body, JSON) >= values
 
 

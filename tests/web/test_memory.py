@@ -5,7 +5,7 @@ import json
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx2
@@ -18,7 +18,7 @@ from tests.support import sockets
 from tests.support.databases import NewDatabase, kind_of, locked
 from tests.support.raw import connect, send
 from tests.support.servers import nowhere, running
-from tests.support.sockets import head, read_all
+from tests.support.sockets import head, json_request, read_all, read_answer
 from tests.support.watched import Service, watching
 
 CLIENTS = 4
@@ -67,6 +67,29 @@ def test_what_is_refused_costs_no_memory(database_url: str, tmp_path: Path) -> N
         statuses, grown = flood(service, requests * CLIENTS, requests * 8)
     assert statuses == {422}
     assert grown < 20_000_000
+
+
+def test_small_bodies_of_many_values_cost_little_memory(
+    new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """What is wrong with each of many values counts as large answers do, and is told in turns."""
+    body = b"[%b]" % b",".join([b"{}"] * 1000)
+    request = json_request("POST", "/notes/batch", body)
+    with (
+        watching(new_database("sqlite"), tmp_path / "log", MAX_ANSWER_BYTES="8000000") as service,
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(closing(service.connect())) for _ in range(60)]
+        clients[0].sendall(request)
+        statuses = {read_answer(clients[0])[0].status}
+        before = service.memory()
+        service.peak()
+        for client in clients:
+            client.sendall(request)
+        statuses |= {read_answer(client)[0].status for client in clients}
+        grown = service.peak() - before
+    assert statuses <= {422, 503}
+    assert grown < 30_000_000
 
 
 def test_long_paths_cost_no_memory(new_database: NewDatabase, tmp_path: Path) -> None:
