@@ -51,7 +51,7 @@ def python(copy: Path, *arguments: str) -> None:
 def carry_out(copy: Path, command: str) -> None:
     """Runs a command of the page, which changes something."""
     program, *arguments = shlex.split(command)
-    if program == "alembic":
+    if program == ".venv/bin/alembic":
         python(copy, "-m", "alembic", *arguments)
     else:
         shell(copy, command)
