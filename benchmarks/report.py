@@ -181,7 +181,7 @@ def versus(cells: list[Cell]) -> str:
     )
     little, much = statistics.median(plain), statistics.median(service)
     if little < LITTLE and much > 2 * little:
-        text += " Leaving out FastAPI gains little; what gains is how the libraries are used."
+        text += " Leaving out FastAPI gains little. The gain comes from how the libraries are used."
     return text
 
 
