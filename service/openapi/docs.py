@@ -3,6 +3,7 @@
 They are served by this service alone.
 """
 
+import asyncio
 import re
 from functools import cache
 from importlib.resources import files
@@ -10,8 +11,10 @@ from importlib.resources import files
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from service.web import conditions
+from service.web.budget import LARGE_BYTES
 
 # All from this origin and no inline script, so the page works with no internet and under a strict
 # Content-Security-Policy.
@@ -55,6 +58,23 @@ ASSETS = set(re.findall('"docs/assets/(.*?)"', PAGE))
 TYPES = {"css": "text/css", "js": "text/javascript", "png": "image/png"}
 
 
+# The number of clients that take a large file at the same time. Each has a part of it in memory,
+# though everybody may ask for it, without a token and beyond RATE_LIMIT.
+MAX_TAKERS = 64
+_takers = asyncio.Semaphore(MAX_TAKERS)
+
+
+class File(Response):
+    """A file. A large one waits until others are taken."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self.body) <= LARGE_BYTES or scope["method"] == "HEAD":
+            await super().__call__(scope, receive, send)
+            return
+        async with _takers:
+            await super().__call__(scope, receive, send)
+
+
 @cache
 def _tag(body: bytes) -> str:
     return conditions.etag(body)
@@ -63,7 +83,7 @@ def _tag(body: bytes) -> str:
 def fixed(body: bytes, media_type: str, caching: str = ASK) -> Response:
     """An answer that is the same until another version of the service."""
     headers = {"ETag": _tag(body), "Cache-Control": caching}
-    return Response(body, headers=headers, media_type=media_type)
+    return File(body, headers=headers, media_type=media_type)
 
 
 async def home(request: Request) -> Response:

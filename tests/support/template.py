@@ -67,7 +67,6 @@ SAME_EVERYWHERE = (
     "service.live.positions",
     "service.log_lines",
     "service.one_write",
-    "service.openapi.docs",
     "service.openapi.parts",
     "service.resources.definition",
     "service.resources.descriptions",

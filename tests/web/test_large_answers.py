@@ -7,13 +7,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from service.openapi.docs import MAX_TAKERS
 from tests.support.databases import KINDS, NewDatabase, fill
 from tests.support.sockets import head, json_request, read_slowly
 from tests.support.waiting import poll
@@ -122,6 +123,34 @@ def test_unread_answers_have_a_budget(
         grown = service.peak() - before
         # Without a budget it is over 900 MB.
         assert grown < 250_000_000
+
+
+def test_files_that_nobody_reads_take_little_memory(
+    new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """Strangers may ask for a large file, but few have a part of it in memory at a time."""
+    path = "/docs/assets/swagger-ui-bundle.js"
+    with (
+        watching(new_database("sqlite"), tmp_path / "log", ACCESS="token") as service,
+        ExitStack() as stack,
+        httpx2.Client(base_url=service.url, timeout=30) as client,
+    ):
+        whole = client.get(path).content
+        before = service.memory()
+        service.peak()
+        clients = [
+            stack.enter_context(closing(service.connect(receive_buffer=4096))) for _ in range(400)
+        ]
+        for unread in clients:
+            unread.sendall(head("GET", path))
+        for unread in clients[:MAX_TAKERS]:
+            assert unread.recv(1) == b"H"
+        assert client.get("/health/ready").status_code == 200
+        # Without a bound it is about 100 MB.
+        assert service.peak() - before < 60_000_000
+        for unread in clients:
+            unread.close()
+        assert client.get(path).content == whole
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
