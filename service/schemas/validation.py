@@ -125,4 +125,6 @@ def _walk(messages: Any, data: Any, loc: Loc) -> Iterator[dict[str, Any]]:
         elif nested == ["missing"]:
             yield describe("missing", (*loc, key), data)
         else:
-            yield from _walk(nested, data[key], (*loc, key))
+            # A check of the whole object may name a field that isn't there.
+            there = not isinstance(data, dict) or key in data
+            yield from _walk(nested, data[key] if there else data, (*loc, key))

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marshmallow import Schema, ValidationError, fields, post_dump, validates
+from marshmallow import Schema, ValidationError, fields, post_dump, validates, validates_schema
 from marshmallow.validate import Length
 
 from service.notes.resource import NOTES
@@ -122,6 +122,23 @@ def test_hooks_of_a_schema_are_called() -> None:
     for data in ({"it": "good"}, {"it": "bad"}):
         assert outcome(compile_load(Checked()), data) == outcome(Checked().load, data)
     assert compile_dump(Checked())([{"it": "a"}]) == [{"it": "a", "more": 1}]
+
+
+def test_a_check_may_name_a_field_that_is_not_there() -> None:
+    """The error of a check of the whole object has the field's place, and shows the object."""
+
+    class Checked(Input):
+        it = Text(5, load_default="")
+
+        @validates_schema
+        def refuse(self, data: dict[str, Any], **_: Any) -> None:
+            raise ValidationError("no", "it")
+
+    with pytest.raises(InvalidInput) as refused:
+        load(Checked().load, {"other": 1}, "body")
+    assert list(refused.value.errors) == [
+        {"type": "value_error", "loc": ("body", "it"), "msg": "no", "input": {"other": 1}}
+    ]
 
 
 @pytest.mark.parametrize("field", [Date(), Timestamp(), List(Integer(), 3)])
