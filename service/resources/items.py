@@ -108,8 +108,8 @@ class Items:
         if preferences.wants_count(request):
             total = counted(await self.pages.count(page_request.selection))
         if not is_limited and page.after is not None:
-            budget.take(request.scope, budget.PART_BYTES)
-            stream = self.pages.stream(page_request, page)
+            budget.take_part(request.scope, page.hold)
+            stream = self.pages.stream(request.scope, page_request, page)
             return Stream(stream, [*described(ndjson), *total])
         if page.hold is not None:
             budget.share(request.scope, page.hold)

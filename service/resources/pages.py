@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import orjson
+from starlette.types import Scope
 
 from service import metrics
 from service.database.coalescing import coalesce
@@ -135,14 +136,15 @@ class Pages:
         return await self._count(selection)
 
     async def stream(
-        self, request: PageRequest, page: Page
+        self, scope: Scope, request: PageRequest, page: Page
     ) -> AsyncGenerator[bytes | memoryview, None]:
         """A whole listing, from its first page. Yields views, because copies may be large."""
         yield page.body if request.ndjson else memoryview(page.body)[:-1]
         while (after := page.after) is not None:
             # A page must not wait for room while this one holds some.
             del page
-            page = await self.read(request._replace(after=after))
+            with budget.waiting(scope):
+                page = await self.read(request._replace(after=after))
             if request.ndjson:
                 yield page.body
             elif page.body != b"[]":

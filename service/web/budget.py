@@ -7,6 +7,8 @@ never waits.
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
@@ -24,6 +26,8 @@ HUGE_BYTES = 1_000_000
 VALUE_BYTES = 800
 
 _held = 0
+# How many of these are parts of streams that wait for their next page, perhaps for bytes.
+_idle = 0
 # Those who wait for bytes. The huge ones hold up no others.
 _waiting: dict[bool, deque[tuple[int, asyncio.Future["Hold"]]]] = {False: deque(), True: deque()}
 
@@ -34,21 +38,21 @@ class Hold:
     def __init__(self, size: int) -> None:
         # The client that takes an answer first has its part within these bytes.
         self.has_part = True
-        self._size = 0
+        self.size = 0
         self._loop = asyncio.get_running_loop()
         self.settle(size)
 
     def settle(self, size: int) -> None:
         """Holds this number of bytes instead."""
-        before, self._size = self._size, size
+        before, self.size = self.size, size
         _change(size - before)
 
     def __del__(self) -> None:
         # A garbage collection may run in any thread.
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_change, -self._size)
+            self._loop.call_soon_threadsafe(_change, -self.size)
         else:
-            _change(-self._size)
+            _change(-self.size)
 
 
 def _change(size: int) -> None:
@@ -69,7 +73,7 @@ def _wake() -> None:
 def _fits(size: int) -> bool:
     # One that is larger than the budget goes alone.
     most = MAX_ANSWER_BYTES * 7 // 8 if size > HUGE_BYTES else MAX_ANSWER_BYTES
-    return _held == 0 or _held + size <= most
+    return _held == _idle or _held + size <= most
 
 
 def try_hold(size: int) -> Hold | None:
@@ -142,6 +146,32 @@ def share(scope: Scope, held: Hold) -> None:
         held.has_part = False
     else:
         take(scope, PART_BYTES)
+
+
+def take_part(scope: Scope, first: Hold | None) -> None:
+    """Like `take`, for the part of a stream, which lasts longer than its first page."""
+    if first is None or not first.has_part:
+        take(scope, PART_BYTES)
+    else:
+        first.has_part = False
+        keep(scope, Hold(PART_BYTES))
+        first.settle(first.size - PART_BYTES)
+
+
+@contextmanager
+def waiting(scope: Scope) -> Iterator[None]:
+    """Meanwhile what a stream holds keeps no answer from going alone.
+
+    Streams would wait for themselves and each other.
+    """
+    global _idle
+    size = sum(held.size for held in scope.get("service.holds", ()))
+    _idle += size
+    _wake()
+    try:
+        yield
+    finally:
+        _idle -= size
 
 
 def release(scope: Scope) -> None:

@@ -303,3 +303,21 @@ def test_long_listings_that_nobody_takes_take_little_memory(
         for client in clients:
             assert client.recv(1) == b"H"
         assert service.memory() - before < 180_000_000
+
+
+@pytest.mark.parametrize(("budget", "clients"), [(1_000_000, 1), (20_000_000, 3)])
+def test_a_listing_of_large_pages_does_not_wait_for_itself(
+    filled: Callable[[str], str], tmp_path: Path, budget: int, clients: int
+) -> None:
+    """Listings whose pages may be larger than the budget are whole, one alone or a few at once."""
+    with watching(
+        filled("sqlite"), tmp_path / "log", MAX_ANSWER_BYTES=str(budget), REQUEST_TIMEOUT="12"
+    ) as service:
+
+        def read(_: int) -> list[str]:
+            answer = httpx2.get(f"{service.url}/notes/", timeout=60)
+            return [note["text"] for note in answer.json()]
+
+        with ThreadPoolExecutor(clients) as threads:
+            for texts in threads.map(read, range(clients)):
+                assert texts == [TEXT] * 18
