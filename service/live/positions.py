@@ -40,8 +40,12 @@ class Snapshot(NamedTuple):
         )
 
 
+MAX_NUMBER = 2**63 - 1
+# The number of the next change is asked for.
+MAX_SEQ = MAX_NUMBER - 1
+
 # All that is committed.
-ALL = Snapshot(2**63 - 1)
+ALL = Snapshot(MAX_NUMBER)
 
 
 class Position(NamedTuple):
@@ -80,7 +84,7 @@ def read_id(text: str) -> tuple[str, Position]:
         raise ValueError("is no id of an event")
     life, seen, until, seq, at = found.groups()
     return life, Position(
-        _read(seen), None if until is None else _read(until), _number(seq), _number(at)
+        _read(seen), None if until is None else _read(until), _number(seq, MAX_SEQ), _number(at)
     )
 
 
@@ -90,9 +94,9 @@ def read_snapshot(text: str) -> Snapshot:
     return Snapshot(int(end), tuple(int(one) for one in still_open.split(",") if one))
 
 
-def _number(text: str) -> int:
+def _number(text: str, most: int = MAX_NUMBER) -> int:
     number = int(text, 16)
-    if number >= 2**63:
+    if number > most:
         raise ValueError("is no id of an event")
     return number
 

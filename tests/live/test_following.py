@@ -144,6 +144,7 @@ def test_a_filter_selects_events(followed: Followed) -> None:
         ({}, {"after": "-1"}, ["query", "after"]),
         ({}, {"after": f"{'0' * 32}-1.2--0-0"}, ["query", "after"]),
         ({}, {"after": f"{'0' * 32}-{'f' * 16}--0-0"}, ["query", "after"]),
+        ({}, {"after": f"{'0' * 32}-1-2-7{'f' * 15}-0"}, ["query", "after"]),
         ({"Last-Event-ID": "1"}, {}, ["header", "last-event-id"]),
         ({}, {"completed": "maybe"}, ["query", "completed"]),
         ({}, {"q": "milk"}, ["query", "q"]),
