@@ -147,21 +147,24 @@ class Changes:
     def _changes_of(self, window: Window, owner: int | None) -> Sequence[Change]:
         """The changes of rows that are or were an owner's; all without owners."""
         if window.index is None:
-            window.index = index = defaultdict(list)
+            # A value that can't be read is an error for each follower, so all are read first.
+            rows = [row for change in window.changes for row in _rows(change)]
+            for row, values in [(row, self._values(row)) for row in rows]:
+                row.update(values)
+            index = defaultdict(list)
             for change in window.changes:
-                rows = [row for row in (change.old, change.new) if row is not None]
-                for row in rows:
-                    self._read_values(row)
-                for one in {row[self._owner] for row in rows} if self._owner else (None,):
+                owners = {row[self._owner] for row in _rows(change)} if self._owner else (None,)
+                for one in owners:
                     index[one].append(change)
+            window.index = index
         found: Sequence[Change] = window.index.get(owner, ())
         return found
 
-    def _read_values(self, row: dict[str, Any]) -> None:
-        """Makes the values of columns of those of JSON."""
-        for name, read in self._read.items():
-            if row.get(name) is not None:
-                row[name] = read(row[name])
+    def _values(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The values of columns that JSON has in another form."""
+        return {
+            name: read(row[name]) for name, read in self._read.items() if row.get(name) is not None
+        }
 
     def _matcher(self, wanted: Wanted) -> Callable[[Mapping[str, Any] | None], bool]:
         """Tells whether a row is wanted, if there is one."""
@@ -182,6 +185,10 @@ class Changes:
             return True
 
         return matches
+
+
+def _rows(change: Change) -> list[dict[str, Any]]:
+    return [row for row in (change.old, change.new) if row is not None]
 
 
 def _reader(column: Column[Any]) -> Callable[[Any], Any] | None:
