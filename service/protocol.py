@@ -125,7 +125,10 @@ class Protocol(HttpToolsProtocol):
             self.server = None
         self.pending = self.transport.pending
         self.flow = Flow(self.transport, self.pending)  # type: ignore[arg-type]
-        self.extensions: Any = {"service.abort": self.transport.abort}
+        self.extensions: Any = {
+            "service.abort": self.transport.abort,
+            "service.unread": self.transport.get_write_buffer_size,
+        }
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             milliseconds = int(settings.REQUEST_TIMEOUT * 1000)
             sock = transport.get_extra_info("socket")

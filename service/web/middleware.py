@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -101,6 +102,8 @@ class ServiceMiddleware:
                 if response is None:
                     _log_defect(request_id, trace)
                     response = error_response("Internal Server Error", 500)
+                elif status and not isinstance(error, ClientDisconnect):
+                    _log_broken(request_id, trace, repr(error))
             # Outside of `except`: the error may hold the request's body, and must be freed before
             # a slow client reads the response.
             if response is not None and not status:
@@ -113,6 +116,8 @@ class ServiceMiddleware:
             # The deadline has elapsed, or the grace period of the shutdown has ended.
             task.uncancel()
             if status:
+                if not _is_unread(scope):
+                    _log_broken(request_id, trace, "its time is over")
                 await _abort(scope)
             else:
                 await self.wrap(_timeout_response(scope))(scope, receive, count)
@@ -228,6 +233,21 @@ def _log_defect(request_id: bytes, trace: tracing.Trace | None) -> None:
     else:
         fields = tracing.logfmt(trace) if trace else ""
         logger.exception("request_id=%s%s", request_id.decode(), fields)
+
+
+def _log_broken(request_id: bytes, trace: tracing.Trace | None, reason: str) -> None:
+    """Logs why an answer ends after its head: its status says nothing of it."""
+    if LOG_FORMAT == "json":
+        logger.warning("The answer broke off: %s", reason)
+    else:
+        fields = tracing.logfmt(trace) if trace else ""
+        logger.warning("request_id=%s%s answer broke off: %s", request_id.decode(), fields, reason)
+
+
+def _is_unread(scope: Scope) -> bool:
+    """Whether the client has yet to read a part of its answer; so, too, where nobody knows."""
+    unread = (scope.get("extensions") or {}).get("service.unread")
+    return unread is None or unread() > 0
 
 
 async def _abort(scope: Scope) -> None:

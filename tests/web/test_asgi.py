@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from service.app import Service, app
@@ -102,6 +103,34 @@ def test_a_server_may_have_no_way_to_abort(extensions: dict[str, Any]) -> None:
         await asyncio.sleep(1)
 
     assert len(ask(ServiceMiddleware(stuck, lambda inner: inner), **extensions)) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "unread", "reason"),
+    [
+        (HTTPException(503), 0, "HTTPException(status_code=503, detail='Service Unavailable')"),
+        (HTTPException(503), 1, "HTTPException(status_code=503, detail='Service Unavailable')"),
+        (asyncio.CancelledError(), 0, "its time is over"),
+        (asyncio.CancelledError(), 1, None),
+        (ClientDisconnect(), 0, None),
+    ],
+)
+def test_an_answer_that_breaks_off_leaves_a_line(
+    caplog: pytest.LogCaptureFixture, error: BaseException, unread: int, reason: str | None
+) -> None:
+    """The log says why the service ends an answer after its head, and no line blames a client."""
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        raise error
+
+    layer = ServiceMiddleware(broken, lambda inner: inner)
+    request_id = "a" * 20
+    headers = [(b"x-request-id", request_id.encode())]
+    extensions = {"service.unread": lambda: unread}
+    assert len(ask(layer, headers=headers, extensions=extensions)) == 1
+    expected = [f"request_id={request_id} answer broke off: {reason}"] if reason else []
+    assert [record.getMessage() for record in caplog.records] == expected
 
 
 def test_the_service_needs_no_more_than_asgi(capfd: pytest.CaptureFixture[str]) -> None:

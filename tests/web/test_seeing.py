@@ -261,7 +261,10 @@ def test_a_stream_that_breaks_off_has_its_line(
         (line,) = service.wait_for_lines(1)
         assert (line["method"], line["path"]) == ("GET", "/notes/")
         assert 0 < int(line["bytes"]) < 4_000_000
-        assert "Exception in ASGI application" not in service.stderr.read_text()
+        log = service.stderr.read_text()
+        assert "Exception in ASGI application" not in log
+        broken = f"request_id={line['request_id']} answer broke off: DatabaseUnavailable"
+        assert log.count(broken) == log.count("broke off") == (by == "database")
 
 
 def test_late_requests_are_seen(new_database: databases.NewDatabase, tmp_path: Path) -> None:
@@ -286,6 +289,8 @@ def test_late_requests_are_seen(new_database: databases.NewDatabase, tmp_path: P
             ("GET", "/notes/", "200"),
         }
         assert all(float(one["duration_ms"]) >= 3000 for one in lines)
+        # It is the client that didn't read.
+        assert "broke off" not in service.stderr.read_text()
         with httpx2.Client(base_url=service.url) as other:
             assert counts(other) == {
                 ("/notes/", "POST", "408"): 1,
