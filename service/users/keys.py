@@ -90,11 +90,10 @@ class Keys:
 
     async def find(self, kid: str | None, algorithm: str) -> Key | None:
         """The key of a name, for an algorithm. Raises ProviderUnavailable if it may exist."""
-        now = time.monotonic()
         key = self._look_up(kid, algorithm)
-        if now - self._asked > (REFRESH if self._keys else RETRY):
-            self._read()
-        elif key is None and self._keys and now - self._asked_unknown > UNKNOWN:
+        is_read = self.refresh()
+        now = time.monotonic()
+        if not is_read and key is None and self._keys and now - self._asked_unknown > UNKNOWN:
             self._asked_unknown = now
             self._read()
         if key is None and self._task is not None:
@@ -103,6 +102,13 @@ class Keys:
         if key is None and self._failed:
             raise ProviderUnavailable
         return key
+
+    def refresh(self) -> bool:
+        """Whether it was time to read the keys again. That goes on in the background."""
+        is_time = time.monotonic() - self._asked > (REFRESH if self._keys else RETRY)
+        if is_time:
+            self._read()
+        return is_time
 
     def _look_up(self, kid: str | None, algorithm: str) -> Key | None:
         fitting = [key for key in self._keys if algorithm in key.algorithms]
@@ -140,6 +146,9 @@ class FixedKeys(Keys):
         super().__init__(list)
         public = load_pem(pem)
         self._keys = [Key(None, algorithms_of(public), public)]
+
+    def refresh(self) -> bool:
+        return False
 
     async def find(self, kid: str | None, algorithm: str) -> Key | None:
         return self._look_up(kid, algorithm)

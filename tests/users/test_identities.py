@@ -512,6 +512,49 @@ def test_a_refused_token_is_forgotten(process: Run) -> None:
     assert process(know_until_refused) == [False, True, True, False, False]
 
 
+async def take_a_key_back(again: bool) -> list[tuple[bool, int]]:
+    from service.users import identities, keys
+
+    provider = Provider(1)
+    provider.rotate("a")
+    reads = 0
+
+    def load() -> list[keys.Key]:
+        nonlocal reads
+        reads += 1
+        return keys.parse_jwks(provider.answers["/realms/a/certs"])
+
+    kept = keys.Keys(load)
+    found = identities.Identities(kept, seconds=60, capacity=3)
+    token = provider.token()
+    steps = []
+
+    async def find() -> None:
+        # The keys are read in the background.
+        for _ in range(2):
+            user = await found.find(token, again)
+            if kept._task is not None:
+                await kept._task
+        steps.append((user is not None, reads))
+
+    await find()
+    await find()
+    for kid in ("a", "b"):
+        if kid == "b":
+            provider.rotate(kid)
+        kept._asked -= keys.REFRESH + 1
+        await find()
+    return steps
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_remembered_token_ends_with_its_key(process: Run, again: bool) -> None:
+    """Where only known tokens come, requests and followers, the keys are read again as well."""
+    # The last read is for the key's name, which has become an unknown one.
+    expected = [(True, 1), (True, 1), (True, 2), (False, 4)]
+    assert process(take_a_key_back, again) == expected
+
+
 def test_names_of_subjects() -> None:
     """A subject gives names that commands take, of which each has one for this subject alone."""
     for subject in ("bob", "Bob", "auth0|1", "a" * 255, "~", "google-oauth2|1", "..", "a b"):
