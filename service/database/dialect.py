@@ -20,6 +20,8 @@ class Dialect(Protocol):
     CONNECTION_LOST: tuple[type[Exception], ...]
     # The connection is out of date, so the statement did not run.
     OUT_OF_DATE: tuple[type[Exception], ...]
+    # Those of them where the server ended a transaction for the sake of another one.
+    DEADLOCK: tuple[type[Exception], ...]
     # The database refuses the values of a statement, of which nothing is stored. Those of CONFLICT
     # break a constraint: 409.
     REJECTED: tuple[type[Exception], ...]

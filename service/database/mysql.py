@@ -44,8 +44,9 @@ UNAVAILABLE: tuple[type[Exception], ...] = (OSError, Refused)
 CONNECTION_LOST: tuple[type[Exception], ...] = (ConnectionError, mysql_sessions.ConnectionLost)
 # The server is gone, or takes no writes any more.
 SERVER_LOST = (*CONNECTION_LOST, mysql_sessions.ReadOnly)
+DEADLOCK: tuple[type[Exception], ...] = (mysql_sessions.Deadlock,)
 # The transaction did not happen. There may be another server that is not read-only.
-OUT_OF_DATE: tuple[type[Exception], ...] = (mysql_sessions.Deadlock, mysql_sessions.ReadOnly)
+OUT_OF_DATE: tuple[type[Exception], ...] = (*DEADLOCK, mysql_sessions.ReadOnly)
 CONFLICT: tuple[type[Exception], ...] = (mysql_sessions.ConstraintBroken,)
 # Those that end a transaction, or may have stored something, are Refused.
 REJECTED: tuple[type[Exception], ...] = (*CONFLICT, errors.MySQLError)

@@ -81,10 +81,11 @@ CONNECTION_LOST: tuple[type[Exception], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
 )
+DEADLOCK: tuple[type[Exception], ...] = (asyncpg.DeadlockDetectedError,)
 # A table changed after the statement was prepared, or the server became read-only, or it rolled the
 # transaction back because of another one.
 OUT_OF_DATE: tuple[type[Exception], ...] = (
-    asyncpg.DeadlockDetectedError,
+    *DEADLOCK,
     asyncpg.InvalidCachedStatementError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.SerializationError,

@@ -47,6 +47,7 @@ from service.tables import Row
 UNAVAILABLE: tuple[type[Exception], ...] = (OSError, sqlite3.OperationalError)
 CONNECTION_LOST: tuple[type[Exception], ...] = ()
 OUT_OF_DATE: tuple[type[Exception], ...] = ()
+DEADLOCK: tuple[type[Exception], ...] = ()
 CONFLICT: tuple[type[Exception], ...] = (ConstraintBroken,)
 # A trigger's error is an IntegrityError, too.
 REJECTED: tuple[type[Exception], ...] = (sqlite3.IntegrityError, sqlite3.DataError)

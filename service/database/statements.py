@@ -1,5 +1,7 @@
 """Runs operations, alone or in a transaction, within bounded time."""
 
+import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,10 @@ from service.tables import Row
 
 # Tries of an operation or a transaction, if the connection is out of date each time.
 MAX_TRIES = 3
+# Tries if it is a deadlock each time. Those who wait for one key may meet again, so they pause for
+# up to so many seconds.
+MAX_DEADLOCKS = 20
+MAX_PAUSE = 0.1
 WRITES: tuple[Lane, ...] = ("write", "large_write")
 
 Run = Callable[..., Awaitable[Sequence[Row]]]
@@ -30,11 +36,19 @@ async def fetch(operation: Operation, **values: Any) -> Sequence[Row]:
         try:
             return await use(operation.lane, lambda raw: _run(operation, raw, values))
         except dialect.UNAVAILABLE as error:
-            again = isinstance(error, dialect.OUT_OF_DATE) and tries < MAX_TRIES
+            again = await _is_again(error, tries)
             lost = isinstance(error, dialect.CONNECTION_LOST) and tries == 1
             if not (again or (lost and operation.lane not in WRITES)):
                 # The drivers' frames hold the error, and its traceback holds the frames: a cycle.
                 raise DatabaseUnavailable(str(error)) from error.with_traceback(None)
+
+
+async def _is_again(error: Exception, tries: int) -> bool:
+    """Whether to try again what did not happen. It pauses after a deadlock."""
+    if isinstance(error, dialect.DEADLOCK) and tries < MAX_DEADLOCKS:
+        await asyncio.sleep(random.uniform(0, MAX_PAUSE))  # noqa: S311 - it is no secret
+        return True
+    return isinstance(error, dialect.OUT_OF_DATE) and tries < MAX_TRIES
 
 
 def _run(operation: Operation, raw: Any, values: dict[str, Any]) -> Awaitable[Sequence[Row]]:
@@ -54,7 +68,7 @@ async def transact(work: Callable[[Run], Awaitable[Result]], lane: Lane = "write
         try:
             return await use(lane, lambda raw: _transact(raw, work))
         except dialect.UNAVAILABLE as error:
-            if not (isinstance(error, dialect.OUT_OF_DATE) and tries < MAX_TRIES):
+            if not await _is_again(error, tries):
                 raise DatabaseUnavailable(str(error)) from error.with_traceback(None)
 
 

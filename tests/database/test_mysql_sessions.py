@@ -125,7 +125,7 @@ def test_a_deadlock_is_done_again(new_database: NewDatabase, is_prepared: bool) 
 def test_deadlocks_that_go_on(new_database: NewDatabase) -> None:
     """After some tries the transaction is given up, and nothing of it is stored."""
     url = new_database("mysql")
-    assert transact(url, 3) == "The database is unavailable: Deadlock\n"
+    assert transact(url, 20) == "The database is unavailable: Deadlock\n"
     assert fetch(url, "SELECT username FROM users UNION SELECT text FROM notes") == []
 
 

@@ -41,7 +41,7 @@ def database(request: pytest.FixtureRequest, new_database: NewDatabase) -> str:
 def library(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     """A service of authors and books."""
     log = tmp_path_factory.mktemp("library") / "log"
-    with serving(database, log, app="tests.support.books:app") as client:
+    with serving(database, log, app="tests.support.books:app", DATABASE_POOL_MAX="10") as client:
         yield client
 
 

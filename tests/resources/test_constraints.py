@@ -99,6 +99,17 @@ def test_one_caller_of_many_is_at_fault(library: httpx2.Client, author: int) -> 
     assert [answer.status_code for answer in answers] == [200] * 29 + [409]
 
 
+def test_retries_at_once_are_refused_alike(library: httpx2.Client, author: int) -> None:
+    """Of requests that wait for one Idempotency-Key each is a 409, not only the first one."""
+
+    def create(_: int) -> int:
+        headers = {"idempotency-key": "at-once"}
+        return library.post("/authors/", json={"name": "Ada"}, headers=headers).status_code
+
+    with ThreadPoolExecutor(30) as threads:
+        assert list(threads.map(create, range(30))) == [409] * 30
+
+
 def test_a_constraint_of_another_kind(library: httpx2.Client, author: int) -> None:
     """A CHECK that a value breaks is a 409, too, and an item that is gone a 404."""
     book = {"author_id": author, "title": "a", "shelf": 13}
