@@ -54,8 +54,14 @@ from service.database.operations import Lane, Operation, PageBounds, Result
 from service.database.pool import Pool
 from service.tables import Row
 
+
+class SequenceBehind(Exception):
+    """A sequence gave an id that is there: another program has stored it. It goes on behind it."""
+
+
 UNAVAILABLE: tuple[type[Exception], ...] = (
     OSError,  # includes TimeoutError
+    SequenceBehind,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     asyncpg.InvalidCachedStatementError,
@@ -83,8 +89,9 @@ CONNECTION_LOST: tuple[type[Exception], ...] = (
 )
 DEADLOCK: tuple[type[Exception], ...] = (asyncpg.DeadlockDetectedError,)
 # A table changed after the statement was prepared, or the server became read-only, or it rolled the
-# transaction back because of another one.
+# transaction back because of another one, or the next id may be free.
 OUT_OF_DATE: tuple[type[Exception], ...] = (
+    SequenceBehind,
     *DEADLOCK,
     asyncpg.InvalidCachedStatementError,
     asyncpg.ReadOnlySQLTransactionError,
@@ -375,8 +382,21 @@ def insert_many(
     insert_arrays = prepare(table.insert().from_select(list(names), rows).returning(*columns))
     row = {name: bindparam(name, type_=table.c[name].type) for name in names}
     insert_one = prepare(table.insert().values(row).returning(*columns))
+    (key,) = table.primary_key
+    # As PostgreSQL names it.
+    primary_key = table.primary_key.name or f"{table.name}_pkey"
+    sequence = f"pg_get_serial_sequence('{table.name}', '{key.name}')"
+    hint = f"SELECT setval({sequence}, max({key.name})) FROM {table.name}"  # noqa: S608 - no input
 
     async def run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
+        try:
+            return await insert_rows(raw, values)
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != primary_key:
+                raise
+        raise SequenceBehind(f"{table.name} has ids of another program; to go on: {hint}")
+
+    async def insert_rows(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
         if len(values["rows"]) == 1:
             return await insert_one.run(raw, values["rows"][0])
         arrays = {name: [row[name] for row in values["rows"]] for name in names}

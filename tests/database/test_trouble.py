@@ -1,5 +1,6 @@
 """The answers and the log while the database is in trouble."""
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,6 +53,45 @@ def test_a_missing_column_is_503(database_url: str, tmp_path: Path) -> None:
         databases.execute(database_url, rename.format("other", "folded"))
         assert known(client.post("/notes/", json=note).json()) == {"id": 1, **note}
         assert known(client.get("/notes/?q=a").json()) == [{"id": 1, **note}]
+
+
+def test_ids_of_another_program(database_url: str, tmp_path: Path) -> None:
+    """Creates go on behind the ids that another program has stored, in each way to create."""
+    note = {"text": "a", "completed": True}
+    with serving(database_url, tmp_path / "log") as client:
+
+        def create(path: str, body: Any, first: int, **headers: str) -> Any:
+            rows = ", ".join(f"({first + n}, 'other', TRUE)" for n in range(2))
+            databases.execute(
+                database_url, f"INSERT INTO notes (id, text, completed) VALUES {rows}"
+            )
+            return client.post(path, json=body, headers=headers).raise_for_status().json()
+
+        assert create("/notes/", note, 1)["id"] == 3
+        assert [one["id"] for one in create("/notes/batch", [note] * 2, 4)] == [6, 7]
+        kept = create("/notes/", note, 8, **{"idempotency-key": "k"})
+        assert kept["id"] == 10
+        again = client.post("/notes/", json=note, headers={"idempotency-key": "k"})
+        assert again.json() == kept
+        kept = create("/notes/batch", [note] * 2, 11, **{"idempotency-key": "l"})
+        assert [one["id"] for one in kept] == [13, 14]
+
+
+def test_a_sequence_that_is_far_behind(new_database: databases.NewDatabase, tmp_path: Path) -> None:
+    """On PostgreSQL creates are a 503, until somebody does what the log says."""
+    url = new_database("postgresql")
+    others = "INSERT INTO notes (id, text, completed) SELECT n, 'a', TRUE"
+    databases.execute(url, f"{others} FROM generate_series(1, 1000) AS n")
+    note = {"text": "a", "completed": True}
+    with serving(url, tmp_path / "log") as client:
+        for path, body in (("/notes/", note), ("/notes/batch", [note] * 2)):
+            for headers in ({}, {"idempotency-key": "k"}):
+                answer = client.post(path, json=body, headers=headers)
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        found = re.search(r'database unavailable: .*: (SELECT .*)"', (tmp_path / "log").read_text())
+        assert found is not None
+        databases.execute(url, found[1])
+        assert client.post("/notes/", json=note).json()["id"] == 1001
 
 
 def test_a_locked_file_is_waited_for(new_database: databases.NewDatabase, tmp_path: Path) -> None:
