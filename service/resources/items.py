@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from service import metrics
-from service.database.coalescing import coalesce
+from service.database.coalescing import TURNS, coalesce
 from service.database.dialect import dialect
 from service.database.operations import LARGE
 from service.database.statements import Run, fetch
@@ -82,6 +82,7 @@ class Items:
             max_batch=100,
             key=itemgetter(0),
             observe=metrics.batch(f"get_{definition.plural}"),
+            turns=TURNS,
         )
         self._observe_insert = metrics.batch(f"insert_{definition.plural}")
         # Each row has its owner, so those of several may share a statement.
@@ -89,6 +90,7 @@ class Items:
             coalesce,
             self.queries.insert,
             observe=self._observe_insert,
+            turns=TURNS,
             divides=dialect.REJECTED,
         )
         self._insert_small = insert(max_batch=MAX_SMALL)

@@ -14,7 +14,7 @@ import orjson
 from starlette.types import Scope
 
 from service import metrics
-from service.database.coalescing import coalesce
+from service.database.coalescing import TURNS, coalesce
 from service.resources.definition import Definition
 from service.resources.queries import MAX_SHARED, Place, Queries, Selection, place_of
 from service.schemas.compiled import compile_dump
@@ -91,10 +91,8 @@ class Pages:
         same: dict[str, Any] = {
             "max_batch": 10_000,
             "key": lambda request: request,
-            # In the first turn the callers answer, in the second the answers are sent, in the third
-            # the next requests of clients nearby are read. They join, so the page is made less
-            # often.
-            "turns": 3,
+            # With more callers the page is made less often.
+            "turns": TURNS,
         }
         self._read_same: Callable[[PageRequest], Awaitable[Page | None]] = coalesce(
             self._read_short, observe=observe, **same

@@ -366,6 +366,29 @@ def test_served_callers_join_those_who_wait() -> None:
     assert sizes == [1, 6, 6, 6, 5]
 
 
+def test_callers_who_were_served_together_come_back_together() -> None:
+    """Callers who shared a query and ask again soon, one after another, share the next one."""
+    sizes = []
+
+    async def serve(pages: list[str]) -> list[str]:
+        sizes.append(len(pages))
+        await ticks(8)
+        return pages
+
+    async def main() -> None:
+        read = coalesce(serve, max_batch=100, turns=6)
+
+        async def keep_reading(pause: int) -> None:
+            for _ in range(3):
+                await read("page")
+                await ticks(pause)
+
+        await asyncio.gather(*(keep_reading(pause) for pause in range(5)))
+
+    run(main())
+    assert sizes == [5, 5, 5]
+
+
 @pytest.mark.parametrize("lone_after", [0, 99])
 def test_a_slow_query_keeps_nobody_waiting(lone_after: int) -> None:
     """Callers who wait for a slow query, or come later, share another one, and no third."""
