@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import asyncmy
 import asyncpg
 
+from service.tables import metadata
 from tests.support import template
 from tests.support.template import Process
 
@@ -25,10 +26,13 @@ NewDatabase = Callable[..., str]
 KINDS = ("sqlite", "postgresql", "mysql")
 # The kinds that a server serves.
 SERVED = ("postgresql", "mysql")
-# Those that refer to others come before them.
-TABLES = ("notes", "idempotency_keys", "tokens", "users")
 # They stay empty without `live on`.
 RECORDED = ("changes", "live")
+# The others. Those that refer to others come before them.
+EMPTIED = [table for table in reversed(metadata.sorted_tables) if table.name not in RECORDED]
+TABLES = [table.name for table in EMPTIED]
+# Those whose ids the database gives.
+NUMBERED = [table.name for table in EMPTIED if table.autoincrement_column is not None]
 ROOT = Path(__file__).parents[2]
 SETTINGS = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
 # What the drivers raise for a server that can't be reached, refuses, or ends the connection.
@@ -312,7 +316,8 @@ def clear_by(run: Run, kind: str) -> None:
             # TRUNCATE would make new files for tables and indexes.
             for table in TABLES:
                 run(f"DELETE FROM {table}")
-            run("SELECT setval('notes_id_seq', 1, false), setval('users_id_seq', 1, false)")
+            sequences = (f"setval('{table}_id_seq', 1, false)" for table in NUMBERED)
+            run(f"SELECT {', '.join(sequences)}")
         case _:
             # TRUNCATE refuses a table that another refers to, even an empty one.
             run("SET foreign_key_checks = 0")
