@@ -65,7 +65,7 @@ def open_shop(
 
 
 @pytest.fixture
-def projects(open_shop: Shop) -> httpx2.Client:
-    """A client of the shop, which holds no project."""
-    databases.execute(open_shop.database_url, "DELETE FROM projects")
+def repairs(open_shop: Shop) -> httpx2.Client:
+    """A client of the shop, which holds no repair."""
+    databases.execute(open_shop.database_url, "DELETE FROM repairs")
     return open_shop.client

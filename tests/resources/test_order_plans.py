@@ -16,7 +16,7 @@ from tests.support.databases import NewDatabase
 from tests.support.processes import Run, new_process
 
 queries = shop.usual.items.queries
-ANALYZE = {"sqlite": "ANALYZE", "postgresql": "ANALYZE projects", "mysql": "ANALYZE TABLE projects"}
+ANALYZE = {"sqlite": "ANALYZE", "postgresql": "ANALYZE repairs", "mysql": "ANALYZE TABLE repairs"}
 # What plans say of rows that are sorted after they were read.
 SORTS = ("Sort", "TEMP B-TREE", "filesort")
 # What plans say of rows that are looked up in an index, instead of read from its begin.
@@ -49,7 +49,7 @@ class Explaining:
 
 async def explain(order: Order, after: tuple[Any, ...], archived: bool | None) -> str:
     """The plan of a page behind a place."""
-    filters = (archived, *[None] * (len(shop.PROJECTS.filters) - 1))
+    filters = (archived, *[None] * (len(shop.REPAIRS.filters) - 1))
     statement = queries._sorted_page(order, filters, False, True)
     values = {f"after_{number}": value for number, value in enumerate(after)}
     try:
@@ -64,7 +64,7 @@ async def fill(count: int) -> None:
         await queries.insert(
             [
                 {
-                    "name": f"Project {number}",
+                    "name": f"Repair {number}",
                     "archived": number % 100 == 0,
                     "due": DUE + timedelta(number % 700),
                     "rank": number % 50,
@@ -77,21 +77,21 @@ async def fill(count: int) -> None:
 @pytest.mark.parametrize(
     ("order", "after", "archived", "index"),
     [
-        ((("due", False), ("id", False)), (DUE, 3), None, "projects_due"),
-        ((("due", True), ("id", True)), (DUE, 3), None, "projects_due"),
-        ((("due", True), ("id", True)), (DUE, 3), True, "projects_archived_due"),
-        ((("name", False), ("id", False)), ("Project 7", 3), None, "projects_name"),
+        ((("due", False), ("id", False)), (DUE, 3), None, "repairs_due"),
+        ((("due", True), ("id", True)), (DUE, 3), None, "repairs_due"),
+        ((("due", True), ("id", True)), (DUE, 3), True, "repairs_archived_due"),
+        ((("name", False), ("id", False)), ("Repair 7", 3), None, "repairs_name"),
         (
             (("rank", True), ("name", False), ("id", False)),
-            (7, "Project 7", 3),
+            (7, "Repair 7", 3),
             None,
-            "projects_rank",
+            "repairs_rank",
         ),
         (
             (("rank", False), ("name", True), ("id", True)),
-            (7, "Project 7", 3),
+            (7, "Repair 7", 3),
             None,
-            "projects_rank",
+            "repairs_rank",
         ),
     ],
 )
@@ -112,7 +112,7 @@ def test_pages_in_the_order_of_an_index_are_read_from_it(
 
 @pytest.fixture(scope="module")
 def filled(open_shop: Shop) -> Iterator[tuple[Run, str]]:
-    """A process on the shop with more projects than it pays to read, and the kind of database."""
+    """A process on the shop with more repairs than it pays to read, and the kind of database."""
     kind = databases.kind_of(open_shop.database_url)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", open_shop.database_url)

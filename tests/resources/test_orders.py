@@ -50,8 +50,8 @@ FILTERS: list[dict[str, Any]] = [
 ]
 
 
-def project(number: int) -> dict[str, Any]:
-    """A project that has most values in common with others."""
+def repair(number: int) -> dict[str, Any]:
+    """A repair that has most values in common with others."""
     due = date(2026, 2, 27) + timedelta(number % 4)
     return {
         "name": NAMES[number * 7 % len(NAMES)],
@@ -63,9 +63,9 @@ def project(number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def stored(open_shop: Shop) -> list[dict[str, Any]]:
-    """The projects of a shop whose tests only read."""
-    databases.execute(open_shop.database_url, "DELETE FROM projects")
-    answer = open_shop.client.post("/projects/batch", json=[project(n) for n in range(50)])
+    """The repairs of a shop whose tests only read."""
+    databases.execute(open_shop.database_url, "DELETE FROM repairs")
+    answer = open_shop.client.post("/repairs/batch", json=[repair(n) for n in range(50)])
     return list(answer.json())
 
 
@@ -89,7 +89,7 @@ def fits(item: dict[str, Any], filters: dict[str, Any]) -> bool:
 
 
 def walk(client: httpx2.Client, **parameters: Any) -> Iterator[dict[str, Any]]:
-    for page in follow(client, str(httpx2.URL("/projects/", params=parameters))):
+    for page in follow(client, str(httpx2.URL("/repairs/", params=parameters))):
         yield from page.json()
 
 
@@ -99,7 +99,7 @@ def test_pages_are_in_the_order_that_clients_name(
 ) -> None:
     """In any order the pages of any filters have each selected item once, in its place."""
     client = open_shop.client
-    assert client.get("/projects/", params={"sort": sort}).json() == in_order(stored, sort)
+    assert client.get("/repairs/", params={"sort": sort}).json() == in_order(stored, sort)
     for filters in FILTERS:
         wanted = in_order([item for item in stored if fits(item, filters)], sort)
         assert list(walk(client, sort=sort, limit=7, **filters)) == wanted
@@ -114,51 +114,51 @@ def test_filters_select_in_the_order_of_the_ids(
     wanted = [item for item in stored if fits(item, filters)]
     for order, items in (("asc", wanted), ("desc", wanted[::-1])):
         assert list(walk(client, order=order, limit=7, **filters)) == items
-        page = client.get("/projects/", params={**filters, "order": order, "limit": 1})
+        page = client.get("/repairs/", params={**filters, "order": order, "limit": 1})
         if len(items) > 1:
             assert (next_url(page) or "").endswith(f"&after={items[0]['id']}")
     for sort in ({}, {"sort": "-due,rank"}):
         counted = client.get(
-            "/projects/", params={**filters, **sort, "limit": 1}, headers={"prefer": "count=exact"}
+            "/repairs/", params={**filters, **sort, "limit": 1}, headers={"prefer": "count=exact"}
         )
         assert counted.headers["x-total-count"] == str(len(wanted))
 
 
-def test_long_listings_have_an_order_too(projects: httpx2.Client) -> None:
+def test_long_listings_have_an_order_too(repairs: httpx2.Client) -> None:
     """A listing of more than a page is whole and in order, as JSON and as lines."""
     items: list[dict[str, Any]] = []
     for _ in range(3):
-        new = [project(number) for number in range(len(items), len(items) + 700)]
-        items += projects.post("/projects/batch", json=new).json()
+        new = [repair(number) for number in range(len(items), len(items) + 700)]
+        items += repairs.post("/repairs/batch", json=new).json()
     for sort in ("-due,name", "due"):
-        answer = projects.get("/projects/", params={"sort": sort})
+        answer = repairs.get("/repairs/", params={"sort": sort})
         assert answer.json() == in_order(items, sort)
-        lines = projects.get(
-            "/projects/", params={"sort": sort}, headers={"accept": "application/x-ndjson"}
+        lines = repairs.get(
+            "/repairs/", params={"sort": sort}, headers={"accept": "application/x-ndjson"}
         )
         assert [json.loads(line) for line in lines.text.splitlines()] == answer.json()
 
 
-def test_a_cursor_holds_values(projects: httpx2.Client) -> None:
+def test_a_cursor_holds_values(repairs: httpx2.Client) -> None:
     """The next page is the same after the last item of the one before was changed, or deleted."""
-    new = [{**project(number), "due": f"2026-02-{number + 1:02}"} for number in range(8)]
-    items = projects.post("/projects/batch", json=new).json()
-    page = projects.get("/projects/?sort=due&limit=3")
+    new = [{**repair(number), "due": f"2026-02-{number + 1:02}"} for number in range(8)]
+    items = repairs.post("/repairs/batch", json=new).json()
+    page = repairs.get("/repairs/?sort=due&limit=3")
     assert page.json() == items[:3]
     url = next_url(page) or ""
-    last = f"/projects/{items[2]['id']}"
-    assert projects.patch(last, json={"due": "2025-01-01"}).status_code == 200
-    assert projects.get(url).json() == items[3:6]
-    assert projects.delete(last).status_code == 204
-    assert projects.get(url).json() == items[3:6]
+    last = f"/repairs/{items[2]['id']}"
+    assert repairs.patch(last, json={"due": "2025-01-01"}).status_code == 200
+    assert repairs.get(url).json() == items[3:6]
+    assert repairs.delete(last).status_code == 204
+    assert repairs.get(url).json() == items[3:6]
 
 
-def test_pages_in_an_order_have_tags(projects: httpx2.Client) -> None:
+def test_pages_in_an_order_have_tags(repairs: httpx2.Client) -> None:
     """Pages of two orders are no answers to each other's tags, even if they are the same."""
-    first = projects.get("/projects/", params={"sort": "id"})
+    first = repairs.get("/repairs/", params={"sort": "id"})
     known = {"if-none-match": first.headers["etag"]}
-    assert projects.get("/projects/", params={"sort": "id"}, headers=known).status_code == 304
-    other = projects.get("/projects/", params={"order": "asc"}, headers=known)
+    assert repairs.get("/repairs/", params={"sort": "id"}, headers=known).status_code == 304
+    other = repairs.get("/repairs/", params={"order": "asc"}, headers=known)
     assert (other.status_code, other.content) == (200, first.content)
 
 
@@ -193,7 +193,7 @@ CURSOR = write_cursor((date(2026, 2, 28), 7))
 )
 def test_what_is_no_order_is_told(open_shop: Shop, query: str, place: str, kind: str) -> None:
     """A wrong order, cursor or range is a 422 that names the parameter."""
-    answer = open_shop.client.get(f"/projects/?{query}")
+    answer = open_shop.client.get(f"/repairs/?{query}")
     assert answer.status_code == 422
     (error,) = answer.json()["detail"]
     assert (error["type"], error["loc"]) == (kind, ["query", place])
@@ -203,13 +203,13 @@ def test_orders_and_ranges_are_described(open_shop: Shop) -> None:
     """The document is valid, and has the parameters with their types."""
     document = open_shop.client.get("/openapi.json").json()
     validate(document, cls=OpenAPIV31SpecValidator)
-    parameters = document["paths"]["/projects/"]["get"]["parameters"]
+    parameters = document["paths"]["/repairs/"]["get"]["parameters"]
     schemas = {one["name"]: one["schema"] for one in parameters}
     assert schemas["sort"]["pattern"] == "^-?(due|id|name|rank)(,-?(due|id|name|rank))*$"
     assert schemas["cursor"]["type"] == "string"
     assert [schemas[name]["format"] for name in ("due_from", "due_to")] == ["date", "date"]
     assert schemas["created_from"]["format"] == "date-time"
-    assert "sort" in document["paths"]["/projects/"]["get"]["description"]
+    assert "sort" in document["paths"]["/repairs/"]["get"]["description"]
 
 
 @pytest.mark.parametrize("values", [("", 1), ("\U0001f600 ?&=", 2**53 - 1)])
@@ -348,7 +348,7 @@ def test_indexes_serve_the_filters_of_notes() -> None:
 def test_the_shop_has_orders_with_an_index_and_without() -> None:
     """What an index serves is in the lane of reads, and other orders are in that of searches."""
     queries = shop.usual.items.queries
-    nothing = (None,) * len(shop.PROJECTS.filters)
+    nothing = (None,) * len(shop.REPAIRS.filters)
     lanes = {
         order: queries._sorted_page(order, nothing, False, follows).lane
         for order, follows in product(

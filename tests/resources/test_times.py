@@ -28,27 +28,27 @@ def are_now(item: dict[str, Any], *names: str) -> bool:
 
 
 @pytest.fixture
-def aged(open_shop: Shop, projects: httpx2.Client) -> dict[str, Any]:
-    """A project that was stored, and changed last, some time ago."""
-    created = projects.post("/projects/", json=NEW).json()
-    change = f"UPDATE projects SET created_at = {BEFORE}, updated_at = {BEFORE}"
+def aged(open_shop: Shop, repairs: httpx2.Client) -> dict[str, Any]:
+    """A repair that was stored, and changed last, some time ago."""
+    created = repairs.post("/repairs/", json=NEW).json()
+    change = f"UPDATE repairs SET created_at = {BEFORE}, updated_at = {BEFORE}"
     databases.execute(open_shop.database_url, change)
-    item: dict[str, Any] = projects.get(f"/projects/{created['id']}").json()
+    item: dict[str, Any] = repairs.get(f"/repairs/{created['id']}").json()
     assert (item["created_at"], item["updated_at"]) == (SHOWN, SHOWN)
     return item
 
 
-def test_new_items_have_the_time_of_now(projects: httpx2.Client) -> None:
+def test_new_items_have_the_time_of_now(repairs: httpx2.Client) -> None:
     """Both times are those of the write, whatever the client sends; each is behind the fields."""
     answers = [
-        projects.post("/projects/", json={**NEW, **TIMES}).json(),
-        *projects.post("/projects/batch", json=[{**NEW, **TIMES}] * 2).json(),
+        repairs.post("/repairs/", json={**NEW, **TIMES}).json(),
+        *repairs.post("/repairs/batch", json=[{**NEW, **TIMES}] * 2).json(),
     ]
     for item in answers:
         assert list(item) == ["id", *NEW, "created_at", "updated_at"]
         assert item["created_at"] == item["updated_at"]
         assert are_now(item, "created_at", "updated_at")
-    assert projects.get("/projects/").json() == answers
+    assert repairs.get("/repairs/").json() == answers
 
 
 @pytest.mark.parametrize(
@@ -56,38 +56,38 @@ def test_new_items_have_the_time_of_now(projects: httpx2.Client) -> None:
 )
 @pytest.mark.parametrize("is_conditional", [False, True])
 def test_an_update_sets_the_time_of_the_change(
-    projects: httpx2.Client,
+    repairs: httpx2.Client,
     aged: dict[str, Any],
     method: str,
     body: dict[str, Any],
     is_conditional: bool,
 ) -> None:
     """A write changes the time of the last change alone, even if no other value differs."""
-    url = f"/projects/{aged['id']}"
-    headers = {"if-match": projects.get(url).headers["etag"]} if is_conditional else {}
-    changed = projects.request(method, url, json=body, headers=headers).json()
+    url = f"/repairs/{aged['id']}"
+    headers = {"if-match": repairs.get(url).headers["etag"]} if is_conditional else {}
+    changed = repairs.request(method, url, json=body, headers=headers).json()
     assert are_now(changed, "updated_at")
     assert changed == {**aged, "updated_at": changed["updated_at"]}
-    assert projects.get(url).json() == changed
+    assert repairs.get(url).json() == changed
     if is_conditional:
         # It is another representation now.
-        assert projects.patch(url, json={}, headers=headers).status_code == 412
+        assert repairs.patch(url, json={}, headers=headers).status_code == 412
 
 
-def test_a_change_of_nothing_is_none(projects: httpx2.Client, aged: dict[str, Any]) -> None:
+def test_a_change_of_nothing_is_none(repairs: httpx2.Client, aged: dict[str, Any]) -> None:
     """A PATCH without fields that clients may send leaves the times as they are."""
     for body in ({}, TIMES):
-        assert projects.patch(f"/projects/{aged['id']}", json=body).json() == aged
+        assert repairs.patch(f"/repairs/{aged['id']}", json=body).json() == aged
 
 
-def test_times_are_described(projects: httpx2.Client) -> None:
+def test_times_are_described(repairs: httpx2.Client) -> None:
     """The document has the times in what clients get, and not in what they send."""
-    schemas = projects.get("/openapi.json").json()["components"]["schemas"]
-    assert not {*TIMES} & {*schemas["ProjectIn"]["properties"], *schemas["ProjectPatch"]}
+    schemas = repairs.get("/openapi.json").json()["components"]["schemas"]
+    assert not {*TIMES} & {*schemas["RepairIn"]["properties"], *schemas["RepairPatch"]}
     for name in TIMES:
-        described = schemas["Project"]["properties"][name]
+        described = schemas["Repair"]["properties"][name]
         assert (described["type"], described["format"]) == ("string", "date-time")
-        assert name in schemas["Project"]["required"]
+        assert name in schemas["Repair"]["required"]
 
 
 async def change_twice() -> list[bool]:

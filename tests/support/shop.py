@@ -25,8 +25,8 @@ from tests.support import databases
 
 metadata = MetaData()
 
-projects = Table(
-    "projects",
+repairs = Table(
+    "repairs",
     metadata,
     Column("id", ID, primary_key=True),
     Column("name", sorted_text(100), nullable=False),
@@ -35,12 +35,12 @@ projects = Table(
     Column("rank", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
-    Index("projects_due", "due", "id"),
-    Index("projects_archived_due", "archived", "due", "id"),
-    Index("projects_name", "name", "id"),
+    Index("repairs_due", "due", "id"),
+    Index("repairs_archived_due", "archived", "due", "id"),
+    Index("repairs_name", "name", "id"),
     sqlite_autoincrement=True,
 )
-Index("projects_rank", projects.c.rank.desc(), projects.c.name, projects.c.id)
+Index("repairs_rank", repairs.c.rank.desc(), repairs.c.name, repairs.c.id)
 
 
 def create_tables(database_url: str) -> None:
@@ -58,8 +58,8 @@ def create_tables(database_url: str) -> None:
     databases.execute(database_url, *statements)
 
 
-class ProjectIn(fields.Input):
-    """A project as clients send it."""
+class RepairIn(fields.Input):
+    """A repair as clients send it."""
 
     name = fields.Text(100, required=True, metadata={"description": "A name", "examples": ["a"]})
     archived = fields.Boolean(
@@ -71,35 +71,35 @@ class ProjectIn(fields.Input):
     rank = fields.Integer(required=True, metadata={"description": "1 is first", "examples": [1]})
 
 
-PROJECTS = Definition(
-    table=projects,
-    name="project",
-    new=ProjectIn(),
-    shape=with_id(ProjectIn, "Project", "created_at", "updated_at"),
+REPAIRS = Definition(
+    table=repairs,
+    name="repair",
+    new=RepairIn(),
+    shape=with_id(RepairIn, "Repair", "created_at", "updated_at"),
     filters={
-        "archived": Filter(projects.c.archived, "Only projects that are over, or aren't", False),
-        "rank": Filter(projects.c.rank, "Only projects of this rank", 1),
-        "due_from": AtLeast(projects.c.due, "Only projects due then or later", "2026-01-01"),
-        "due_to": AtMost(projects.c.due, "Only projects due then or before", "2026-12-31"),
+        "archived": Filter(repairs.c.archived, "Only repairs that are over, or aren't", False),
+        "rank": Filter(repairs.c.rank, "Only repairs of this rank", 1),
+        "due_from": AtLeast(repairs.c.due, "Only repairs due then or later", "2026-01-01"),
+        "due_to": AtMost(repairs.c.due, "Only repairs due then or before", "2026-12-31"),
         "created_from": AtLeast(
-            projects.c.created_at, "Only projects stored then or later", "2026-01-01T00:00:00Z"
+            repairs.c.created_at, "Only repairs stored then or later", "2026-01-01T00:00:00Z"
         ),
     },
-    sorts=[projects.c.due, projects.c.name, projects.c.rank],
+    sorts=[repairs.c.due, repairs.c.name, repairs.c.rank],
 )
-usual = Usual(PROJECTS, "What is to be done in time.")
+usual = Usual(REPAIRS, "What is to be done in time.")
 
 resource = Resource(
     usual.schemas,
-    Path("/projects/", GET=usual.listing("read_projects"), POST=usual.create("create_project")),
-    Path("/projects/batch", POST=usual.create_many("create_projects")),
+    Path("/repairs/", GET=usual.listing("read_repairs"), POST=usual.create("create_repair")),
+    Path("/repairs/batch", POST=usual.create_many("create_repairs")),
     Path(
-        "/projects/{project_id}",
-        "project",
-        GET=usual.read("read_project"),
-        PUT=usual.replace("replace_project"),
-        PATCH=usual.change("change_project"),
-        DELETE=usual.delete("delete_project"),
+        "/repairs/{repair_id}",
+        "repair",
+        GET=usual.read("read_repair"),
+        PUT=usual.replace("replace_repair"),
+        PATCH=usual.change("change_repair"),
+        DELETE=usual.delete("delete_repair"),
     ),
 )
 
