@@ -139,14 +139,16 @@ def test_the_examples_operations_have_one_error() -> None:
             assert set(operation["responses"]) <= {"200", "304", "422"}
 
 
-# The document is held against the service.
+# What the document says of notes and users is held against the service.
 
 NOTE = {"text": "a", "completed": True}
 
 
 def operations(client: httpx2.Client) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The method, path and description of each operation of the document that is served."""
+    """The method, path and description of the operations on notes and users that are served."""
     for path, item in client.get("/openapi.json").json()["paths"].items():
+        if not path.startswith(("/notes/", "/users/")):
+            continue
         for method, operation in item.items():
             yield method.upper(), path, operation
 

@@ -20,22 +20,63 @@ from tests.support.notes import follow
 LINES = "application/x-ndjson"
 # Parameters of each listing, which are no filters.
 GENERAL = {"limit", "after", "order", "q"}
-# The values of each type of JSON, for an item with a number.
-VALUES: Mapping[str, Callable[[int], Any]] = {
-    "string": lambda number: f"Größe {number}",
-    "integer": lambda number: number,
-    "boolean": lambda number: number % 2 == 0,
-    "date": lambda number: str(date(2026, 2, 27) + timedelta(number)),
+FieldSchema = Mapping[str, Any]
+
+
+def kind_of(schema: FieldSchema) -> str:
+    """What kind of values a field has: an enum, a format, or a type of JSON."""
+    if "enum" in schema:
+        return "enum"
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return str(schema.get("format", kinds[0]))
+
+
+def _integer(schema: FieldSchema, number: int) -> int:
+    least, greatest = schema.get("minimum", 0), schema.get("maximum", number)
+    first = max(least, min(0, greatest))
+    return int(first + number % (greatest - first + 1))
+
+
+def _word(schema: FieldSchema, number: int) -> Any:
+    words = [word for word in schema["enum"] if word is not None]
+    return words[number % len(words)]
+
+
+def _day(number: int) -> str:
+    return str(date(2026, 2, 27) + timedelta(number))
+
+
+# The values of each kind, for an item with a number.
+VALUES: Mapping[str, Callable[[FieldSchema, int], Any]] = {
+    "string": lambda schema, number: f"Größe {number}"[-schema.get("maxLength", 100) :],
+    "enum": _word,
+    "integer": _integer,
+    "boolean": lambda _, number: number % 2 == 0,
+    "date": lambda _, number: _day(number),
+    "date-time": lambda _, number: f"{_day(number)}T12:00:00Z",
+    "array": lambda schema, number: [value_of(schema["items"], number)],
 }
-# A value that no field of the type takes.
-WRONG: Mapping[str, Any] = {"string": 7, "integer": "x", "boolean": "perhaps", "date": "2026-02-30"}
+# A value that no field of the kind takes.
+WRONG: Mapping[str, Any] = {
+    "string": 7,
+    "enum": "none of them",
+    "integer": "x",
+    "boolean": "perhaps",
+    "date": "2026-02-30",
+    "date-time": "2026-02-30T12:00:00Z",
+    "array": "x",
+}
+
+
+def value_of(schema: FieldSchema, number: int) -> Any:
+    return VALUES[kind_of(schema)](schema, number)
 
 
 class Usual(NamedTuple):
-    """A resource with all usual operations, and the types of the fields that clients send."""
+    """A resource with all usual operations, and the schemas of the fields that clients send."""
 
     path: str
-    fields: Mapping[str, str]
+    fields: Mapping[str, FieldSchema]
     required: set[str]
     filters: set[str]
     is_searched: bool
@@ -45,8 +86,8 @@ class Usual(NamedTuple):
     def item(self, number: int) -> dict[str, Any]:
         """The values for an item. One that refers to another resource refers to nothing."""
         return {
-            name: None if name.endswith("_id") else VALUES[kind](number)
-            for name, kind in self.fields.items()
+            name: None if name.endswith("_id") else value_of(schema, number)
+            for name, schema in self.fields.items()
         }
 
     def known(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -67,18 +108,13 @@ def find(document: dict[str, Any]) -> list[Usual]:
         body = item["post"]["requestBody"]["content"]["application/json"]["schema"]
         schema = schemas[body["$ref"].rpartition("/")[2]]
         queries = {one["name"] for one in item["get"]["parameters"] if one["in"] == "query"}
-        fields = {name: _type(one) for name, one in schema["properties"].items()}
+        fields = schema["properties"]
         required = set(schema.get("required", ()))
         answer = item["post"]["responses"]["200"]["content"]["application/json"]["schema"]
         shown = list(schemas[answer["$ref"].rpartition("/")[2]]["properties"])
         filters = (queries - GENERAL) & fields.keys()
         found.append(Usual(path, fields, required, filters, "q" in queries, shown))
     return found
-
-
-def _type(schema: dict[str, Any]) -> str:
-    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    return str(schema.get("format", kinds[0]))
 
 
 def empty(database_url: str, usual: Usual) -> None:
@@ -169,8 +205,8 @@ def searches_find(client: httpx2.Client, usual: Usual) -> None:
 
 def batches_are_stored_whole_or_not(client: httpx2.Client, usual: Usual) -> None:
     """One bad item of a batch keeps all of them out; the answer tells of each fault."""
-    name, kind = next(iter(usual.fields.items()))
-    batch = [usual.item(0), {**usual.item(1), name: WRONG[kind]}]
+    name, schema = next(iter(usual.fields.items()))
+    batch = [usual.item(0), {**usual.item(1), name: WRONG[kind_of(schema)]}]
     answer = client.post(f"{usual.path}batch", json=batch)
     assert answer.status_code == 422
     assert [error["loc"] for error in answer.json()["detail"]] == [["body", 1, name]]
@@ -243,10 +279,11 @@ def bad_values_are_told(client: httpx2.Client, usual: Usual) -> None:
     """Each field says what it can't be, each required one that it is missing."""
     (item,) = create(client, usual, 1)
     url = f"{usual.path}{item['id']}"
-    for name, kind in usual.fields.items():
-        values = {**usual.item(0), name: WRONG[kind]}
+    for name, schema in usual.fields.items():
+        wrong = WRONG[kind_of(schema)]
+        values = {**usual.item(0), name: wrong}
         answers = [client.post(usual.path, json=values), client.put(url, json=values)]
-        for answer in [*answers, client.patch(url, json={name: WRONG[kind]})]:
+        for answer in [*answers, client.patch(url, json={name: wrong})]:
             assert answer.status_code == 422
             assert [error["loc"] for error in answer.json()["detail"]] == [["body", name]]
     missing = client.post(usual.path, json={}).json()["detail"]
