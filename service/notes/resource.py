@@ -26,7 +26,9 @@ NOTES = Definition(
     name="note",
     new=NoteIn(),
     shape=with_id(NoteIn, "Note"),
-    filters={"completed": Filter(notes.c.completed, "Completed notes (`true`) or open ones", True)},
+    filters={
+        "completed": Filter(notes.c.completed, "Completed notes (`true`) or open ones", True),
+    },
     search=Search(notes.c.text, notes.c.folded, example="milk"),
     large=notes.c.text,
     creator=notes.c.owner_id if ACCESS == "token" else None,

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
+from tests.deploy.test_scripts import copy_repository
 from tests.support import databases
 from tests.support.databases import KINDS, ROOT, kind_of, run_in
 from tests.support.following import following
@@ -19,6 +20,8 @@ from tests.support.notes import follow, known
 from tests.support.servers import free_port, process, uvicorn
 from tests.support.usual import LAWS, Law, Usual, empty, find
 
+# Tests of each resource.
+COVERING = ("tests/test_architecture.py", "tests/resources/test_usual.py")
 TABLE_END = '    sqlalchemy.Index("notes_completed"'
 COLUMNS = """\
     sqlalchemy.Column("writer", sqlalchemy.String, nullable=False, server_default="nobody"),
@@ -274,20 +277,7 @@ def with_projects(
     tmp_path = tmp_path_factory.mktemp("resource")
     copy = copy_project(tmp_path / "copy")
     url = new_database(request.param)
-    table, column, resource, field, filters, operation, app = (code for _, code in steps())
-    edit(copy / "service/tables.py", TABLE_END, column)
-    with (copy / "service/tables.py").open("a") as file:
-        file.write("\n\n" + table)
-    (copy / "service/projects").mkdir()
-    (copy / "service/projects/__init__.py").touch()
-    (copy / "service/projects/resource.py").write_text(resource)
-    (copy / "service/projects/complete.py").write_text(operation)
-    notes = copy / "service/notes/resource.py"
-    edit(notes, "\n\nNOTES = Definition", field)
-    replace(notes, r"    filters=\{.*\n", filters)
-    replace(notes, "import Boolean,", "import MAX_ID, Boolean, Integer,")
-    imported, _, listed = app.strip().partition("\n\n")
-    replace(copy / "service/app.py", r"^RESOURCES = .*$", f"{imported}\n{listed}")
+    add_resource(copy)
     alembic(copy, url, "revision", "--autogenerate", "-m", "projects")
     is_live = kind_of(url) != "mysql"
     with serving(copy, url, tmp_path / "log", ACCESS="token", LIVE=str(int(is_live))) as client:
@@ -302,6 +292,24 @@ def with_projects(
 @pytest.fixture
 def projects(with_projects: Changed) -> httpx2.Client:
     return with_projects.client
+
+
+def add_resource(copy: Path) -> None:
+    """Changes the copy as the recipe says."""
+    table, column, resource, field, filters, operation, app = (code for _, code in steps())
+    edit(copy / "service/tables.py", TABLE_END, column)
+    with (copy / "service/tables.py").open("a") as file:
+        file.write("\n\n" + table)
+    (copy / "service/projects").mkdir()
+    (copy / "service/projects/__init__.py").touch()
+    (copy / "service/projects/resource.py").write_text(resource)
+    (copy / "service/projects/complete.py").write_text(operation)
+    notes = copy / "service/notes/resource.py"
+    edit(notes, "\n\nNOTES = Definition", field)
+    replace(notes, r"    filters=\{[^}]*\},\n", filters)
+    replace(notes, "import Boolean,", "import MAX_ID, Boolean, Integer,")
+    imported, _, listed = app.strip().partition("\n\n")
+    replace(copy / "service/app.py", r"^RESOURCES = .*$", f"{imported}\n{listed}")
 
 
 def replace(file: Path, before: str, after: str) -> None:
@@ -355,6 +363,20 @@ def test_a_new_resource_does_what_notes_do(law: Law, with_projects: Changed, pat
     usual = usual_of(with_projects.client, path)
     empty(with_projects.database_url, usual)
     law(with_projects.client, usual)
+
+
+def test_the_tests_cover_a_new_resource(tmp_path: Path) -> None:
+    """After the recipe, the project's own tests pass, and the laws have found the new resource."""
+    copy = copy_repository(tmp_path / "copy")
+    add_resource(copy)
+    url = f"sqlite:///{tmp_path}/new.db"
+    for command in ("upgrade head", "revision --autogenerate -m projects"):
+        alembic(copy, url, *command.split())
+    # Tests are read twice as fast if pytest doesn't rewrite their assertions.
+    options = ("-n", "0", "-v", "--assert=plain", "-k", "not postgresql and not mysql")
+    result = run_in(copy, sys.executable, "-m", "pytest", *options, *COVERING)
+    assert result.returncode == 0, result.stdout
+    assert "test_usual_operations[sqlite-pages_are_walked-/projects/] PASSED" in result.stdout
 
 
 def test_projects_are_unique_sorted_and_referred_to(with_projects: Changed) -> None:
