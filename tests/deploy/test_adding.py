@@ -28,15 +28,33 @@ COLUMNS = """\
     sqlalchemy.Column("weight", sqlalchemy.Integer, nullable=False, server_default="3"),
     sqlalchemy.Column("day", sqlalchemy.Date),
     sqlalchemy.Column("aside", sqlalchemy.String),
+    sqlalchemy.Column("stars", sqlalchemy.Integer),
+    sqlalchemy.Column("level", sqlalchemy.String(10)),
+    sqlalchemy.Column("at", sqlalchemy.BigInteger),
+    sqlalchemy.Column("tags", sqlalchemy.String, nullable=False, server_default="[]"),
 """
 FIELDS = """\
     writer = Text(200, load_default="nobody")
     weight = Integer(load_default=3)
     day = Date(load_default=None)
     aside = Text(200, load_default=None)
+    stars = Integer(1, 5, load_default=None)
+    level = Choice("low", "high", load_default=None)
+    at = Timestamp(load_default=None)
+    tags = List(Text(9), 3, load_default="[]")
 """
+TYPES = "Boolean, Choice, Date, Integer, List, Timestamp"
 OLD = {"text": "old", "completed": False}
-DEFAULTS = {"writer": "nobody", "weight": 3, "day": None, "aside": None}
+DEFAULTS = {
+    "writer": "nobody",
+    "weight": 3,
+    "day": None,
+    "aside": None,
+    "stars": None,
+    "level": None,
+    "at": None,
+    "tags": [],
+}
 NEW = {
     "text": "Straße",
     "completed": True,
@@ -44,6 +62,10 @@ NEW = {
     "weight": -7,
     "day": "2026-02-28",
     "aside": "",
+    "stars": 5,
+    "level": "high",
+    "at": "2026-02-28T12:00:00Z",
+    "tags": ["a", ""],
 }
 
 
@@ -96,7 +118,7 @@ def with_fields(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: databases.NewDatabase,
 ) -> Iterator[Changed]:
-    """The service with four more fields of notes, on a database that holds a note already."""
+    """The service with more fields of notes, on a database that holds a note already."""
     tmp_path = tmp_path_factory.mktemp("adding")
     copy = copy_project(tmp_path / "copy")
     url = new_database(request.param)
@@ -105,9 +127,7 @@ def with_fields(
     alembic(copy, url, "revision", "--autogenerate", "-m", "more of a note")
     resource = copy / "service/notes/resource.py"
     edit(resource, "\n\nNOTES = Definition", FIELDS)
-    resource.write_text(
-        resource.read_text().replace("import Boolean,", "import Boolean, Date, Integer,")
-    )
+    resource.write_text(resource.read_text().replace("import Boolean,", f"import {TYPES},"))
     with serving(copy, url, tmp_path / "log") as client:
         yield Changed(client, url)
 
