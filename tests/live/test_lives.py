@@ -21,7 +21,7 @@ def test_an_id_names_the_life_of_its_place(monkeypatch: pytest.MonkeyPatch) -> N
     """What is read before a new life and told in it has an id of the old one, and then `reset`."""
     changes = Changes(NOTES, lambda request: None)
     feed = changes.feed
-    row = {"id": 1, "text": "a", "completed": False, "owner_id": None}
+    row = {**dict.fromkeys(NOTES.table.c.keys()), "id": 1, "text": "a", "completed": False}
     window = Window(BEFORE, AFTER, [Change(1, 1, 1, None, row)], 1)
 
     async def join(follower: asyncio.Event) -> Position:

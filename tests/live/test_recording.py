@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.health import HEAD
 from service.live import store, switch
 from service.notes.resource import resource
 from tests.live.conftest import Followed
@@ -261,6 +262,7 @@ def test_live_on_holds_up_nobody(followed: Followed, call: Run) -> None:
         assert told(follower, 1) == [("created", note)]
 
 
+@pytest.mark.skipif(HEAD != "0011", reason="today's service needs what later migrations add")
 def test_the_migration_down_takes_the_triggers(followed: Followed, call: Run) -> None:
     """Notes are written before and after it, and followed again after it went up."""
     for target, command in (("0010", "downgrade"), ("head", "upgrade")):
@@ -280,7 +282,7 @@ def test_the_log_says_that_nothing_is_recorded(new_database: NewDatabase, tmp_pa
         answer = client.get("/notes/changes")
         assert (answer.status_code, answer.json()) == (503, NOT_RECORDED)
         assert client.get("/notes/").json() == []
-    assert log.read_text().count("python -m service live on") == 1
+    assert log.read_text().count("notes are not recorded: python -m service live on") == 1
 
 
 def test_mysql_records_no_changes() -> None:

@@ -17,6 +17,7 @@ from service.notes.resource import NOTES, usual
 from service.resources.changes import Changes
 from service.web import slots
 from tests.support.databases import kind_of
+from tests.support.notes import known
 
 WRITERS, FOLLOWERS, PROCESSES = 3, 3, 2
 # What each follower asks for at first. The last one lists, and then follows.
@@ -278,10 +279,10 @@ class Client:
                 rows = await self._game.table(self._query)
             case "created":
                 assert is_ahead or note_id not in rows, f"created twice: {data}"
-                rows[note_id] = data
+                rows[note_id] = known(data)
             case "changed":
                 assert is_ahead or rows[note_id] != data, f"changed twice: {data}"
-                rows[note_id] = data
+                rows[note_id] = known(data)
             case "deleted":
                 assert is_ahead or note_id in rows, f"deleted twice: {data}"
                 rows.pop(note_id, None)
