@@ -36,8 +36,8 @@ class Exchange(NamedTuple):
 
 def make_note(number: int) -> Note:
     """Returns a note; every tenth has characters that JSON escapes or that are not ASCII."""
-    errand = 'café "Zürich"' if number % 10 == 0 else "buy milk and bread"
-    return {"id": number, "text": f"Note {number}: {errand}", "completed": number % 3 == 0}
+    matter = 'café "Zürich"' if number % 10 == 0 else "buy milk and bread"
+    return {"id": number, "text": f"Note {number}: {matter}", "completed": number % 3 == 0}
 
 
 def make_notes(count: int) -> list[Note]:
