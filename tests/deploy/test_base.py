@@ -133,6 +133,13 @@ def test_parts_are_removed(tmp_path: Path) -> None:
         python(copy, "-c", MIGRATE)
         shell(copy, f"{COMMIT} || :")
     python(copy, "-m", "service", "live", "on")
-    settings = [f"test_every_setting_is_in_the_{place}" for place in ("example", "table")]
+    (migration,) = copy.glob("alembic/versions/*_no_users.py")
+    # Other databases than this one refuse to drop a table to which another refers.
+    assert re.findall(r'drop_table\("(\w+)"\)', migration.read_text()) == ["tokens", "users"]
+    chosen = [
+        *(Path(path).name for path in (*QUICK, "tests/web/test_log_lines.py")),
+        *(f"test_every_setting_is_in_the_{place}" for place in ("example", "table")),
+        "test_recording.py and test_mysql_records_no_changes",
+    ]
     # All tests are collected.
-    check(copy, chosen=f"({' or '.join([*(Path(path).name for path in QUICK), *settings])})")
+    check(copy, chosen=f"({' or '.join(chosen)})")

@@ -285,6 +285,7 @@ def test_the_log_says_that_nothing_is_recorded(new_database: NewDatabase, tmp_pa
     assert log.read_text().count("notes are not recorded: python -m service live on") == 1
 
 
+@pytest.mark.skipif("mysql" not in databases.KINDS, reason="the service has no MySQL")
 def test_mysql_records_no_changes() -> None:
     """`live on` and LIVE=1 say so in one line."""
     url = "mysql://nobody@127.0.0.1:9/notes"
