@@ -22,6 +22,8 @@ from tests.support.usual import LAWS, Law, Usual, empty, find
 
 # Tests of each resource.
 COVERING = ("tests/test_architecture.py", "tests/resources/test_usual.py")
+# The recipe's test of an operation of its own.
+OWN = "tests/projects/test_complete.py"
 TABLE_END = '    sqlalchemy.Index("notes_completed"'
 COLUMNS = """\
     sqlalchemy.Column("writer", sqlalchemy.String, nullable=False, server_default="nobody"),
@@ -394,9 +396,20 @@ def test_the_tests_cover_a_new_resource(tmp_path: Path) -> None:
         alembic(copy, url, *command.split())
     # Tests are read twice as fast if pytest doesn't rewrite their assertions.
     options = ("-n", "0", "-v", "--assert=plain", "-k", "not postgresql and not mysql")
-    result = run_in(copy, sys.executable, "-m", "pytest", *options, *COVERING)
+    (copy / "tests/projects").mkdir()
+    (copy / "tests/projects/__init__.py").touch()
+    (copy / OWN).write_text(own_test())
+    result = run_in(copy, sys.executable, "-m", "pytest", *options, *COVERING, OWN)
     assert result.returncode == 0, result.stdout
     assert "test_usual_operations[sqlite-pages_are_walked-/projects/] PASSED" in result.stdout
+    assert "test_the_notes_of_a_project_are_completed[sqlite] PASSED" in result.stdout
+
+
+def own_test() -> str:
+    """The recipe's test of an operation."""
+    recipe = (ROOT / "docs/adding-a-resource.md").read_text()
+    (code,) = re.findall(rf"`{OWN}`:\n\n```python\n(.*?)```", recipe, re.DOTALL)
+    return str(code)
 
 
 def test_projects_are_unique_sorted_and_referred_to(with_projects: Changed) -> None:
