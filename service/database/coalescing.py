@@ -31,7 +31,7 @@ PATIENCE = (
 # The turns of the event loop between two queries, in which clients nearby can ask again and join
 # the next one. In the first the callers answer, in the second the answers are sent, in the third
 # the next requests are read, in the fourth their tasks begin; the others are for slower clients.
-# One note at a time for each of 32 clients takes an eighth less CPU than without them.
+# To read one row for each of 32 clients takes an eighth less CPU than without them.
 TURNS = 6
 
 # After this number of queries during which nobody else came, a caller serves itself.

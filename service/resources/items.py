@@ -123,8 +123,7 @@ class Items:
 
     async def create(self, request: Request) -> Response:
         body = await read_body(request)
-        if len(body) > SHORT_BYTES:
-            await budget.claim_write(request.scope, body, count_values(body))
+        await _claim_write(request, body)
         new = self._read_new(body, first_header(request.scope, b"content-type"))
         if self._records:
             new = self.queries.created(new, self._creator_of(request))
@@ -154,8 +153,7 @@ class Items:
 
     async def create_many(self, request: Request) -> Response:
         body = await read_body(request)
-        if len(body) > SHORT_BYTES:
-            await budget.claim_write(request.scope, body, count_values(body))
+        await _claim_write(request, body)
         content_type = first_header(request.scope, b"content-type")
         if body and media_type(content_type) == NDJSON:
             values = await parse_ndjson(body, MAX_BATCH)
@@ -228,8 +226,7 @@ class Items:
     ) -> Response:
         which = owner, item_id = self._which(request)
         body = await read_body(request)
-        if len(body) > SHORT_BYTES:
-            await budget.claim_write(request.scope, body, count_values(body))
+        await _claim_write(request, body)
         changes = read(body, first_header(request.scope, b"content-type"))
 
         def update(old: Row | None) -> Awaitable[Row | None]:
@@ -392,6 +389,12 @@ def _split_after(query: bytes) -> tuple[bytes, int | None]:
 def _names_no_after(others: bytes) -> bool:
     """Whether these parts of a query string are complete, and none of them is named `after`."""
     return others[-1:] in (b"", b"&") and b"after" not in others and b"%" not in others
+
+
+async def _claim_write(request: Request, body: bytes) -> None:
+    if len(body) > SHORT_BYTES:
+        values = count_values(body, first_header(request.scope, b"content-type"))
+        await budget.claim_write(request.scope, body, values)
 
 
 def _next_link(scope: Scope, after: Place) -> tuple[bytes, bytes]:

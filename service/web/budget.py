@@ -125,7 +125,7 @@ async def claim_write(scope: Scope, body: bytes, values: int) -> None:
 
 
 def settle(scope: Scope, size: int) -> None:
-    """Holds this number of bytes for an answer to a write, instead of those for its values."""
+    """Holds this number of bytes for an answer, instead of those for what it was made of."""
     release(scope)
     keep(scope, Hold(size))
 

@@ -108,7 +108,10 @@ class ServiceMiddleware:
             # a slow client reads the response.
             if response is not None and not status:
                 try:
-                    budget.take(scope, len(response.body))
+                    if "service.holds" in scope:
+                        budget.settle(scope, len(response.body))
+                    else:
+                        budget.take(scope, len(response.body))
                 except HTTPException as full:
                     response = error_response(full.detail, full.status_code, full.headers)
                 await self.wrap(response)(scope, receive, count)

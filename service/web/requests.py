@@ -19,6 +19,7 @@ from service.schemas.fields import MAX_ID
 from service.schemas.slices import in_slices
 from service.schemas.validation import InvalidInput, describe
 from service.web import slots
+from service.web.responses import NDJSON
 
 # The rest of the body is not read, so the connection can't be reused.
 TOO_LARGE = {"Connection": "close"}
@@ -144,10 +145,12 @@ def _refuse_many_values(documents: Sequence[bytes]) -> None:
         raise HTTPException(413, f"The body has more than {MAX_VALUES:,} JSON values")
 
 
-def count_values(body: bytes) -> int:
-    """At least the number of the JSON values in a body, and little more if that is large."""
+def count_values(body: bytes, content_type: str) -> int:
+    """How many JSON values a body may have that is not refused for their number."""
+    if not (_is_json(content_type) or media_type(content_type) == NDJSON):
+        return 1
     found = sum(map(body.count, b",[{"))
-    return found if found < FEW_VALUES else min(found, _count_values(body))
+    return min(found, MAX_VALUES) if found < FEW_VALUES else min(_count_values(body), MAX_VALUES)
 
 
 def _count_values(document: bytes) -> int:
