@@ -12,6 +12,9 @@ from service.database.operations import Connections, Lane, Result
 
 CLOSE_SECONDS = 5
 
+# Lanes that use the connections of another one.
+SHARED: dict[Lane, Lane] = {"large_write": "write", "missed": "large_read"}
+
 _connections: Connections | None = None
 _large_writes: asyncio.Semaphore
 
@@ -65,7 +68,7 @@ async def _use(
         await _acquire(slots)
     metrics.in_use.inc()
     try:
-        return await connections.use("write" if lane == "large_write" else lane, work)
+        return await connections.use(SHARED.get(lane, lane), work)
     finally:
         metrics.in_use.dec()
         _release(slots)

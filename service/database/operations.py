@@ -9,8 +9,9 @@ from service.tables import Row
 Result = TypeVar("Result")
 
 # Lanes have separate slots, so that one does not block another: on a server searches are limited,
-# SQLite has one connection for each lane. Large writes are writes that wait for each other before.
-Lane = Literal["read", "large_read", "write", "large_write", "search"]
+# SQLite has one connection for each lane. Large writes are writes that wait for each other before,
+# and so are reads of changes that were missed among large reads.
+Lane = Literal["read", "large_read", "missed", "write", "large_write", "search"]
 
 
 # A text of more characters makes a write large: its index alone may take long.
@@ -35,14 +36,16 @@ def slots_of_server(connections: int) -> dict[Lane, list[asyncio.Semaphore]]:
     """The slots of each lane, for a server with this number of connections.
 
     Searches get half of them, and so do large writes; the last one is for neither. Large reads
-    don't take as long, and get a quarter.
+    don't take as long, and get a quarter. Of these, one at a time is for changes that were missed.
     """
     all_slots = asyncio.Semaphore(connections)
     slow = asyncio.Semaphore(max(1, connections - 1))
     searches = asyncio.Semaphore(max(1, connections // 2))
+    large = asyncio.Semaphore(max(1, connections // 4))
     return {
         "read": [all_slots],
-        "large_read": [asyncio.Semaphore(max(1, connections // 4)), all_slots],
+        "large_read": [large, all_slots],
+        "missed": [asyncio.Semaphore(1), large, all_slots],
         "write": [all_slots],
         "large_write": [slow, all_slots],
         "search": [searches, slow, all_slots],

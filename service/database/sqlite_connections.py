@@ -75,6 +75,7 @@ class Connections:
             lane: [asyncio.Semaphore(1)] for lane in LANES
         }
         self.slots["large_write"] = self.slots["write"]
+        self.slots["missed"] = [asyncio.Semaphore(1), *self.slots["large_read"]]
         self._connections: dict[Lane, aiosqlite.Connection] = {}
         self._file = OpenFile(path())
         # When the file had changed last, in ns, and its size, at the last use of a lane.

@@ -101,6 +101,8 @@ _READ = _prepare(
     WHERE live.resource = :resource ORDER BY seq
     """  # noqa: S608 - constants
 )
+# Many who catch up at once would hold up all other reads.
+_READ_MISSED = _READ._replace(lane="missed")
 _CONFIRM = _prepare(sql.CONFIRM) if sql.CONFIRM else None
 
 
@@ -190,9 +192,9 @@ async def read(watched: Watched, life: str, position: Position, until: Snapshot)
 
     Raises NotRecorded and DatabaseUnavailable.
     """
-    rows = await _seen(fetch, _READ, watched, **_parameters(position, position.until or until))
-    is_lost = _is_lost(rows[0], life, position)
-    return _found(rows, position, position.until or until, is_lost)
+    until = position.until or until
+    rows = await _seen(fetch, _READ_MISSED, watched, **_parameters(position, until))
+    return _found(rows, position, until, _is_lost(rows[0], life, position))
 
 
 async def read_new(watched: Watched, life: str, position: Position) -> Found:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 
 import httpx2
 import pytest
@@ -16,6 +17,7 @@ from tests.support.databases import NewDatabase
 from tests.support.following import Follower, asking, following, live
 from tests.support.metrics import metric
 from tests.support.servers import running, started
+from tests.support.sockets import head
 from tests.support.waiting import poll
 from tests.support.watched import Service, watching
 
@@ -165,6 +167,44 @@ def test_who_does_not_read_is_ended(hasty: Service) -> None:
         for client in others:
             with pytest.raises((ConnectionError, AssertionError)):
                 read([client], b"event: created", 21)
+
+
+def test_others_read_while_many_catch_up(new_database: NewDatabase, tmp_path: Path) -> None:
+    """Eight who catch up wait for a locked table with one connection, and others read notes."""
+    url = new_database("postgresql")
+    live(url)
+    waits = {"DATABASE_STATEMENT_TIMEOUT": "60", "REQUEST_TIMEOUT": FOREVER}
+    with (
+        watching(url, tmp_path / "log", LIVE="1", **waits) as service,
+        httpx2.Client(base_url=service.url, timeout=60) as client,
+        databases.session(url) as run,
+        ExitStack() as stack,
+    ):
+        with following(f"{service.url}/notes") as follower:
+            (start,) = follower.take(1)
+        poll(lambda: service.connections() == 0)
+        large = "INSERT INTO notes (text, completed) VALUES (repeat('x', 1000000), true)"
+        for _ in range(8):
+            run(large)
+        clients = [stack.enter_context(service.connect(4096)) for _ in range(8)]
+        for one in clients:
+            one.sendall(head("GET", f"/notes/changes?after={start.id}"))
+        read(clients, b"event: created", 1)
+        run("BEGIN")
+        run("LOCK TABLE changes")
+        # Now each reads on, and so its next changes are looked for.
+        reading = Thread(target=read, args=(clients, b"event: created", 7))
+        reading.start()
+        waiting = (
+            "SELECT count(*) FROM pg_locks WHERE relation = 'changes'::regclass AND NOT granted"
+        )
+        # The one who catches up, and the feed.
+        poll(lambda: run(waiting) >= 2)
+        for _ in range(20):
+            client.get("/notes/?limit=1&completed=false").raise_for_status()
+        run("COMMIT")
+        reading.join()
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("drain", ["0", FOREVER])
