@@ -89,6 +89,10 @@ class Feed:
         self.has_ended = True
         self._wake()
 
+    def has_missed(self, position: Position) -> bool:
+        """Whether the next changes after a position have to be read from the database."""
+        return not (position in self._windows or position in (self.now, self._head))
+
     async def next(self, position: Position) -> Window | None:
         """The next changes after a position, if there are any yet.
 
@@ -96,10 +100,8 @@ class Feed:
         """
         if self.now is None:
             raise NotRecorded
-        if position in self._windows:
-            return self._windows[position]
-        if position in (self.now, self._head):
-            return None
+        if not self.has_missed(position):
+            return self._windows.get(position)
         until = self.now
         found = await store.read(self.watched, self.life, position, until.seen)
         if found.is_lost:

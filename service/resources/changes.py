@@ -30,7 +30,7 @@ from service.schemas.fields import Input, Text
 from service.schemas.validation import InvalidInput, describe, load
 from service.settings import REQUEST_TIMEOUT
 from service.tables import OWNER
-from service.web import slots
+from service.web import budget, slots
 from service.web.errors import RETRY
 from service.web.headers import first as first_header
 from service.web.requests import read_query
@@ -49,6 +49,8 @@ HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 
+# What the next changes may take of one who has missed them: those read at once, and a large one.
+MISSED_BYTES = store.MAX_SIZE + budget.HUGE_BYTES
 
 # Followers of a resource whose filters have many values may all want something else.
 MAX_TOLD = 16
@@ -316,27 +318,55 @@ class Following(Response):
                 self._era, self._life, position = feed.era, feed.life, feed.now
                 part = self._tell(b"reset", position)
             elif may_tell:
+                before = position
                 try:
-                    window = await feed.next(position)
+                    position, part = await self._next(scope, position, disconnect, beat_at)
                 except NotRecorded:
                     return
                 except DatabaseUnavailable:
-                    window = None
                     may_tell = False
-                if window is not None:
-                    position = window.end
-                    part = self._changes.render(self._life, window, self._wanted)
-                    if not part:
-                        continue
+                if position is not before and not part:
+                    continue
             now = time.monotonic()
             if part:
                 told = position
                 beat_at = now + HEARTBEAT_SECONDS
                 await send({"type": "http.response.body", "body": part, "more_body": True})
+                budget.release(scope)
                 continue
             due = min(beat_at, check_at if may_tell else now + RETRY_SECONDS)
             self._set_timer(wake, now, due)
             await wake.wait()
+
+    async def _next(
+        self, scope: Scope, position: Position, disconnect: asyncio.Future[None], until: float
+    ) -> tuple[Position, bytes]:
+        """The next position and its events. A slow client has no more of a window than these.
+
+        Those who have missed changes take turns, as each has windows of its own: their large events
+        hold bytes of the budget. Whose turn doesn't come until a time is told of nothing yet.
+        """
+        held = None
+        if self._feed.has_missed(position):
+            turn = asyncio.ensure_future(budget.hold(MISSED_BYTES))
+            try:
+                seconds = max(0.0, until - time.monotonic())
+                first = asyncio.FIRST_COMPLETED
+                await asyncio.wait((turn, disconnect), timeout=seconds, return_when=first)
+                if disconnect.done() or not turn.done():
+                    return position, b""
+                held = turn.result()
+            finally:
+                turn.cancel()
+            slots.renew(scope["service.task"])
+        window = await self._feed.next(position)
+        if window is None:
+            return position, b""
+        part = self._changes.render(self._life, window, self._wanted)
+        if held is not None and len(part) > budget.LARGE_BYTES:
+            held.settle(len(part) + budget.PART_BYTES)
+            budget.keep(scope, held)
+        return window.end, part
 
     def _set_timer(self, wake: asyncio.Event, now: float, due: float) -> None:
         """Wakes at a time, or before. A timer for each wait would cost more."""

@@ -169,6 +169,38 @@ def test_who_does_not_read_is_ended(hasty: Service) -> None:
                 read([client], b"event: created", 21)
 
 
+def test_who_catches_up_with_large_notes_takes_turns(
+    new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """Forty who have missed large notes take the memory of few, and get them when they read."""
+    url = new_database("sqlite")
+    live(url)
+    variables = {"MAX_ANSWER_BYTES": "8000000", "REQUEST_TIMEOUT": FOREVER}
+    with watching(url, tmp_path / "log", LIVE="1", **variables) as service, ExitStack() as stack:
+        with following(f"{service.url}/notes") as follower:
+            (start,) = follower.take(1)
+        poll(lambda: service.connections() == 0)
+        # Four bytes for each character.
+        wide = LARGE.replace("hex", "char(128512) || hex")
+        databases.execute(url, *[wide] * 3)
+        before = service.memory()
+        service.peak()
+        clients = [stack.enter_context(service.connect(65_536)) for _ in range(40)]
+        for client in clients:
+            client.sendall(head("GET", f"/notes/changes?after={start.id}"))
+        with httpx2.Client(base_url=service.url, timeout=60) as asker:
+            poll(lambda: metric(asker, "live_followers") == 40)
+            for _ in range(100):
+                asker.get("/notes/?completed=true").raise_for_status()
+        # Six events of 1 MB and parts of them fit into seven eighths of the budget.
+        heads = [one.recv(1000, socket.MSG_PEEK) for one in clients]
+        assert 0 < sum(b"event: created" in one for one in heads) <= 6
+        # It comes after the text.
+        read(clients, b'"completed":false', 3)
+        assert service.peak() - before < 100 * MB
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 def test_others_read_while_many_catch_up(new_database: NewDatabase, tmp_path: Path) -> None:
     """Eight who catch up wait for a locked table with one connection, and others read notes."""
     url = new_database("postgresql")
