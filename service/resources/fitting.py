@@ -101,12 +101,15 @@ def _refuse_type(field: fields.Field[Any], column: Column[Any]) -> None:
         kind = type(field).__name__
         raise ValueError(f"{column}: {kind} is none of the fields in service/schemas/fields.py")
     if not isinstance(column.type, kinds[0]):
-        raise ValueError(f"{column}: {type(field).__name__} needs a {kinds[0].__name__}")
+        name = type(field).__name__
+        raise ValueError(f"{column}: {name} needs a column of the type {kinds[0].__name__}")
     default = field.load_default
     if default not in (missing, None) and not callable(default):
         is_boolean = isinstance(default, bool)
         if not isinstance(default, kinds[1]) or is_boolean is not (kinds[1] is bool):
-            raise ValueError(f"{column}: its load_default has to be a {kinds[1].__name__}")
+            raise ValueError(
+                f"{column}: the type of its load_default has to be {kinds[1].__name__}"
+            )
 
 
 def _refuse_input(field: fields.Field[Any], column: Column[Any], definition: "Definition") -> None:

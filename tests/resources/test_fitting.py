@@ -43,17 +43,17 @@ TEXT = fields.Text(5, required=True)
         (fields.Choice("a", "long", required=True), column(String(3)), "shorter"),
         (fields.Text(5, load_default=None), column(String(5), nullable=False), "may be null"),
         (fields.Text(5), column(String(5)), "required"),
-        (fields.Integer(required=True), column(Numeric), "needs a Integer"),
+        (fields.Integer(required=True), column(Numeric), "of the type Integer"),
         (Decimal(required=True), column(Numeric), "Decimal is none of the fields"),
         (fields.Integer(0, 2**31, required=True), column(sqlalchemy.Integer), "too small"),
         (fields.Integer(-(2**15) - 1, 1, required=True), column(SmallInteger), "too small"),
         (fields.Integer(0, 2**63, required=True), column(BigInteger), "too small"),
-        (fields.Timestamp(required=True), column(sqlalchemy.DateTime), "needs a BigInteger"),
-        (fields.Boolean(required=True), column(sqlalchemy.Integer), "needs a Boolean"),
+        (fields.Timestamp(required=True), column(sqlalchemy.DateTime), "of the type BigInteger"),
+        (fields.Boolean(required=True), column(sqlalchemy.Integer), "of the type Boolean"),
         (fields.List(fields.Integer(), 3, required=True), column(String(9)), "without a length"),
-        (fields.List(fields.Integer(), 3, load_default=[]), column(String), "has to be a str"),
-        (fields.Date(load_default="2026-01-01"), column(Date), "has to be a date"),
-        (fields.Integer(load_default=True), column(sqlalchemy.Integer), "has to be a int"),
+        (fields.List(fields.Integer(), 3, load_default=[]), column(String), "has to be str"),
+        (fields.Date(load_default="2026-01-01"), column(Date), "has to be date"),
+        (fields.Integer(load_default=True), column(sqlalchemy.Integer), "has to be int"),
     ],
 )
 def test_a_field_has_to_fit_its_column(field: Field[Any], of_column: Column[Any], why: str) -> None:
@@ -173,7 +173,7 @@ def test_each_column_is_filled() -> None:
         define(table(column(String(5), nullable=False, default="a")), {})
     with pytest.raises(ValueError, match="no column for the field it"):
         define(table(), {"it": TEXT})
-    with pytest.raises(ValueError, match="needs a BigInteger"):
+    with pytest.raises(ValueError, match="of the type BigInteger"):
         define(table(Column("created_at", sqlalchemy.Integer)), {}, "thing", "created_at")
     with pytest.raises(ValueError, match="none of the times"):
         define(table(), {}, "thing", "published_at")
