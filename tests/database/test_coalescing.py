@@ -342,17 +342,19 @@ def test_callers_share_the_next_query(lone_after: int) -> None:
     run(main())
 
 
+async def serve_pages(sizes: list[int], pages: list[str]) -> list[str]:
+    """Takes some turns, and notes how many callers there were."""
+    sizes.append(len(pages))
+    await ticks(8)
+    return pages
+
+
 def test_served_callers_join_those_who_wait() -> None:
     """Callers that ask again as soon as they are served share a query with those who wait."""
-    sizes = []
-
-    async def serve(pages: list[str]) -> list[str]:
-        sizes.append(len(pages))
-        await ticks(8)
-        return pages
+    sizes: list[int] = []
 
     async def main() -> None:
-        read = coalesce(serve, max_batch=100, turns=3)
+        read = coalesce(partial(serve_pages, sizes), max_batch=100, turns=3)
 
         async def keep_reading() -> None:
             for _ in range(4):
@@ -368,15 +370,10 @@ def test_served_callers_join_those_who_wait() -> None:
 
 def test_callers_who_were_served_together_come_back_together() -> None:
     """Callers who shared a query and ask again soon, one after another, share the next one."""
-    sizes = []
-
-    async def serve(pages: list[str]) -> list[str]:
-        sizes.append(len(pages))
-        await ticks(8)
-        return pages
+    sizes: list[int] = []
 
     async def main() -> None:
-        read = coalesce(serve, max_batch=100, turns=6)
+        read = coalesce(partial(serve_pages, sizes), max_batch=100, turns=6)
 
         async def keep_reading(pause: int) -> None:
             for _ in range(3):
