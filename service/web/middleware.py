@@ -109,6 +109,7 @@ class ServiceMiddleware:
             if response is not None and not status:
                 try:
                     if "service.holds" in scope:
+                        # What it held for is forgotten, so the answer always has room.
                         budget.settle(scope, len(response.body))
                     else:
                         budget.take(scope, len(response.body))

@@ -150,7 +150,10 @@ def count_values(body: bytes, content_type: str) -> int:
     if not (_is_json(content_type) or media_type(content_type) == NDJSON):
         return 1
     found = sum(map(body.count, b",[{"))
-    return min(found, MAX_VALUES) if found < FEW_VALUES else min(_count_values(body), MAX_VALUES)
+    if found > FEW_VALUES:
+        # They may be in a text.
+        found = _count_values(body)
+    return min(found, MAX_VALUES)
 
 
 def _count_values(document: bytes) -> int:
