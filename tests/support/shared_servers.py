@@ -21,7 +21,8 @@ from tests.support.waiting import poll
 # Where the developer has one, the tests start none.
 OWN_POSTGRESQL = os.environ.get("TEST_DATABASE_URL", "")
 
-POSTGRESQL_SETTINGS = "\nfsync = off\nmax_connections = 500\n"
+# Autovacuum would look after each of hundreds of databases. Tests that need statistics make them.
+POSTGRESQL_SETTINGS = "\nfsync = off\nmax_connections = 500\nautovacuum = off\n"
 
 
 @contextmanager
