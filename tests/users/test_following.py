@@ -95,6 +95,11 @@ def test_each_user_follows_their_own_notes(house: House) -> None:
     with following(notes, bearer(carl), after="0") as carls:
         note = house.create(carl)
         assert told(carls, 1) == [("created", note)]
+        execute(house.database_url, "INSERT INTO notes (text, completed) VALUES ('lost', false)")
+        house.run("users", "adopt", "carl")
+        (found,) = carls.take(1)
+        assert found.kind == "created"
+        assert found.data["text"] == "lost"
 
 
 def test_strangers_may_not_follow(house: House) -> None:
