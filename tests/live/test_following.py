@@ -102,7 +102,8 @@ def test_a_follower_goes_on_at_another_process(followed: Followed) -> None:
         other = create(followed, "other")
         assert told(follower, 1) == [("created", other)]
     delete(followed, other)
-    with following(followed.others, {"Last-Event-ID": follower.last_id}) as follower:
+    # A browser comes back to the same URL, with the header.
+    with following(followed.others, {"Last-Event-ID": follower.last_id}, after=place) as follower:
         assert told(follower, 1) == [("deleted", {"id": other["id"]})]
 
 
