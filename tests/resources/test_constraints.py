@@ -116,6 +116,10 @@ def test_a_constraint_of_another_kind(library: httpx2.Client, author: int) -> No
     answer = library.post("/books/", json=book)
     told = "The values break a constraint of the database"
     assert (answer.status_code, answer.json()) == (409, {"detail": told})
+    stored = library.post("/books/", json={**book, "shelf": 1}).json()["id"]
+    # The item's own values are in nobody's way.
+    answer = library.put(f"/books/{stored}", json=book)
+    assert (answer.status_code, answer.json()) == (409, {"detail": told})
     assert library.put("/books/999999", json=book).status_code == 404
 
 
