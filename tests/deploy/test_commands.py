@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from service import __main__ as commands
 from tests.database.test_starting import run_limited
 from tests.support.databases import ROOT, NewDatabase, clear, execute, run, start
 from tests.support.operating import Operate, operate, operating
@@ -191,6 +193,26 @@ def test_health_of_nothing() -> None:
     for result in asked:
         assert (result.returncode, result.stdout) == (1, "")
         assert re.fullmatch(f"Error: Nothing on port {port} answers: .+\n", result.stderr)
+
+
+def test_health_of_a_service_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`health` doesn't wait without end for an answer."""
+    monkeypatch.setattr(commands, "TIMEOUT", 0.1)
+    over = threading.Event()
+
+    def hang() -> None:
+        with server.accept()[0]:
+            over.wait(20)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hanging = threading.Thread(target=hang)
+        hanging.start()
+        port = str(server.getsockname()[1])
+        result = CliRunner().invoke(commands.main, ["health", "--port", port])
+        over.set()
+        hanging.join()
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: Nothing on port {port} answers: timed out\n"
 
 
 def test_health_needs_no_database_driver() -> None:
