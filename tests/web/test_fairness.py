@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from service.database.operations import Lane, slots_of_server
 from service.schemas import slices
 from tests.support import databases
 from tests.support.databases import SERVED, kind_of, locked
@@ -110,6 +111,22 @@ def test_searches_leave_connections_to_others(database_url: str, tmp_path: Path)
             one.result()
         found = client.get("/notes/?q=a&limit=1").json()
         assert known(found) == [{"id": 6, **NOTE, "completed": True}]
+
+
+@pytest.mark.parametrize("connections", [2, 3, 4, 9])
+def test_slow_work_leaves_a_connection_to_others(connections: int) -> None:
+    """As many searches and large writes as a server may have at once leave one connection."""
+    slots = slots_of_server(connections)
+    slow: tuple[Lane, ...] = ("search", "large_write")
+
+    async def take_all() -> None:
+        for lane in slow:
+            while not any(slot.locked() for slot in slots[lane]):
+                for slot in slots[lane]:
+                    await slot.acquire()
+
+    asyncio.run(take_all())
+    assert not any(slot.locked() for slot in slots["write"])
 
 
 @pytest.mark.parametrize("kind", SERVED)
