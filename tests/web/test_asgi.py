@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
+import orjson
 import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -139,6 +140,12 @@ def test_the_service_needs_no_more_than_asgi(capfd: pytest.CaptureFixture[str]) 
     assert ask(app, path="/é")[0]["status"] == 404
     access_log.end()
     assert "path=/%C3%A9 status=404" in capfd.readouterr().out
+
+
+def test_a_root_path_may_end_with_a_slash() -> None:
+    """The server of the document has no slash at its end: clients add paths to it."""
+    *_, body = ask(app, path="/api//openapi.json", root_path="/api/")
+    assert orjson.loads(body["body"])["servers"][0]["url"] == "/api"
 
 
 def test_head_is_logged_with_what_it_sent(capfd: pytest.CaptureFixture[str]) -> None:
