@@ -119,14 +119,22 @@ def test_a_lost_file_is_not_served(service: Service, lost: Lose) -> None:
     assert databases.fetch(service.url, f"SELECT count(*) FROM notes WHERE id = {stored}") == [(1,)]
 
 
-def test_a_lost_log_takes_no_writes(service: Service) -> None:
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_a_lost_log_takes_no_writes(
+    new_database: NewDatabase, tmp_path: Path, is_linked: bool
+) -> None:
     """Nothing is acknowledged that is in a write-ahead log that nobody can find."""
-    service.client.post("/notes/", json=NOTE).raise_for_status()
-    with moved(service.file.with_name("notes.db-wal")):
-        assert service.client.post("/notes/", json=NOTE).status_code == 503
-        assert service.client.get("/health/ready").status_code == 503
-    assert service.client.post("/notes/", json=NOTE).status_code == 200
-    assert service.client.get("/health/ready").status_code == 200
+    file = Path(new_database("sqlite").removeprefix("sqlite:///"))
+    named = tmp_path / "link.db" if is_linked else file
+    if is_linked:
+        named.symlink_to(file)
+    with served(f"sqlite:///{named}", tmp_path) as service:
+        service.client.post("/notes/", json=NOTE).raise_for_status()
+        with moved(file.with_name("notes.db-wal")):
+            assert service.client.post("/notes/", json=NOTE).status_code == 503
+            assert service.client.get("/health/ready").status_code == 503
+        assert service.client.post("/notes/", json=NOTE).status_code == 200
+        assert service.client.get("/health/ready").status_code == 200
 
 
 def test_a_file_that_is_replaced_before_the_commit(service: Service) -> None:
