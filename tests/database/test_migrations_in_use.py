@@ -238,11 +238,16 @@ def test_others_write_null_while_it_is_replaced(
         held.enter_context(holding(url, "SELECT count(*) FROM notes"))
         with migrating(url, "upgrade", "0005") as migration:
             poll(lambda: waits(url))
-            databases.execute(url, "INSERT INTO notes (text, completed) VALUES (NULL, NULL)")
+            databases.execute(
+                url,
+                "INSERT INTO notes (text, completed) VALUES (NULL, NULL)",
+                # An id that another program has chosen.
+                "INSERT INTO notes (id, text, completed) VALUES (-1, NULL, NULL)",
+            )
             held.close()
             printed = migration.printed()
-    assert 'text was NULL in 1 of the notes, and is "" now' in printed
-    assert notes(url) == {1: ("", False)}
+    assert 'text was NULL in 2 of the notes, and is "" now' in printed
+    assert notes(url) == {-1: ("", False), 1: ("", False)}
 
 
 def test_of_two_runs_one_waits(database: str) -> None:
