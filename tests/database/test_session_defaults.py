@@ -41,20 +41,29 @@ class Service(NamedTuple):
 
 
 # Without a statement cache no session keeps a setting, as through PgBouncer.
-@pytest.fixture(scope="module", params=["100", "0"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("100", "serializable", "off"),
+        ("0", "serializable", "off"),
+        ("0", "read committed", "local"),
+    ],
+    ids=["kept", "pooled", "local"],
+)
 def service(
     request: pytest.FixtureRequest,
     new_database: NewDatabase,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
+    cached, isolation, commit = request.param
     url = new_database("postgresql")
     execute(
         url,
-        f"ALTER DATABASE {name_of(url)} SET default_transaction_isolation = 'serializable'",
-        f"ALTER DATABASE {name_of(url)} SET synchronous_commit = off",
+        f"ALTER DATABASE {name_of(url)} SET default_transaction_isolation = '{isolation}'",
+        f"ALTER DATABASE {name_of(url)} SET synchronous_commit = {commit}",
     )
     log = tmp_path_factory.mktemp("service") / "log"
-    with serving(url, log, DATABASE_STATEMENT_CACHE=request.param) as client:
+    with serving(url, log, DATABASE_STATEMENT_CACHE=cached) as client:
         yield Service(client, url)
 
 
@@ -62,7 +71,7 @@ def service(
 def test_defaults_of_the_database(
     service: Service, write: Callable[[httpx2.Client], httpx2.Response]
 ) -> None:
-    """Each write is READ COMMITTED and waits for the disk, whatever the defaults say."""
+    """Each write is READ COMMITTED and waits for disk and standby, whatever the defaults say."""
     service.before_writes(
         "NEW.text := concat_ws(', ', current_setting('transaction_isolation'),"
         " current_setting('synchronous_commit'));"
