@@ -533,6 +533,13 @@ WITHOUT_RIGHT = {
             rf"GRANT UPDATE ON `test\_%`.* TO {ROLE}@'127.0.0.1'",
         ),
     },
+    "delete": {
+        "postgresql": (f"REVOKE DELETE ON notes FROM {ROLE}", f"GRANT DELETE ON notes TO {ROLE}"),
+        "mysql": (
+            rf"REVOKE DELETE ON `test\_%`.* FROM {ROLE}@'127.0.0.1'",
+            rf"GRANT DELETE ON `test\_%`.* TO {ROLE}@'127.0.0.1'",
+        ),
+    },
     # MariaDB has no rights on sequences of ids.
     "sequence or select": {
         "postgresql": (
@@ -560,7 +567,8 @@ def test_ready_is_that_writes_are_allowed(server: Server, lasting: Service, righ
             ready = client.get("/health/ready")
             assert ready.status_code == 503
             assert ready.json()["detail"].startswith("The database denies a right that writes ")
-            assert write_once(client).status_code == 503
+            refused = client.delete("/notes/1") if right == "delete" else write_once(client)
+            assert refused.status_code == 503
     finally:
         execute(server.of_superuser(url), give)
     assert client.get("/health/ready").status_code == 200
