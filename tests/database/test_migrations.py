@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncmy
@@ -14,11 +15,15 @@ import asyncpg
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
+from alembic import command
 from service.health import HEAD
 from tests.support import databases
 from tests.support.databases import SERVED
 from tests.support.notes import known
+from tests.support.processes import executor
 from tests.support.servers import free_port, serving
 
 
@@ -83,6 +88,30 @@ def test_two_runs_at_once(empty_database: str) -> None:
         results = [run.result() for run in runs]
     assert [result.returncode for result in results] == [0, 0], [*map(str, results)]
     assert sorted("Running upgrade" in result.stderr for result in results) == [False, True]
+
+
+def busy_timeouts() -> set[int]:
+    """How long the connections of a run wait for other writers, in milliseconds."""
+    found = set()
+
+    def look(file: Any, _: object) -> None:
+        cursor = file.cursor()
+        cursor.execute("PRAGMA busy_timeout")
+        found.add(cursor.fetchone()[0])
+        cursor.close()
+
+    event.listen(Pool, "connect", look)
+    command.current(Config(databases.ROOT / "alembic.ini"))
+    return found
+
+
+def test_how_long_a_run_waits_for_another_one(
+    new_database: databases.NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On SQLite it waits for ten minutes: a large file may take that long."""
+    monkeypatch.setenv("DATABASE_URL", new_database("sqlite"))
+    with executor() as process:
+        assert process.submit(busy_timeouts).result(300) == {600_000}
 
 
 # What the FastAPI example makes.
