@@ -151,6 +151,18 @@ def test_old_changes_are_deleted_in_batches(followed: Followed, call: Run) -> No
     assert followed.run("SELECT count(*) FROM changes") == 1
 
 
+def test_changes_are_kept_for_a_day(followed: Followed, call: Run) -> None:
+    """`live sweep` leaves what is younger than a day, and deletes what is older."""
+    call(renew)
+    create(followed)
+    create(followed)
+    for hours, kept in ((23, 2), (25, 1)):
+        at = (int(time.time()) - hours * 3600) * 1_000_000
+        followed.run(f"UPDATE changes SET at = {at}")
+        live(followed.database_url, "sweep")
+        assert followed.run("SELECT count(*) FROM changes") == kept
+
+
 def test_an_id_from_before_what_is_kept_is_a_reset(followed: Followed, call: Run) -> None:
     """Who may have missed a deleted change has to list again, and nobody else."""
     with following(followed.notes) as follower:
