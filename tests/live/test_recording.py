@@ -59,8 +59,12 @@ async def turn_on() -> bool:
     return await switch.turn_on(watched)
 
 
-async def renew() -> None:
+async def turn_off() -> None:
     await switch.turn_off("notes")
+
+
+async def renew() -> None:
+    await turn_off()
     await turn_on()
 
 
@@ -258,16 +262,16 @@ def test_what_is_recorded_otherwise_is_not_told(followed: Followed, call: Run) -
 
 
 @pytest.mark.parametrize("followed_url", ["postgresql"], indirect=True)
-def test_live_on_holds_up_nobody(followed: Followed, call: Run) -> None:
-    """While it waits for a transaction that writes, others write."""
-    live(followed.database_url, "off")
+def test_live_off_and_on_hold_up_nobody(followed: Followed, call: Run) -> None:
+    """While each waits for a transaction that writes, others write."""
     with ThreadPoolExecutor() as threads:
-        with databases.holding(followed.database_url, "DELETE FROM notes WHERE id < 0"):
-            begins = threads.submit(call, turn_on)
-            poll(lambda: databases.waiting(followed.database_url) > 0)
-            create(followed)
-            assert not begins.done()
-        assert begins.result() is True
+        for change, done in ((turn_off, None), (turn_on, True)):
+            with databases.holding(followed.database_url, "DELETE FROM notes WHERE id < 0"):
+                changes = threads.submit(call, change)
+                poll(lambda: databases.waiting(followed.database_url) > 0)
+                create(followed)
+                assert not changes.done()
+            assert changes.result() is done
     with following(followed.notes) as follower:
         follower.take(1)
         note = create(followed)
