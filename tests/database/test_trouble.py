@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from service.database.connections import use
+from service.database.statements import Run, transact
+from service.notes.resource import usual
 from tests.support import databases
 from tests.support.databases import SERVED
 from tests.support.notes import known
@@ -136,6 +138,30 @@ def test_how_long_a_locked_file_is_waited_for(
     with new_process() as run:
         log = Path(f"{url.removeprefix('sqlite:///')}-wal")
         assert run(busy_timeouts, log) == [9000, 9000]
+
+
+async def write_after_a_cancelled_transaction() -> None:
+    begun = asyncio.Event()
+    insert = usual.items.queries.insert
+
+    async def work(run: Run) -> None:
+        await insert([{"text": "cancelled", "completed": True}], run)
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(transact(work))
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    await insert([{"text": "after", "completed": True}])
+
+
+def test_a_cancelled_transaction(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is stored, and what is acknowledged after it is."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    with new_process() as run:
+        run(write_after_a_cancelled_transaction)
+    assert databases.fetch(database_url, "SELECT text FROM notes") == [("after",)]
 
 
 def test_a_deadlock(new_database: databases.NewDatabase, tmp_path: Path) -> None:
