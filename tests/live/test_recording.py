@@ -216,6 +216,18 @@ def test_a_transaction_of_days_makes_no_resets(followed: Followed, call: Run) ->
         assert not is_reset(followed, follower.last_id)
 
 
+@pytest.mark.parametrize("followed_url", ["postgresql"], indirect=True)
+def test_what_was_still_open_and_is_deleted_is_a_reset(followed: Followed, call: Run) -> None:
+    """An id from before a transaction's end misses its change, also if that is the last deleted."""
+    with databases.holding(
+        followed.database_url, "INSERT INTO notes (text, completed) VALUES ('open', false)"
+    ):
+        create(followed)
+        place = place_of(followed)
+    call(sweep_until, followed.run(NEWEST))
+    assert is_reset(followed, place)
+
+
 def test_a_stream_ends_when_the_recording_does(followed: Followed) -> None:
     """`live off` ends streams, and followers get a 503. After `live on`, old ids are a reset."""
     with following(followed.notes) as follower:
