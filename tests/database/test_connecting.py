@@ -459,7 +459,7 @@ def test_routers_of_the_environment(
 
 
 def test_a_password_file(server: Server, tmp_path: Path) -> None:
-    """In a password file, backslashes escape colons and backslashes, as in libpq."""
+    """As in libpq, backslashes escape, and a file that others may read counts for nothing."""
     server.execute(
         f"CREATE ROLE \"colon:back\\\" LOGIN PASSWORD 'a:b\\c' IN ROLE {ROLE}",
         "ALTER ROLE \"colon:back\\\" SET role = 'notes'",
@@ -477,3 +477,5 @@ def test_a_password_file(server: Server, tmp_path: Path) -> None:
     assert migrate(url)
     with serving(url, tmp_path / "log") as client:
         assert client.get("/health/ready").status_code == 200
+    file.chmod(0o640)
+    assert not migrate(url)
