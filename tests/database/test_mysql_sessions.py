@@ -1,5 +1,6 @@
 """What ends or changes a session of MySQL or MariaDB, and may not change what is acknowledged."""
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,22 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.daemons import PASSWORD
-from tests.support.databases import NewDatabase, alembic, create, execute, fetch, migrate, run
+from tests.support.databases import (
+    NewDatabase,
+    alembic,
+    create,
+    execute,
+    fetch,
+    locked,
+    migrate,
+    run,
+    waiting,
+)
 from tests.support.mariadb import running_mariadb
+from tests.support.processes import new_process
 from tests.support.proxies import Proxy
 from tests.support.servers import serving
+from tests.support.waiting import poll
 
 # A transaction adds a user and a note. In between, another session wants both tables, and gets that
 # of the notes: a deadlock. The server ends the transaction, and the other session puts the tables
@@ -111,6 +124,32 @@ def transact(url: str, deadlocks: int, is_prepared: bool = False) -> str:
     ended = run(*command, DATABASE_URL=url)
     assert ended.stderr == ""
     return ended.stdout
+
+
+async def kill_elsewhere(url: str) -> None:
+    """Kills a session that waits for a lock, as if others led to another server."""
+    # Imported here, in the process whose environment names the database.
+    from service.database.mysql_sessions import open_session
+
+    session = await open_session()
+    session.server = "another:3306"
+    reading = asyncio.create_task(session.execute("SELECT * FROM notes"))
+    await asyncio.to_thread(poll, lambda: waiting(url) == 1)
+    await session.kill()
+    await asyncio.gather(reading, return_exceptions=True)
+
+
+def test_a_statement_of_another_server_goes_on(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a router, the number of a session may be that of somebody else's at another server."""
+    url = new_database("mysql")
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("DATABASE_STATEMENT_TIMEOUT", "100")
+    monkeypatch.setenv("REQUEST_TIMEOUT", "400")
+    with new_process() as run, locked(url):
+        run(kill_elsewhere, url)
+        assert waiting(url) == 1
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
