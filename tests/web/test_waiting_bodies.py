@@ -28,11 +28,16 @@ def service(
         yield service
 
 
-def announced(service: Service, stack: ExitStack, address: str, length: int) -> socket.socket:
-    """A connection with the head of a POST, which comes from an address by way of a router."""
-    client = stack.enter_context(service.connect())
+def announcement(address: str, length: int) -> bytes:
+    """The head of a POST, which comes from an address by way of a router."""
     fields = (f"Content-Length: {length}", f"X-Forwarded-For: {address}")
-    client.sendall(head("POST", "/notes/", "Content-Type: application/json", *fields))
+    return head("POST", "/notes/", "Content-Type: application/json", *fields)
+
+
+def announced(service: Service, stack: ExitStack, address: str, length: int) -> socket.socket:
+    """A connection with such a head."""
+    client = stack.enter_context(service.connect())
+    client.sendall(announcement(address, length))
     return client
 
 
@@ -95,6 +100,19 @@ def test_bodies_that_never_end_take_bounded_memory(service: Service) -> None:
         assert statuses(service) == before == [200] * len(before)
         # 64 MB of bodies, and what is copied while they come.
         assert service.memory() - memory < 110_000_000
+
+
+def test_bodies_that_have_come_leave_their_room(service: Service) -> None:
+    """While a body waits, others from its address may come without end, one after the other."""
+    body = b" " * 1_000_000
+    with ExitStack() as stack:
+        announced(service, stack, "10.0.0.4", len(NOTE))
+        client = announced(service, stack, "10.0.0.4", len(body))
+        # More than an address's room has bytes.
+        for _ in range(70):
+            client.sendall(body)
+            assert read_answer(client)[0].status == 422
+            client.sendall(announcement("10.0.0.4", len(body)))
 
 
 def test_a_body_takes_a_slot_when_it_is_there(service: Service) -> None:
