@@ -529,6 +529,15 @@ def test_a_body_in_tiny_chunks_is_parsed_in_slices(path: str) -> None:
     assert max(parsed) < chunks / 3
 
 
+def test_sizes_of_chunks_may_come_alone() -> None:
+    """The limit of a head doesn't count a body, also if each chunk comes after its size."""
+    chunk = b"a" * 10_000
+    chunks = [b"2710\r\n", chunk + b"\r\n"] * 20
+    packets = [head("POST", "/read", "Transfer-Encoding: chunked"), *chunks, b"0\r\n\r\n"]
+    answers = [answer("POST", "/read", chunk * 20)]
+    assert asyncio.run(exchange(packets, [0] * len(packets))) == (answers, False)
+
+
 class Clock(asyncio.SelectorEventLoop):
     """An event loop whose time passes only when a test says so. It counts its timers."""
 
