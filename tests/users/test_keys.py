@@ -90,7 +90,10 @@ def test_unknown_names_are_asked_for_once_a_minute(clock: Clock) -> None:
 
 
 def test_keys_are_kept_while_the_provider_is_away(clock: Clock) -> None:
-    """Known keys go on, however long it is away. Without any it is asked again, but seldom."""
+    """Known keys go on, however long it is away. Without any it is asked again, but seldom.
+
+    When it is back, what it doesn't know is invalid again.
+    """
 
     async def ask() -> None:
         source = Source(*NAMES)
@@ -108,6 +111,9 @@ def test_keys_are_kept_while_the_provider_is_away(clock: Clock) -> None:
             assert await found(kept, "a") == "a"
             await settle(kept)
         assert [await found(kept, kid) for kid in ("x", "b")] == ["away", "b"]
+        source.error = None
+        clock.now += keys.REFRESH + 1
+        assert await found(kept, "x") == "none"
 
     asyncio.run(ask())
 
