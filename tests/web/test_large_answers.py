@@ -1,5 +1,6 @@
 """Large answers, and clients that take them slowly or not at all."""
 
+import asyncio
 import http.client
 import json
 import secrets
@@ -15,6 +16,7 @@ import httpx2
 import pytest
 
 from service.openapi.docs import MAX_TAKERS
+from service.web import budget
 from tests.support.databases import KINDS, NewDatabase, fill
 from tests.support.sockets import head, json_request, read_slowly
 from tests.support.waiting import poll
@@ -209,6 +211,24 @@ def test_who_waits_for_room_holds_up_no_smaller_answer(
         with pytest.raises(TimeoutError):
             waiting.recv(1)
         assert len(slow) == 2
+
+
+def test_who_gives_up_lets_the_next_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that fits, behind one that doesn't, goes on as soon as that one has given up."""
+    monkeypatch.setattr(budget, "MAX_ANSWER_BYTES", 16_000_000)
+
+    async def ask() -> int:
+        held = budget.Hold(10_000_000)
+        first, second = (asyncio.create_task(budget.hold(size)) for size in (8_000_000, 2_000_000))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert second.done()
+        return held.size + second.result().size
+
+    assert asyncio.run(ask()) == 12_000_000
 
 
 def echo() -> bytes:
