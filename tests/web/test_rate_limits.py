@@ -283,19 +283,26 @@ def test_who_waits_as_told_passes(rate: Rate, pauses: list[int]) -> None:
 EXACT = st.builds(Rate, st.sampled_from([1, 2, 3, 5]), st.just("minute"))
 
 
-@given(EXACT, st.lists(st.tuples(PAUSES, st.integers(0, 2)), max_size=60))
-def test_it_is_a_bucket(rate: Rate, steps: list[tuple[int, int]]) -> None:
-    """Each client may send what a bucket holds that fills at the rate, even if it was silent."""
+@given(EXACT, st.lists(st.tuples(PAUSES, st.integers(0, 2), st.booleans()), max_size=60))
+def test_it_is_a_bucket(rate: Rate, steps: list[tuple[int, int, bool]]) -> None:
+    """Each client may send what a bucket holds that fills at the rate, even if it was silent.
+
+    What is given back is in the bucket again.
+    """
     clock = Clock()
     allowances = Allowances(rate, 1000, clock)
     buckets: dict[int, tuple[Fraction, int]] = {}
-    for pause, key in steps:
+    for pause, key, is_returned in steps:
         clock.now += 60 * SECOND * pause // 10_000
         left, since = buckets.get(key, (Fraction(rate.requests), clock.now))
         filled = Fraction((clock.now - since) * rate.requests, 60 * SECOND)
         left = min(Fraction(rate.requests), left + filled)
         assert (allowances.take(key) == 0) == (left >= 1)
-        buckets[key] = (left - 1 if left >= 1 else left, clock.now)
+        if left >= 1 and is_returned:
+            allowances.give_back(key)
+        elif left >= 1:
+            left -= 1
+        buckets[key] = (left, clock.now)
 
 
 @pytest.mark.parametrize("before", range(10))
