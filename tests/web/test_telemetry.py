@@ -8,11 +8,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from opentelemetry.trace import SpanContext
 
 from service import telemetry
 from service.database.coalescing import coalesce
 from tests.support.collector import Collector, running_collector, values
 from tests.support.databases import NewDatabase, kind_of, run
+from tests.support.processes import new_process
 from tests.support.servers import free_port, running, serving
 from tests.support.waiting import poll
 from tests.web.test_tracing import PARENT, SPAN_ID, TRACE_ID
@@ -189,6 +191,33 @@ def test_a_shared_query_is_for_all_of_its_callers(monkeypatch: pytest.MonkeyPatc
 
     asyncio.run(ask_all())
     assert seen == [("a",), ("b", "d"), ("e",), ("f",)]
+
+
+async def query_for_two() -> list[str]:
+    """Runs a query for a request that isn't sampled and one that is. Gives their spans' ids."""
+    telemetry.start()
+    spans: list[SpanContext] = []
+    for flags in ("00", "01"):
+        telemetry.begin("GET", "http", "/notes/", None, (TRACE_ID, SPAN_ID, flags))
+        spans += telemetry.served.get()
+    telemetry.served.set(tuple(spans))
+    await telemetry.traced("SELECT id FROM notes", asyncio.sleep(0))
+    telemetry.end()
+    return [f"{span.span_id:016x}" for span in spans]
+
+
+def test_a_shared_query_is_in_a_trace_that_is_sampled(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, collector: Collector
+) -> None:
+    """The span of a query is below a request that is sampled, also if another one came first."""
+    monkeypatch.setenv("DATABASE_URL", new_database("sqlite"))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    with new_process() as run:
+        requests = run(query_for_two)
+    (statement,) = collector.spans()
+    assert statement.name == "SELECT notes"
+    assert statement.parent_span_id.hex() == requests[1]
+    assert [link.span_id.hex() for link in statement.links] == requests
 
 
 @pytest.mark.parametrize("is_there", [False, True])
