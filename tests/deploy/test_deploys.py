@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import pytest
+from uvicorn import Config
 
+from service import shutdown
 from tests.support import template
 from tests.support.clusters import connections, is_gone
 from tests.support.databases import CONNECTED, ROOT, NewDatabase, environment, execute, locked
 from tests.support.flags import arguments, web_command
+from tests.support.processes import executor
 from tests.support.servers import free_port, wait_until_listening
 from tests.support.sockets import head, json_request, read_answer, unread
 from tests.support.template import Process
@@ -347,6 +350,28 @@ def test_the_queue_is_served(
             assert connection.recv(1) == b""
         server.wait()
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+SHARED: list[socket.socket] = []
+
+
+def share(listener: socket.socket) -> None:
+    """Keeps a listening socket that another process has, too, as a server's process does."""
+    SHARED.append(listener)
+    shutdown._lock_shared(SHARED)
+
+
+def is_last() -> bool:
+    return shutdown._is_last(SHARED[0], Config("", workers=2))
+
+
+def test_of_two_that_stop_together_one_is_last() -> None:
+    """Of two processes that have not yet closed their socket, one serves the queue for both."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        processes = [stack.enter_context(executor()) for _ in range(2)]
+        for process in processes:
+            process.submit(share, listener).result(60)
+        assert [process.submit(is_last).result(60) for process in processes] == [False, True]
 
 
 def test_a_port_that_another_program_takes_meanwhile(tmp_path: Path) -> None:
