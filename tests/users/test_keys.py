@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,51 @@ def test_a_read_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     forever.set()
 
 
+def test_who_leaves_ends_no_read() -> None:
+    """A request that is cancelled while keys are read leaves them to the others that wait."""
+    goes_on = threading.Event()
+
+    def read() -> list[Key]:
+        goes_on.wait(60)
+        return [Key("a", ("ES256",), "a")]
+
+    async def ask() -> str:
+        kept = Keys(read)
+        first, second = (asyncio.create_task(found(kept, "a")) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        goes_on.set()
+        return await second
+
+    assert asyncio.run(ask()) == "a"
+
+
+def test_a_result_that_comes_too_late_is_dropped() -> None:
+    """What a thread gives after its caller is cancelled is no error."""
+    began, goes_on = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+    complaints: list[Any] = []
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        began.set()
+        goes_on.wait(60)
+
+    async def leave() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+        caller = asyncio.create_task(fetching.in_thread(work))
+        await asyncio.to_thread(began.wait, 60)
+        caller.cancel()
+        await asyncio.wait([caller])
+        goes_on.set()
+        await asyncio.to_thread(threads[0].join)
+        await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    assert complaints == []
+
+
 def load(provider: Provider, monkeypatch: pytest.MonkeyPatch, jwks_url: str = "") -> Any:
     monkeypatch.setattr(settings, "JWT_ISSUER", provider.url)
     monkeypatch.setattr(settings, "JWT_JWKS_URL", jwks_url)
@@ -244,6 +290,23 @@ def test_huge_documents_are_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
         provider.answers["/realms/a/certs"] += b" "
         with pytest.raises(ValueError, match="over 262144 bytes"):
             load(provider, monkeypatch)
+
+
+def test_a_document_that_comes_too_slowly_is_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of time is for the whole document, and not for each part of it."""
+    clock = Clock()
+    until = clock.now + 50
+    monkeypatch.setattr(fetching, "time", clock)
+
+    def read_late(*_: object) -> bytes:
+        clock.now += 30
+        return b" "
+
+    with providing() as provider:
+        assert fetching.read_json(f"{provider.url}/certs", until)
+        monkeypatch.setattr(HTTPResponse, "read1", read_late)
+        with pytest.raises(TimeoutError, match="takes longer"):
+            fetching.read_json(f"{provider.url}/certs", until)
 
 
 def test_keys_come_by_http(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
