@@ -10,7 +10,9 @@ import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
+from service.web import conditions
 from tests.conftest import Server
 from tests.support.databases import holding
 from tests.support.metrics import metric
@@ -403,6 +405,40 @@ def test_a_change_behind_the_condition_is_seen(
     assert answer.json() == FAILED[1]
     left = service.get(path).json()
     assert {key: left[key] for key in NOTE} == NOTE | change
+
+
+def test_users_wait_for_no_other_user() -> None:
+    """Who writes an item under a condition holds up its user's writes to it, and nobody else's."""
+    held = asyncio.Event()
+
+    async def act(item: int | None) -> bool:
+        if item == 1:
+            await held.wait()
+        return True
+
+    async def write(user: int, item: int) -> bool:
+        scope = {
+            "type": "http",
+            "path": "/notes/1",
+            "headers": [(b"if-match", b'"a"')],
+            "user": {"id": user},
+        }
+
+        async def find() -> int:
+            return item
+
+        return await conditions.write(Request(scope), find, lambda _: '"a"', act)
+
+    async def write_all() -> list[bool]:
+        writers = [asyncio.create_task(write(*each)) for each in [(1, 1), (1, 2), (2, 2)]]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        done = [writer.done() for writer in writers]
+        held.set()
+        assert await asyncio.gather(*writers) == [True] * 3
+        return done
+
+    assert asyncio.run(write_all()) == [False, False, True]
 
 
 @pytest.mark.parametrize(
