@@ -3,8 +3,10 @@
 import asyncio
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -239,6 +241,22 @@ def test_a_bad_collector_harms_nobody(
         with running(new_database("sqlite"), tmp_path / "log", **variables) as url:
             for _ in range(50):
                 assert httpx2.get(f"{url}/notes/").status_code == 200
+
+
+def test_the_end_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process ends while what is left is still being sent, after a limit of time."""
+    goes_on, has_ended = threading.Event(), threading.Event()
+
+    def send_slowly() -> None:
+        goes_on.wait(60)
+        has_ended.set()
+
+    provider = Mock(shutdown=send_slowly)
+    monkeypatch.setattr(telemetry, "LAST_SECONDS", 0.01)
+    monkeypatch.setattr(telemetry, "_running", telemetry._Running(None, None, (provider,)))
+    telemetry.end()
+    assert not has_ended.is_set()
+    goes_on.set()
 
 
 @pytest.mark.parametrize(
