@@ -15,10 +15,12 @@ import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from service.resources.definition import MAX_PAGE
 from service.resources.queries import BOUNDS
-from service.web import encodings
+from service.web import budget, encodings
+from service.web.responses import JSONBytes
 from tests.conftest import Server
 from tests.support import databases
 from tests.support.databases import KINDS, fill
@@ -296,6 +298,20 @@ def test_a_compressed_listing_takes_little_memory(database_url: str, tmp_path: P
             peak = next(line for line in status.read_text().splitlines() if "VmHWM" in line)
             assert int(peak.split()[1]) < 250_000
     assert length > 150 * BOUNDS.max_bytes // 2
+
+
+def test_a_compressed_answer_holds_its_own_bytes() -> None:
+    """What an answer was made of leaves the budget when it is compressed."""
+    scope = {"type": "http", "method": "GET", "headers": [(b"accept-encoding", b"gzip")]}
+
+    async def sizes() -> tuple[int, list[int]]:
+        budget.keep(scope, budget.Hold(1_000_000))
+        answer = await encodings.negotiate(Request(scope), JSONBytes(b"a" * 1_000_000))
+        return len(answer.body), [held.size for held in scope["service.holds"]]  # type: ignore[attr-defined]
+
+    size, held = asyncio.run(sizes())
+    assert held == [size]
+    assert size < 10_000
 
 
 def test_usual_clients_decode_it(service: httpx2.Client) -> None:
