@@ -7,7 +7,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx2
+import pytest
 
+from service.web import output
 from tests.support.databases import NewDatabase
 from tests.support.metrics import metric
 from tests.support.servers import end, free_port, process, uvicorn
@@ -83,6 +85,17 @@ def test_a_full_device_holds_up_nobody(new_database: NewDatabase, tmp_path: Path
         assert client.get("/" + "a" * 60_000).status_code == 404
         assert statuses(client) == [200] * 20
         poll(lambda: metric(client, DROPPED) >= 21)
+
+
+def test_two_names_of_a_file_are_one_output(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Lines on stdout and stderr don't mix where both are the same file."""
+    monkeypatch.setattr(output, "_outputs", {})
+    log, other = tmp_path / "log", tmp_path / "other"
+    with log.open("a") as stdout, log.open("a") as stderr, other.open("a") as file:
+        assert output.of(stdout) is output.of(stderr)
+        assert output.of(stdout) is not output.of(file)
 
 
 def test_long_values_are_cut(new_database: NewDatabase, tmp_path: Path) -> None:
