@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.schemas.validation import InvalidInput
 from service.web.middleware import ServiceMiddleware
 from tests.support import sockets
-from tests.support.databases import NewDatabase, kind_of, locked
+from tests.support.databases import NewDatabase, fill, kind_of, locked
 from tests.support.raw import connect, send
 from tests.support.servers import nowhere, running
 from tests.support.sockets import head, json_request, read_all, read_answer
@@ -115,15 +115,20 @@ def test_idle_connections_keep_no_head(new_database: NewDatabase, tmp_path: Path
         assert service.memory() - before < 20_000_000
 
 
-def test_long_queries_cost_no_memory(new_database: NewDatabase, tmp_path: Path) -> None:
-    """Long queries of listings are forgotten with their answers."""
+@pytest.mark.parametrize(("parameter", "status"), [("q", 422), ("limit=1&other", 200)])
+def test_long_queries_cost_no_memory(
+    new_database: NewDatabase, tmp_path: Path, parameter: str, status: int
+) -> None:
+    """Long queries of listings are forgotten with their answers, and so are links with them."""
+    database_url = new_database("sqlite")
+    fill(database_url, 2)
     filler = "a" * 60_000
     requests: list[Request] = [
-        ("GET", f"/notes/?q={filler}{number}", None, {}) for number in range(300)
+        ("GET", f"/notes/?{parameter}={filler}{number}", None, {}) for number in range(300)
     ]
-    with watching(new_database("sqlite"), tmp_path / "log") as service:
+    with watching(database_url, tmp_path / "log") as service:
         statuses, grown = flood(service, requests[:CLIENTS], requests)
-    assert statuses == {422}
+    assert statuses == {status}
     assert grown < 20_000_000
 
 
