@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
+from service import metrics
 from service.app import Service, app
 from service.database.errors import DatabaseUnavailable, NotConnected
 from service.notes.resource import usual
@@ -132,6 +134,24 @@ def test_an_answer_that_breaks_off_leaves_a_line(
     assert len(ask(layer, headers=headers, extensions=extensions)) == 1
     expected = [f"request_id={request_id} answer broke off: {reason}"] if reason else []
     assert [record.getMessage() for record in caplog.records] == expected
+
+
+def test_a_stream_is_measured_until_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream counts with the time until its answer began, however long a client takes it."""
+    measured: list[float] = []
+    began: list[float] = []
+    monkeypatch.setattr(metrics, "request", lambda *values: measured.append(values[-1]))
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        scope["service.answered"] = time.perf_counter()
+        began.append(scope["service.answered"])
+        await asyncio.sleep(0.05)
+        await send(BODY)
+
+    started = time.perf_counter()
+    ask(ServiceMiddleware(stream, lambda inner: inner))
+    assert measured[0] <= began[0] - started
 
 
 def test_the_service_needs_no_more_than_asgi(capfd: pytest.CaptureFixture[str]) -> None:
