@@ -16,7 +16,7 @@ from service import metrics
 from service.app import Service, app
 from service.database.errors import DatabaseUnavailable, NotConnected
 from service.notes.resource import usual
-from service.web import access_log, slots
+from service.web import access_log, middleware, slots
 from service.web.errors import answer
 from service.web.middleware import ServiceMiddleware
 from service.web.requests import read_body
@@ -152,6 +152,33 @@ def test_a_stream_is_measured_until_it_begins(monkeypatch: pytest.MonkeyPatch) -
     started = time.perf_counter()
     ask(ServiceMiddleware(stream, lambda inner: inner))
     assert measured[0] <= began[0] - started
+
+
+def test_a_request_whose_time_is_over_is_cancelled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a request still has to do after its time goes on to its end."""
+    monkeypatch.setattr(middleware, "REQUEST_TIMEOUT", 0.01)
+    forever = asyncio.Event()
+    cleaned: list[bool] = []
+
+    async def clean_up() -> None:
+        """Takes until the times of all have been looked at once more."""
+        other = asyncio.create_task(asyncio.sleep(3600))
+        slots.deadlines[other] = 0.0
+        await asyncio.wait([other])
+        del slots.deadlines[other]
+        cleaned.append(True)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        watch = asyncio.create_task(layer._cancel_overdue())
+        try:
+            await forever.wait()
+        finally:
+            await clean_up()
+            watch.cancel()
+
+    layer = ServiceMiddleware(slow, lambda inner: inner)
+    assert ask(layer)[0]["status"] == 503
+    assert cleaned == [True]
 
 
 def test_the_service_needs_no_more_than_asgi(capfd: pytest.CaptureFixture[str]) -> None:
