@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from service import metrics
 from tests.support.clusters import is_gone
@@ -71,12 +72,36 @@ async def end_and_begin() -> None:
     lock.close()
 
 
+async def ask_and_begin() -> int:
+    """Gives how often the files are read, of which one is empty at first."""
+    assert metrics._folder is not None
+    file = metrics._folder / "counter_99.db"
+    file.touch()
+    reads = 0
+
+    def read(registry: CollectorRegistry) -> bytes:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            file.unlink()
+        return generate_latest(registry)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "generate_latest", read)
+        metrics.exposition()
+    return reads
+
+
 def test_a_process_begins_while_the_last_one_ends(
     new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last process leaves the folder to one that begins, or that one makes it again."""
+    """The last process leaves the folder to one that begins, or that one makes it again.
+
+    Who asks while a process begins its files is answered.
+    """
     monkeypatch.setenv("DATABASE_URL", new_database("sqlite"))
     with new_process() as run:
+        assert run(ask_and_begin) == 2
         run(end_and_begin)
 
 
