@@ -28,7 +28,7 @@ from tests.support.databases import NewDatabase, alembic, execute
 from tests.support.debian import running_cluster
 from tests.support.flags import arguments, web_command
 from tests.support.notes import known
-from tests.support.operating import add_user
+from tests.support.operating import operate
 from tests.support.servers import free_port, process, serving
 from tests.support.waiting import poll
 
@@ -296,7 +296,7 @@ def test_names_of_files(tmp_path: Path, written: str, name: str) -> None:
     (folder / name).parent.mkdir(parents=True)
     url = f"sqlite:///{folder}/{written}"
     assert migrate(url)
-    add_user(url, "bob")
+    assert operate(url, "users", "add", "bob").returncode == 0
     with serving(url, tmp_path / "log") as client:
         assert known(client.post("/notes/", json=NOTE).json()) == {"id": 1, **NOTE}
     files = [str(path) for path in folder.rglob("*") if path.is_file()]

@@ -22,7 +22,7 @@ def operate(
 
 
 def add_user(database_url: str, name: str) -> str:
-    """Stores a user as the command does, without the start of a process. Gives the token."""
+    """Stores a user as the command does, without a process for it. Gives the token."""
     # Imported here, as `_operate` needs a process that has imported nothing of the service.
     from service.users import queries
 
