@@ -394,7 +394,8 @@ def test_a_provider_that_is_away(new_database: NewDatabase, tmp_path: Path) -> N
             provider.answers.clear()
             assert status(client, unknown) == 503
             assert [status(client, one) for one in (token, other)] == [200, 200]
-            assert "the keys of JWT_ISSUER can't be read: HTTP Error 404" in log.read_text()
+            told = "the keys of JWT_ISSUER can't be read: HTTP Error 404"
+            poll(lambda: told in log.read_text(), log.read_text)
 
 
 @pytest.mark.parametrize("kind", ["text", "one line", "file"])
