@@ -23,7 +23,10 @@ FLOORS = [
     {"live"},
     {"schemas", "database", "protocol"},
     {"telemetry"},
-    {"tables", "settings", "metrics", "log_lines", "shutdown", "descriptors", "hosts", "one_write"},
+    {
+        *("tables", "settings", "metrics", "log_lines", "shutdown", "descriptors", "hosts"),
+        *("one_write", "revisions"),
+    },
 ]
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

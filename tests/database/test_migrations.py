@@ -19,7 +19,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from alembic import command
-from service.health import HEAD
+from service.revisions import HEAD
 from tests.support import databases
 from tests.support.databases import SERVED
 from tests.support.notes import known

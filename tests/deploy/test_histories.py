@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service.health import HEAD
+from service.revisions import HEAD
 from tests.support.databases import ROOT, environment
 
 REVISION = '''
@@ -21,7 +21,7 @@ depends_on = None
 
 def upgrade() -> None: ...
 '''
-PRINT_HEAD = "import service.health; print(service.health.HEAD)"
+PRINT_HEAD = "import service.revisions; print(service.revisions.HEAD)"
 
 
 def copy_with(folder: Path, **revisions: object) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.health import HEAD
 from service.live import store, switch
 from service.notes.resource import resource
+from service.revisions import HEAD
 from tests.live.conftest import Followed
 from tests.live.test_following import create, told
 from tests.support import databases

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from service.health import HEAD
+from service.revisions import HEAD
 from tests.support import databases, sockets
 from tests.support.databases import fill, locked
 from tests.support.metrics import counts, metric
