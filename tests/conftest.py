@@ -169,6 +169,11 @@ def new_empty_database(
 ) -> Iterator[NewDatabase]:
     """Makes databases without tables, or copies of others, and gives their URLs."""
     created: list[str] = []
+    stack = ExitStack()
+
+    @cache
+    def fetch_of(kind: str) -> databases.Fetch:
+        return stack.enter_context(databases.fetching(server_of(kind)))
 
     def new(kind: str, template: str = "") -> str:
         if kind == "sqlite":
@@ -176,10 +181,12 @@ def new_empty_database(
             if template:
                 shutil.copy(template.removeprefix("sqlite:///"), folder / "notes.db")
             return f"sqlite:///{folder}/notes.db"
-        created.append(databases.create(server_of(kind), databases.name_of(template)))
+        name = databases.name_of(template)
+        created.append(databases.create_by(fetch_of(kind), server_of(kind), name))
         return created[-1]
 
-    yield new
+    with stack:
+        yield new
     # The other servers are removed as a whole.
     for url in created if OWN_POSTGRESQL else ():
         databases.drop(server_of(databases.kind_of(url)), url)

@@ -170,8 +170,12 @@ async def connect(database_url: str) -> Connection:
 Run = Callable[[str], Any]
 
 
+Fetch = Callable[[str], Sequence[Any]]
+
+
 @contextmanager
-def _fetching(database_url: str) -> Iterator[Callable[[str], Sequence[Any]]]:
+def fetching(database_url: str) -> Iterator[Fetch]:
+    """A connection. Yields a function that runs a statement and gives its rows."""
     if kind_of(database_url) == "sqlite":
         path = database_url.removeprefix("sqlite:///")
         with closing(sqlite3.connect(path, isolation_level=None)) as file:
@@ -192,7 +196,7 @@ def session(database_url: str) -> Iterator[Run]:
 
     Each statement is committed at once, unless one begins a transaction.
     """
-    with _fetching(database_url) as fetch:
+    with fetching(database_url) as fetch:
 
         def run(statement: str) -> Any:
             rows = fetch(statement)
@@ -203,7 +207,7 @@ def session(database_url: str) -> Iterator[Run]:
 
 def fetch(database_url: str, statement: str) -> list[tuple[Any, ...]]:
     """Runs a statement outside the service, and gives its rows."""
-    with _fetching(database_url) as fetch:
+    with fetching(database_url) as fetch:
         return [tuple(row) for row in fetch(statement)]
 
 
@@ -336,25 +340,32 @@ def create(server_url: str, template: str = "", name: str = "") -> str:
 
     The other database is given by its name.
     """
+    with fetching(server_url) as fetch:
+        return create_by(fetch, server_url, template, name)
+
+
+def create_by(fetch: Fetch, server_url: str, template: str = "", name: str = "") -> str:
+    """Creates a database by a connection to the server."""
     name = name or f"test_{secrets.token_hex(6)}"
     if kind_of(server_url) == "postgresql":
-        with session(server_url) as run:
-            statement = f"CREATE DATABASE {name} TEMPLATE {template or 'template0'}"
-            # Otherwise newer servers write all of it to their logs.
-            if int(run("SHOW server_version_num")) >= 150_000:
-                statement += " STRATEGY file_copy"
-            run(statement)
+        statement = f"CREATE DATABASE {name} TEMPLATE {template or 'template0'}"
+        # Otherwise newer servers write all of it to their logs.
+        ((version,),) = fetch("SHOW server_version_num")
+        if int(version) >= 150_000:
+            statement += " STRATEGY file_copy"
+        fetch(statement)
     else:
-        with _fetching(server_url) as run:
-            run(f"CREATE DATABASE {name}")
-            if template:
-                run(f"USE {name}")
-                version = "alembic_version"
-                for table in (version, *RECORDED, *reversed(TABLES)):
-                    # `CREATE TABLE ... LIKE` leaves out foreign keys.
-                    ((_, statement),) = run(f"SHOW CREATE TABLE {template}.{table}")
-                    run(statement)
-                run(f"INSERT INTO {version} SELECT * FROM {template}.{version}")
+        fetch(f"CREATE DATABASE {name}")
+        if template:
+            fetch(f"USE {name}")
+            version = "alembic_version"
+            for table in (version, *RECORDED, *reversed(TABLES)):
+                # `CREATE TABLE ... LIKE` leaves out foreign keys.
+                ((_, statement),) = fetch(f"SHOW CREATE TABLE {template}.{table}")
+                fetch(statement)
+            fetch(f"INSERT INTO {version} SELECT * FROM {template}.{version}")
+            # Tests count the connections to the new one.
+            fetch("USE information_schema")
     return urlsplit(server_url)._replace(path=f"/{name}").geturl()
 
 
