@@ -25,12 +25,18 @@ START = {"type": "http.response.start", "status": 200}
 BODY = {"type": "http.response.body"}
 
 
-def ask(application: Any, method: str = "GET", path: str = "/", **scope: Any) -> list[Message]:
+def ask(
+    application: Any,
+    method: str = "GET",
+    path: str = "/",
+    received: str = "http.request",
+    **scope: Any,
+) -> list[Message]:
     """What the application sends to a server that gives no more than it must."""
     sent: list[Message] = []
 
     async def receive() -> Message:
-        return {"type": "http.request"}
+        return {"type": received}
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -70,6 +76,17 @@ def test_a_body_may_be_read_in_another_task() -> None:
     layer = ServiceMiddleware(application, lambda inner: inner)
     ask(layer, "POST", headers=[(b"content-length", b"9000")])
     assert len(slots.deadlines) == before
+
+
+@pytest.mark.parametrize("scope", [{}, {"service.whole": True}])
+def test_a_client_that_left_is_no_defect(
+    caplog: pytest.LogCaptureFixture, scope: dict[str, Any]
+) -> None:
+    """A client that is gone before its body is read leaves no error in the log."""
+    headers = [(b"content-length", b"9")]
+    start, _ = ask(app, "POST", "/notes/", "http.disconnect", headers=headers, **scope)
+    assert start["status"] == 400
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("given", [{}, {"headers": ()}, {"headers": []}, {"headers": iter([])}])
