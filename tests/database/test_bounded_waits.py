@@ -1,5 +1,6 @@
 """Every wait for the database has its own bound. So has the end of the service."""
 
+import asyncio
 import itertools
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 from service import settings
 from service.database.keepalive import notice_loss
+from service.notes.resource import usual
 from tests.support.databases import (
     CONNECTED,
     NewDatabase,
@@ -28,6 +30,7 @@ from tests.support.databases import (
     waiting,
 )
 from tests.support.metrics import metric
+from tests.support.processes import new_process
 from tests.support.proxies import Proxy
 from tests.support.servers import started
 from tests.support.template import Process
@@ -136,6 +139,30 @@ def test_the_wait_for_a_statement(proxy: Proxy, tmp_path: Path) -> None:
             assert ask() == 503
             until_served(ask)
             poll(lambda: sum(link.is_open for link in proxy.links) == 1)
+
+
+async def give_up(hangs: Path) -> None:
+    """Gives up a statement as soon as a file says that its server hangs."""
+    reading = asyncio.create_task(usual.items.queries.get([1]))
+    await asyncio.to_thread(poll, hangs.exists)
+    reading.cancel()
+    _, waits = await asyncio.wait([reading], timeout=PATIENCE)
+    assert not waits
+
+
+def test_a_statement_that_is_given_up(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gives up a statement waits no longer for a server that hangs."""
+    for name, value in (LONG | {"DATABASE_URL": proxy.url}).items():
+        monkeypatch.setenv(name, value)
+    hangs = tmp_path / "hangs"
+    with new_process() as run, ThreadPoolExecutor() as threads, locked(proxy.target):
+        given_up = threads.submit(run, give_up, hangs)
+        poll(lambda: waiting(proxy.target) == 1)
+        proxy.hang()
+        hangs.touch()
+        given_up.result()
 
 
 def test_a_server_that_vanished(proxy: Proxy, tmp_path: Path) -> None:
