@@ -325,8 +325,10 @@ def test_the_queue_is_served(
     new_database: NewDatabase, tmp_path: Path, count: int, loop: str
 ) -> None:
     """Connections that wait to be accepted at SIGTERM get their answers, and then end."""
+    url, log = new_database("sqlite"), tmp_path / "log"
     with (
-        web(new_database("sqlite"), tmp_path / "log", count, loop=loop) as server,
+        # Neither of the two ends who sends nothing.
+        web(url, log, count, loop=loop, grace=600, REQUEST_TIMEOUT="600") as server,
         ExitStack() as stack,
     ):
         os.killpg(server.command.pid, signal.SIGSTOP)
@@ -339,7 +341,7 @@ def test_the_queue_is_served(
         for connection in early:
             assert receive(connection).status == 200
             assert connection.recv(1) == b""
-        poll(lambda: (tmp_path / "log").read_text().count("Shutting down") == count)
+        poll(lambda: log.read_text().count("Shutting down") == count)
         for connection in late[:5]:
             connection.sendall(head("GET", "/notes/"))
         for connection in late[:5]:
@@ -349,7 +351,7 @@ def test_the_queue_is_served(
         for connection in late[5:]:
             assert connection.recv(1) == b""
         server.wait()
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert "Traceback" not in log.read_text()
 
 
 SHARED: list[socket.socket] = []
