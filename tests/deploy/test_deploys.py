@@ -1,5 +1,6 @@
 """Deploys: SIGTERM under load loses no request. Retries with a key store a note once."""
 
+import asyncio
 import itertools
 import json
 import os
@@ -352,6 +353,27 @@ def test_the_queue_is_served(
             assert connection.recv(1) == b""
         server.wait()
     assert "Traceback" not in log.read_text()
+
+
+def test_the_queue_is_left_when_it_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that the event loop accepts only some turns later is waited for."""
+    monkeypatch.setattr(shutdown, "HANDSHAKE_SECONDS", 0)
+    monkeypatch.setattr(shutdown, "MAX_DRAIN_SECONDS", 10)
+
+    async def stop(listener: socket.socket) -> bool:
+        emptying = asyncio.create_task(shutdown._accept_queued([listener]))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        is_waiting = not emptying.done()
+        listener.accept()[0].close()
+        await emptying
+        return is_waiting
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        assert asyncio.run(stop(listener))
 
 
 SHARED: list[socket.socket] = []
