@@ -4,7 +4,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Thread
 
@@ -124,11 +124,12 @@ def test_pages_of_other_origins_may_follow(full: httpx2.Client) -> None:
 
 @pytest.fixture(scope="module")
 def hasty(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose clients have three seconds for each part of an answer."""
+    """Its clients have three seconds for each part of an answer, and one large answer at a time."""
     url = new_database("sqlite")
     live(url)
     log = tmp_path_factory.mktemp("hasty") / "log"
-    with watching(url, log, LIVE="1", REQUEST_TIMEOUT="3") as service:
+    variables = {"REQUEST_TIMEOUT": "3", "MAX_ANSWER_BYTES": "2000000"}
+    with watching(url, log, LIVE="1", **variables) as service:
         yield service
     assert "Traceback" not in log.read_text()
 
@@ -167,6 +168,19 @@ def test_who_does_not_read_is_ended(hasty: Service) -> None:
         for client in others:
             with pytest.raises((ConnectionError, AssertionError)):
                 read([client], b"event: created", 21)
+
+
+def test_who_waits_long_for_a_turn_gets_it(hasty: Service) -> None:
+    """Who comes back waits behind another who doesn't read, and is told then what was missed."""
+    with following(f"{hasty.url}/notes") as follower:
+        (start,) = follower.take(1)
+    poll(lambda: hasty.connections() == 0)
+    databases.execute(hasty.database_url, LARGE)
+    with closing(hasty.connect(4096)) as other:
+        other.sendall(head("GET", f"/notes/changes?after={start.id}"))
+        read([other], b"event: created", 1)
+        with following(f"{hasty.url}/notes", after=start.id) as follower:
+            assert [event.kind for event in follower.take(1)] == ["created"]
 
 
 def test_who_catches_up_with_large_notes_takes_turns(
