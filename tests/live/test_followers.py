@@ -261,12 +261,17 @@ def test_streams_end_at_once(recorded: str, tmp_path: Path, drain: str) -> None:
     with (
         started(recorded, tmp_path / "log", patient, LIVE="1", **variables) as (url, process),
         following(f"{url}/notes") as follower,
+        crowd(url, 1) as (reader,),
         crowd(url, 1, buffer=4096) as (client,),
     ):
         databases.execute(recorded, LARGE)
         follower.take(2)
+        # It comes after the text.
+        read([reader], b'"completed":false', 1)
         process.send_signal(signal.SIGTERM)
         assert follower.next() is None
+        # The last chunk.
+        read([reader], b"0\r\n\r\n", 1)
         if drain == FOREVER:
             assert httpx2.get(f"{url}/notes/?limit=1").status_code == 200
             with pytest.raises((ConnectionError, AssertionError)):
