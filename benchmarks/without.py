@@ -6,12 +6,10 @@ have cost without the method.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 from marshmallow import Schema
-from sqlalchemy import ClauseElement
-from sqlalchemy.engine import Dialect
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
@@ -26,23 +24,12 @@ Result = TypeVar("Result")
 
 
 def compile_statements_at_each_call() -> None:
-    """As encode/databases does. A call reads the names of the parameters, so that compiles."""
-    compile_once = compiling.compile_statement
+    """As encode/databases does. A call reads the constants of its statement, so that compiles."""
 
-    class Names(list[str]):
-        def __init__(self, names: list[str], *statement: Any) -> None:
-            super().__init__(names)
-            self.statement = statement
+    def constants(self: compiling.Statement) -> dict[str, Any]:
+        return dict(self._statement.compile(dialect=self._dialect).params)
 
-        def __iter__(self) -> Iterator[str]:
-            compile_once(*self.statement)
-            return super().__iter__()
-
-    def compile_again(statement: ClauseElement, dialect: Dialect) -> compiling.Compiled:
-        found = compile_once(statement, dialect)
-        return found._replace(names=Names(found.names, statement, dialect))
-
-    compiling.compile_statement = compile_again
+    setattr(compiling.Statement, "constants", property(constants))  # noqa: B010
 
 
 def load_and_dump_by_marshmallow() -> None:

@@ -1,36 +1,52 @@
-"""Compiles each statement once. encode/databases would compile it at every call."""
+"""Compiles each statement once, at its first use. encode/databases would do so at every call."""
 
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 from sqlalchemy import ClauseElement
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.types import TypeEngine
 
 from service.database.operations import Lane
 
 
-class Compiled(NamedTuple):
-    """SQL and what a dialect needs to run it. `names` are the parameters in order."""
+class Statement:
+    """SQL and what a dialect of SQLAlchemy with positional parameters needs to run it."""
 
-    sql: str
-    names: list[str]
-    constants: dict[str, Any]
-    lane: Lane
-    parameters: dict[str, TypeEngine[Any]]
-    columns: dict[str, TypeEngine[Any]]
+    def __init__(self, statement: ClauseElement, dialect: Dialect) -> None:
+        self._statement = statement
+        self._dialect = dialect
+        self.lane: Lane = "write" if isinstance(statement, UpdateBase) else "read"
 
+    @cached_property
+    def _compiled(self) -> SQLCompiler:
+        compiled = self._statement.compile(dialect=self._dialect)
+        assert isinstance(compiled, SQLCompiler)
+        return compiled
 
-def compile_statement(statement: ClauseElement, dialect: Dialect) -> Compiled:
-    """Compiles for a SQLAlchemy dialect with positional parameters."""
-    compiled = statement.compile(dialect=dialect)
-    assert isinstance(compiled, SQLCompiler)
-    writes = compiled.isinsert or compiled.isupdate or compiled.isdelete
-    return Compiled(
-        compiled.string,
-        list(compiled.positiontup or []),
-        dict(compiled.params),
-        "write" if writes else "read",
-        {name: bind.type for name, bind in compiled.binds.items()},
-        {column.keyname: column.type for column in compiled._result_columns},
-    )
+    @cached_property
+    def sql(self) -> str:
+        return self._compiled.string
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The parameters in order."""
+        return list(self._compiled.positiontup or [])
+
+    @cached_property
+    def constants(self) -> dict[str, Any]:
+        """The parameters whose values are part of the statement; None for the others."""
+        return dict(self._compiled.params)
+
+    @cached_property
+    def parameters(self) -> dict[str, TypeEngine[Any]]:
+        return {name: bind.type for name, bind in self._compiled.binds.items()}
+
+    @cached_property
+    def columns(self) -> dict[str, TypeEngine[Any]]:
+        return {column.keyname: column.type for column in self._compiled._result_columns}
+
+    def text(self) -> str:
+        return self.sql

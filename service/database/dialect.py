@@ -11,7 +11,7 @@ from service.database.operations import Connections, Operation, PageBounds
 
 
 class Dialect(Protocol):
-    """The operations that differ between databases. Each is compiled once, at import."""
+    """The operations that differ between databases. Each is compiled at its first use."""
 
     # The database is down, full, slow, refuses or is not migrated: 503. Any other error is a
     # defect of this service: 500.
@@ -42,7 +42,7 @@ class Dialect(Protocol):
         """Rolls back a failed transaction, unless its connection is closed anyway."""
 
     def prepare(self, statement: ClauseElement, searches: bool = False) -> Operation:
-        """One statement, compiled now.
+        """One statement, compiled at its first use.
 
         `searches` marks a statement that may read every row and whose best plan depends on its
         parameters. It is planned at each call, in a lane of its own.

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from sqlalchemy.dialects.mysql.asyncmy import MySQLDialect_asyncmy
 from sqlalchemy.sql.visitors import iterate
 
 from service.database import keysets, mysql_sessions
-from service.database.compiling import compile_statement
+from service.database.compiling import Statement
 from service.database.mysql_sessions import PACKET_MARGIN, Answer, Refused, Session
 from service.database.operations import Operation, PageBounds
 from service.database.pool import Pool
@@ -87,19 +87,20 @@ async def roll_back(raw: Session, error: BaseException) -> None:
 
 
 def _runner(
-    statement: ClauseElement,
+    statement: Statement,
 ) -> Callable[[Session, Mapping[str, Any]], Awaitable[Answer]]:
     """A function that runs a statement with parameters by name."""
-    sql, names, constants = compile_statement(statement, _DIALECT)[:3]
+
+    @cache
+    def has_list() -> bool:
+        return any(_place(name) in statement.sql for name in statement.names)
 
     async def run(session: Session, values: Mapping[str, Any]) -> Answer:
-        given = {**constants, **values}
-        return await session.execute(sql, [given[name] for name in names])
-
-    async def run_with_list(session: Session, values: Mapping[str, Any]) -> Answer:
-        given = {**constants, **values}
-        text, arguments = sql, []
-        for name in names:
+        given = {**statement.constants, **values}
+        if not has_list():
+            return await session.execute(statement.sql, [given[name] for name in statement.names])
+        text, arguments = statement.sql, []
+        for name in statement.names:
             value = given[name]
             if isinstance(value, list):
                 # Nothing is equal to NULL.
@@ -110,11 +111,7 @@ def _runner(
                 arguments.append(value)
         return await session.execute(text, arguments)
 
-    return run_with_list if any(_place(name) in sql for name in names) else run
-
-
-def _text(statement: ClauseElement) -> str:
-    return compile_statement(statement, _DIALECT).sql
+    return run
 
 
 def _place(name: str) -> str:
@@ -129,14 +126,14 @@ def _padded(values: list[Any], padding: Any) -> list[Any]:
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
-    compiled = compile_statement(statement, _DIALECT)
-    execute = _runner(statement)
-    name_columns = _namer(compiled.columns)
+    compiled = Statement(statement, _DIALECT)
+    execute = _runner(compiled)
+    namer = cache(lambda: _namer(compiled.columns))
 
     async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
-        return name_columns((await execute(session, values)).rows)
+        return namer()((await execute(session, values)).rows)
 
-    return Operation("search" if searches else compiled.lane, run, compiled.sql)
+    return Operation("search" if searches else compiled.lane, run, compiled.text)
 
 
 def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]:
@@ -150,7 +147,7 @@ def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequen
     return as_type("Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]", made)
 
 
-def _trials(table: Table) -> list[str]:
+def _trials(table: Table) -> list[Statement]:
     """Explains writes. The server looks at the rights before, and does nothing afterwards."""
     # Nobody writes owners where nobody has users.
     unused = {table.autoincrement_column, table.c.get(OWNER) if ACCESS == "open" else None}
@@ -161,7 +158,7 @@ def _trials(table: Table) -> list[str]:
         table.update().values({column: column for column in columns}).where(false()),
         table.delete().where(false()),
     ]
-    return [f"EXPLAIN {compile_statement(write, _DIALECT).sql}" for write in writes]
+    return [Statement(write, _DIALECT) for write in writes]
 
 
 def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operation:
@@ -181,7 +178,7 @@ def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operatio
         if any(str(row["read_only"]) not in ("0", "OFF") for row in rows):
             raise mysql_sessions.ReadOnly("the server takes no writes")
         for trial in trials:
-            await session.execute(trial)
+            await session.execute(f"EXPLAIN {trial.sql}")
         return rows
 
     return Operation(checked.lane, run, checked.text)
@@ -191,11 +188,10 @@ def insert_many(
     table: Table, names: Sequence[str], columns: Sequence[ColumnElement[Any]]
 ) -> Operation:
     (key,) = table.primary_key
-    new = table.insert().values({name: bindparam(name, type_=table.c[name].type) for name in names})
+    row = {name: bindparam(name, type_=table.c[name].type) for name in names}
+    new = Statement(table.insert().values(row), _DIALECT)
     insert_one = _runner(new)
-    sql, order = compile_statement(new, _DIALECT)[:2]
-    insert_into, _, one_row = sql.partition(" VALUES ")
-    delete = _runner(table.delete().where(is_one_of(key, "ids")))
+    delete = _runner(Statement(table.delete().where(is_one_of(key, "ids")), _DIALECT))
     read = prepare(select(*columns).where(is_one_of(key, "ids")))
     is_known = {column.name for column in columns} <= {key.name, *names}
 
@@ -203,7 +199,8 @@ def insert_many(
         """Inserts rows, and returns their ids. Those of one statement are a series."""
         if len(rows) == 1:
             return [(await insert_one(session, rows[0])).first_id]
-        texts = [one_row % tuple(session.literal(row[name]) for name in order) for row in rows]
+        insert_into, _, one_row = new.sql.partition(" VALUES ")
+        texts = [one_row % tuple(session.literal(row[name]) for name in new.names) for row in rows]
         packets = list(_packets(texts, session.max_packet - 2 * PACKET_MARGIN))
         ids: list[int] = []
         async with session.transaction() if len(packets) > 1 else nullcontext():
@@ -223,7 +220,7 @@ def insert_many(
             return [{**row, key.name: new_id} for row, new_id in zip(rows, ids, strict=True)]
         return await read.run(session, {"ids": ids})
 
-    return Operation("write", run, sql)
+    return Operation("write", run, new.text)
 
 
 def _packets(texts: Sequence[str], max_bytes: int) -> Iterator[list[str]]:
@@ -260,7 +257,8 @@ def insert_or_replace(
         new = new.on_duplicate_key_update(
             [(name, func.IF(replaceable, values[name], table.c[name])) for name in others]
         )
-    change = _runner(new)
+    written = Statement(new, _DIALECT)
+    change = _runner(written)
     # The number of changed rows doesn't tell a new row from one that was kept.
     is_new = [table.c[name].is_not_distinct_from(value) for name, value in values.items()]
     read = prepare(select(*columns).where(*is_new))
@@ -270,7 +268,7 @@ def insert_or_replace(
             await change(session, given)
             return await read.run(session, given)
 
-    return Operation("write", run, _text(new))
+    return Operation("write", run, written.text)
 
 
 def update(
@@ -280,7 +278,7 @@ def update(
     columns: Sequence[ColumnElement[Any]],
     *conditions: ColumnElement[bool],
 ) -> Operation:
-    changed = table.update().values(**values).where(row, *conditions)
+    changed = Statement(table.update().values(**values).where(row, *conditions), _DIALECT)
     change = _runner(changed)
     read = prepare(select(*columns).where(row))
 
@@ -289,17 +287,17 @@ def update(
             found = (await change(session, given)).found
             return await read.run(session, given) if found else []
 
-    return Operation("write", run, _text(changed))
+    return Operation("write", run, changed.text)
 
 
 def delete(table: Table, *where: ColumnElement[bool]) -> Operation:
-    statement = table.delete().where(*where)
+    statement = Statement(table.delete().where(*where), _DIALECT)
     change = _runner(statement)
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
         return [{}] * (await change(session, given)).found
 
-    return Operation("write", run, _text(statement))
+    return Operation("write", run, statement.text)
 
 
 def page(
@@ -382,12 +380,12 @@ def pages(
         next_large = _next_large(key, large, descending)
         end = func.coalesce(next_large, 0 if descending else MAX_ID + 1)
         rows = rows.where(key > end if descending else key < end)
-    one = compile_statement(rows.limit(_LIMIT), _DIALECT)
-    name_columns = _namer(one.columns)
+    one = Statement(rows.limit(_LIMIT), _DIALECT)
+    namer = cache(lambda: _namer(one.columns))
     # The key that is behind all others has a row of its own, with the number 0.
     last = (func.min if descending else func.max)(key)
     columns = [last if column is key else null() for column in query.selected_columns]
-    of_all = compile_statement(query.with_only_columns(*columns, literal_column("0")), _DIALECT)
+    of_all = Statement(query.with_only_columns(*columns, literal_column("0")), _DIALECT)
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
         wanted = list(zip(given["afters"], given["limits"], strict=True))
@@ -400,7 +398,7 @@ def pages(
         values = {**of_all.constants, **given}
         arguments += [values[name] for name in of_all.names]
         found: dict[int, list[Row]] = {page: [] for page in range(len(wanted) + 1)}
-        for row in name_columns((await session.execute(" UNION ALL ".join(parts), arguments)).rows):
+        for row in namer()((await session.execute(" UNION ALL ".join(parts), arguments)).rows):
             found[row["page"]].append(row)
         last_of_all = found.pop(0)[0][key.name]
         if last_of_all is None:
@@ -415,7 +413,7 @@ def pages(
                 found[page] = [{key.name: None, "page": page, "last": last_of_all}]
         return [row for rows in found.values() for row in rows]
 
-    return Operation(one.lane, run, one.sql)
+    return Operation(one.lane, run, one.text)
 
 
 def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:

@@ -22,13 +22,13 @@ class Operation(NamedTuple):
     """One operation of a database: its lane, and a function that runs it on a connection.
 
     The function takes the driver's connection and the parameters by name. It returns rows, and
-    raises the driver's errors. `text` is its statement, or the first of several, for traces.
+    raises the driver's errors. `text` gives its statement, or the first of several, for traces.
     The rows of a page that `tells_more` have a column `_is_followed`: whether one more follows.
     """
 
     lane: Lane
     run: Callable[[Any, Mapping[str, Any]], Awaitable[Sequence[Row]]]
-    text: str
+    text: Callable[[], str]
     tells_more: bool = False
 
 

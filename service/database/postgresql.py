@@ -40,7 +40,7 @@ from sqlalchemy.types import TypeEngine
 
 from service import settings
 from service.database import keysets, returning
-from service.database.compiling import compile_statement
+from service.database.compiling import Statement
 from service.database.connecting import (
     COMMITS_SAFELY,
     WRITABLE,
@@ -309,11 +309,12 @@ async def roll_back(raw: Any, error: BaseException) -> None:
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
-    sql, names, constants, lane = compile_statement(statement, _DIALECT)[:4]
+    compiled = Statement(statement, _DIALECT)
 
     async def run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
-        given = {**constants, **values}
-        return as_type("Sequence[Row]", await raw.fetch(sql, *[given[name] for name in names]))
+        given = {**compiled.constants, **values}
+        found = await raw.fetch(compiled.sql, *[given[name] for name in compiled.names])
+        return as_type("Sequence[Row]", found)
 
     async def write(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
         if raw.is_in_transaction() or not raw.lacks_defaults:
@@ -328,13 +329,14 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
             raise
 
     async def plan_and_run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
-        given = {**constants, **values}
-        found = await raw.fetch_planned(sql, *[given[name] for name in names])
+        given = {**compiled.constants, **values}
+        found = await raw.fetch_planned(compiled.sql, *[given[name] for name in compiled.names])
         return as_type("Sequence[Row]", found)
 
     if searches:
-        return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run, sql)
-    return Operation(lane, write if lane == "write" else run, sql)
+        search = plan_and_run if settings.DATABASE_STATEMENT_CACHE else run
+        return Operation("search", search, compiled.text)
+    return Operation(compiled.lane, write if compiled.lane == "write" else run, compiled.text)
 
 
 # Rights on columns are enough for the service, and so is either right on the sequence of the ids.

@@ -5,7 +5,7 @@ import errno
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -32,7 +32,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.types import TypeEngine
 
 from service.database import keysets, returning
-from service.database.compiling import compile_statement
+from service.database.compiling import Statement
 from service.database.operations import Operation, PageBounds
 from service.database.sqlite_connections import (
     Connections,
@@ -58,6 +58,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 SPACE_BYTES = 1_000_000
 
 _DIALECT = SQLiteDialect_aiosqlite()
+
+_Conversions = Mapping[str, Callable[[Any], Any]]
 
 
 def state(error: BaseException | None) -> str:
@@ -93,24 +95,28 @@ async def roll_back(raw: Any, error: BaseException | None = None) -> None:
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
-    compiled = compile_statement(statement, _DIALECT)
-    sql, names, constants, lane = compiled[:4]
+    compiled = Statement(statement, _DIALECT)
+
     # For types that SQLite lacks, such as dates.
-    to_database = {
-        name: use for name, kind in compiled.parameters.items() if (use := _writer(kind))
-    }
-    from_database = {name: use for name, kind in compiled.columns.items() if (use := _reader(kind))}
+    @cache
+    def to_database() -> _Conversions:
+        parameters = compiled.parameters.items()
+        return {name: use for name, kind in parameters if (use := _writer(kind))}
+
+    @cache
+    def from_database() -> _Conversions:
+        return {name: use for name, kind in compiled.columns.items() if (use := _reader(kind))}
 
     async def run(raw: aiosqlite.Connection, values: Mapping[str, Any]) -> Sequence[Row]:
-        given = {**constants, **values}
-        for name, convert in to_database.items():
+        given = {**compiled.constants, **values}
+        for name, convert in to_database().items():
             given[name] = convert(given[name])
-        rows = await run_statement(raw, sql, [given[name] for name in names])
-        if from_database:
-            return [_convert(row, from_database) for row in rows]
+        rows = await run_statement(raw, compiled.sql, [given[name] for name in compiled.names])
+        if conversions := from_database():
+            return [_convert(row, conversions) for row in rows]
         return rows
 
-    return Operation("search" if searches else lane, run, sql)
+    return Operation("search" if searches else compiled.lane, run, compiled.text)
 
 
 def _writer(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
@@ -127,7 +133,7 @@ def _reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
     return kind.dialect_impl(_DIALECT).result_processor(_DIALECT, None)
 
 
-def _convert(row: Any, conversions: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+def _convert(row: Any, conversions: _Conversions) -> dict[str, Any]:
     return dict(row) | {name: convert(row[name]) for name, convert in conversions.items()}
 
 

@@ -53,7 +53,7 @@ async def _is_again(error: Exception, tries: int) -> bool:
 
 def _run(operation: Operation, raw: Any, values: dict[str, Any]) -> Awaitable[Sequence[Row]]:
     rows = operation.run(raw, values)
-    return telemetry.traced(operation.text, rows) if telemetry.ON else rows
+    return telemetry.traced(operation.text(), rows) if telemetry.ON else rows
 
 
 async def transact(work: Callable[[Run], Awaitable[Result]], lane: Lane = "write") -> Result:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -41,7 +42,7 @@ async def _define(run: Run, *statements: str) -> None:
             await raw.execute(statement)
             return []
 
-        await run(Operation("write", execute, statement))
+        await run(Operation("write", execute, partial(str, statement)))
 
 
 async def _change(work: Callable[[Run], Awaitable[None]]) -> None:

@@ -47,7 +47,7 @@ ADD_USER = dialect.insert_many(
 )
 ADD_NOTE = dialect.insert_many(notes, ["text", "completed", "folded"], [notes.c.id])
 MORE = "CREATE TABLE more (id INT)"
-END = Operation("write", lambda session, values: session.execute(MORE), MORE)
+END = Operation("write", lambda session, values: session.execute(MORE), lambda: MORE)
 RENAME = "RENAME TABLE notes TO away, users TO apart, apart TO users, away TO notes"
 WAITING = (
     "SELECT count(*) FROM information_schema.processlist"
