@@ -26,7 +26,7 @@ from tests.support import databases, shared_servers
 from tests.support.databases import KINDS, SERVED, NewDatabase
 from tests.support.folders import memory
 from tests.support.laws import LAWS
-from tests.support.servers import running, serving
+from tests.support.servers import running
 from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, running_server
 from tests.support.template import ADDRESSES, has_pidfd, start_template
 
@@ -231,9 +231,15 @@ def empty_database(request: pytest.FixtureRequest, new_empty_database: NewDataba
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def shared_database_url(request: pytest.FixtureRequest, new_database: NewDatabase) -> str:
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of database in turn, for all tests of a module."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared_database_url(database_kind: str, new_database: NewDatabase) -> str:
     """A database of each kind in turn, which the tests of a module share."""
-    return new_database(request.param)
+    return new_database(database_kind)
 
 
 class Server(NamedTuple):
@@ -246,15 +252,34 @@ class Server(NamedTuple):
     run: databases.Run
 
 
+@pytest.fixture(scope="session")
+def server_on(
+    new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Server]]:
+    """The service on a database of a kind. It starts when it is wanted first, and then stays."""
+    with ExitStack() as stack:
+
+        @cache
+        def get(kind: str) -> Server:
+            database_url = new_database(kind)
+            log = tmp_path_factory.mktemp("server") / "service.log"
+            url = stack.enter_context(running(database_url, log, "--timeout-keep-alive=600"))
+            client = stack.enter_context(httpx2.Client(base_url=url, timeout=30))
+            return Server(
+                database_url, client, log, stack.enter_context(databases.session(database_url))
+            )
+
+        yield get
+
+
 @pytest.fixture(scope="module")
-def server(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The service on a database of each kind in turn."""
-    log = tmp_path_factory.mktemp("server") / "service.log"
-    with (
-        serving(shared_database_url, log, "--timeout-keep-alive=600") as client,
-        databases.session(shared_database_url) as run,
-    ):
-        yield Server(shared_database_url, client, log, run)
+def server(database_kind: str, server_on: Callable[[str], Server]) -> Iterator[Server]:
+    """The service on an empty database of each kind in turn."""
+    server = server_on(database_kind)
+    databases.clear_by(server.run, database_kind)
+    before = server.log.stat().st_size
+    yield server
+    assert b"Traceback" not in server.log.read_bytes()[before:]
 
 
 @pytest.fixture
