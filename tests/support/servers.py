@@ -1,5 +1,6 @@
 """Real servers: uvicorn in a process of its own, on a free port of the loopback interface."""
 
+import atexit
 import itertools
 import os
 import random
@@ -31,6 +32,12 @@ _numbers = itertools.count(random.randrange(_PORTS))
 # UDP ports of the same numbers: nobody listens there, and other runs of the tests see them.
 _reserved: deque[socket.socket] = deque()
 MOST_RESERVED = 100
+
+
+@atexit.register
+def _release() -> None:
+    for reserved in _reserved:
+        reserved.close()
 
 
 def free_port() -> int:

@@ -180,6 +180,7 @@ def _template() -> socket.socket:
     """A connection to the template that another process has started, or to one of our own."""
     template = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     template.connect(ADDRESSES[0] if ADDRESSES else start_template())
+    atexit.register(template.close)
     return template
 
 
