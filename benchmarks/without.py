@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 from marshmallow import Schema
+from sqlalchemy import ClauseElement
+from sqlalchemy.engine import Dialect
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
@@ -24,12 +26,14 @@ Result = TypeVar("Result")
 
 
 def compile_statements_at_each_call() -> None:
-    """As encode/databases does. A call reads the constants of its statement, so that compiles."""
+    """As encode/databases does."""
 
-    def constants(self: compiling.Statement) -> dict[str, Any]:
-        return dict(self._statement.compile(dialect=self._dialect).params)
+    def compile_again(
+        statement: ClauseElement, dialect: Dialect
+    ) -> Callable[[], compiling.Compiled]:
+        return lambda: compiling.compile_statement(statement, dialect)
 
-    setattr(compiling.Statement, "constants", property(constants))  # noqa: B010
+    compiling.compile_later = compile_again
 
 
 def load_and_dump_by_marshmallow() -> None:

@@ -1,7 +1,8 @@
 """Compiles each statement once, at its first use. encode/databases would do so at every call."""
 
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 from sqlalchemy import ClauseElement
 from sqlalchemy.engine import Dialect
@@ -12,41 +13,42 @@ from sqlalchemy.types import TypeEngine
 from service.database.operations import Lane
 
 
-class Statement:
-    """SQL and what a dialect of SQLAlchemy with positional parameters needs to run it."""
+class Compiled(NamedTuple):
+    """SQL and what a dialect needs to run it. `names` are the parameters in order."""
 
-    def __init__(self, statement: ClauseElement, dialect: Dialect) -> None:
-        self._statement = statement
-        self._dialect = dialect
-        self.lane: Lane = "write" if isinstance(statement, UpdateBase) else "read"
+    sql: str
+    names: list[str]
+    constants: dict[str, Any]
+    parameters: dict[str, TypeEngine[Any]]
+    columns: dict[str, TypeEngine[Any]]
 
-    @cached_property
-    def _compiled(self) -> SQLCompiler:
-        compiled = self._statement.compile(dialect=self._dialect)
-        assert isinstance(compiled, SQLCompiler)
-        return compiled
 
-    @cached_property
-    def sql(self) -> str:
-        return self._compiled.string
+def compile_statement(statement: ClauseElement, dialect: Dialect) -> Compiled:
+    """Compiles for a SQLAlchemy dialect with positional parameters."""
+    compiled = statement.compile(dialect=dialect)
+    assert isinstance(compiled, SQLCompiler)
+    return Compiled(
+        compiled.string,
+        list(compiled.positiontup or []),
+        dict(compiled.params),
+        {name: bind.type for name, bind in compiled.binds.items()},
+        {column.keyname: column.type for column in compiled._result_columns},
+    )
 
-    @cached_property
-    def names(self) -> list[str]:
-        """The parameters in order."""
-        return list(self._compiled.positiontup or [])
 
-    @cached_property
-    def constants(self) -> dict[str, Any]:
-        """The parameters whose values are part of the statement; None for the others."""
-        return dict(self._compiled.params)
+def compile_later(statement: ClauseElement, dialect: Dialect) -> Callable[[], Compiled]:
+    """A function that compiles the statement at its first call, and then gives the same again."""
+    source = [statement]
 
-    @cached_property
-    def parameters(self) -> dict[str, TypeEngine[Any]]:
-        return {name: bind.type for name, bind in self._compiled.binds.items()}
+    @cache
+    def compiled() -> Compiled:
+        found = compile_statement(source[0], dialect)
+        # SQLAlchemy's objects are larger than what was made of them.
+        source.clear()
+        return found
 
-    @cached_property
-    def columns(self) -> dict[str, TypeEngine[Any]]:
-        return {column.keyname: column.type for column in self._compiled._result_columns}
+    return compiled
 
-    def text(self) -> str:
-        return self.sql
+
+def lane_of(statement: ClauseElement) -> Lane:
+    return "write" if isinstance(statement, UpdateBase) else "read"

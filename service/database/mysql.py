@@ -33,7 +33,7 @@ from sqlalchemy.dialects.mysql.asyncmy import MySQLDialect_asyncmy
 from sqlalchemy.sql.visitors import iterate
 
 from service.database import keysets, mysql_sessions
-from service.database.compiling import Statement
+from service.database.compiling import Compiled, compile_later, lane_of
 from service.database.mysql_sessions import PACKET_MARGIN, Answer, Refused, Session
 from service.database.operations import Operation, PageBounds
 from service.database.pool import Pool
@@ -87,20 +87,21 @@ async def roll_back(raw: Session, error: BaseException) -> None:
 
 
 def _runner(
-    statement: Statement,
+    compiled: Callable[[], Compiled],
 ) -> Callable[[Session, Mapping[str, Any]], Awaitable[Answer]]:
     """A function that runs a statement with parameters by name."""
 
     @cache
     def has_list() -> bool:
-        return any(_place(name) in statement.sql for name in statement.names)
+        return any(_place(name) in compiled().sql for name in compiled().names)
 
     async def run(session: Session, values: Mapping[str, Any]) -> Answer:
-        given = {**statement.constants, **values}
+        sql, names, constants = compiled()[:3]
+        given = {**constants, **values}
         if not has_list():
-            return await session.execute(statement.sql, [given[name] for name in statement.names])
-        text, arguments = statement.sql, []
-        for name in statement.names:
+            return await session.execute(sql, [given[name] for name in names])
+        text, arguments = sql, []
+        for name in names:
             value = given[name]
             if isinstance(value, list):
                 # Nothing is equal to NULL.
@@ -126,14 +127,14 @@ def _padded(values: list[Any], padding: Any) -> list[Any]:
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
-    compiled = Statement(statement, _DIALECT)
+    compiled = compile_later(statement, _DIALECT)
     execute = _runner(compiled)
-    namer = cache(lambda: _namer(compiled.columns))
+    namer = cache(lambda: _namer(compiled().columns))
 
     async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
         return namer()((await execute(session, values)).rows)
 
-    return Operation("search" if searches else compiled.lane, run, compiled.text)
+    return Operation("search" if searches else lane_of(statement), run, lambda: compiled().sql)
 
 
 def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]:
@@ -147,7 +148,7 @@ def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequen
     return as_type("Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]", made)
 
 
-def _trials(table: Table) -> list[Statement]:
+def _trials(table: Table) -> list[Callable[[], Compiled]]:
     """Explains writes. The server looks at the rights before, and does nothing afterwards."""
     # Nobody writes owners where nobody has users.
     unused = {table.autoincrement_column, table.c.get(OWNER) if ACCESS == "open" else None}
@@ -158,7 +159,7 @@ def _trials(table: Table) -> list[Statement]:
         table.update().values({column: column for column in columns}).where(false()),
         table.delete().where(false()),
     ]
-    return [Statement(write, _DIALECT) for write in writes]
+    return [compile_later(write, _DIALECT) for write in writes]
 
 
 def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operation:
@@ -178,7 +179,7 @@ def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operatio
         if any(str(row["read_only"]) not in ("0", "OFF") for row in rows):
             raise mysql_sessions.ReadOnly("the server takes no writes")
         for trial in trials:
-            await session.execute(f"EXPLAIN {trial.sql}")
+            await session.execute(f"EXPLAIN {trial().sql}")
         return rows
 
     return Operation(checked.lane, run, checked.text)
@@ -189,9 +190,9 @@ def insert_many(
 ) -> Operation:
     (key,) = table.primary_key
     row = {name: bindparam(name, type_=table.c[name].type) for name in names}
-    new = Statement(table.insert().values(row), _DIALECT)
+    new = compile_later(table.insert().values(row), _DIALECT)
     insert_one = _runner(new)
-    delete = _runner(Statement(table.delete().where(is_one_of(key, "ids")), _DIALECT))
+    delete = _runner(compile_later(table.delete().where(is_one_of(key, "ids")), _DIALECT))
     read = prepare(select(*columns).where(is_one_of(key, "ids")))
     is_known = {column.name for column in columns} <= {key.name, *names}
 
@@ -199,8 +200,9 @@ def insert_many(
         """Inserts rows, and returns their ids. Those of one statement are a series."""
         if len(rows) == 1:
             return [(await insert_one(session, rows[0])).first_id]
-        insert_into, _, one_row = new.sql.partition(" VALUES ")
-        texts = [one_row % tuple(session.literal(row[name]) for name in new.names) for row in rows]
+        sql, order = new()[:2]
+        insert_into, _, one_row = sql.partition(" VALUES ")
+        texts = [one_row % tuple(session.literal(row[name]) for name in order) for row in rows]
         packets = list(_packets(texts, session.max_packet - 2 * PACKET_MARGIN))
         ids: list[int] = []
         async with session.transaction() if len(packets) > 1 else nullcontext():
@@ -220,7 +222,7 @@ def insert_many(
             return [{**row, key.name: new_id} for row, new_id in zip(rows, ids, strict=True)]
         return await read.run(session, {"ids": ids})
 
-    return Operation("write", run, new.text)
+    return Operation("write", run, lambda: new().sql)
 
 
 def _packets(texts: Sequence[str], max_bytes: int) -> Iterator[list[str]]:
@@ -257,7 +259,7 @@ def insert_or_replace(
         new = new.on_duplicate_key_update(
             [(name, func.IF(replaceable, values[name], table.c[name])) for name in others]
         )
-    written = Statement(new, _DIALECT)
+    written = compile_later(new, _DIALECT)
     change = _runner(written)
     # The number of changed rows doesn't tell a new row from one that was kept.
     is_new = [table.c[name].is_not_distinct_from(value) for name, value in values.items()]
@@ -268,7 +270,7 @@ def insert_or_replace(
             await change(session, given)
             return await read.run(session, given)
 
-    return Operation("write", run, written.text)
+    return Operation("write", run, lambda: written().sql)
 
 
 def update(
@@ -278,7 +280,7 @@ def update(
     columns: Sequence[ColumnElement[Any]],
     *conditions: ColumnElement[bool],
 ) -> Operation:
-    changed = Statement(table.update().values(**values).where(row, *conditions), _DIALECT)
+    changed = compile_later(table.update().values(**values).where(row, *conditions), _DIALECT)
     change = _runner(changed)
     read = prepare(select(*columns).where(row))
 
@@ -287,17 +289,17 @@ def update(
             found = (await change(session, given)).found
             return await read.run(session, given) if found else []
 
-    return Operation("write", run, changed.text)
+    return Operation("write", run, lambda: changed().sql)
 
 
 def delete(table: Table, *where: ColumnElement[bool]) -> Operation:
-    statement = Statement(table.delete().where(*where), _DIALECT)
-    change = _runner(statement)
+    deleted = compile_later(table.delete().where(*where), _DIALECT)
+    change = _runner(deleted)
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
         return [{}] * (await change(session, given)).found
 
-    return Operation("write", run, statement.text)
+    return Operation("write", run, lambda: deleted().sql)
 
 
 def page(
@@ -380,14 +382,15 @@ def pages(
         next_large = _next_large(key, large, descending)
         end = func.coalesce(next_large, 0 if descending else MAX_ID + 1)
         rows = rows.where(key > end if descending else key < end)
-    one = Statement(rows.limit(_LIMIT), _DIALECT)
-    namer = cache(lambda: _namer(one.columns))
+    one_page = compile_later(rows.limit(_LIMIT), _DIALECT)
+    namer = cache(lambda: _namer(one_page().columns))
     # The key that is behind all others has a row of its own, with the number 0.
     last = (func.min if descending else func.max)(key)
     columns = [last if column is key else null() for column in query.selected_columns]
-    of_all = Statement(query.with_only_columns(*columns, literal_column("0")), _DIALECT)
+    last_key = compile_later(query.with_only_columns(*columns, literal_column("0")), _DIALECT)
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
+        one, of_all = one_page(), last_key()
         wanted = list(zip(given["afters"], given["limits"], strict=True))
         parts, arguments = [], []
         for page, (after, limit) in enumerate(_padded(wanted, (0, 0)), start=1):
@@ -413,7 +416,7 @@ def pages(
                 found[page] = [{key.name: None, "page": page, "last": last_of_all}]
         return [row for rows in found.values() for row in rows]
 
-    return Operation(one.lane, run, one.text)
+    return Operation(lane_of(query), run, lambda: one_page().sql)
 
 
 def is_one_of(column: Column[Any], name: str) -> ColumnElement[bool]:

@@ -40,7 +40,7 @@ from sqlalchemy.types import TypeEngine
 
 from service import settings
 from service.database import keysets, returning
-from service.database.compiling import Statement
+from service.database.compiling import compile_later, lane_of
 from service.database.connecting import (
     COMMITS_SAFELY,
     WRITABLE,
@@ -309,12 +309,13 @@ async def roll_back(raw: Any, error: BaseException) -> None:
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
-    compiled = Statement(statement, _DIALECT)
+    lane = lane_of(statement)
+    compiled = compile_later(statement, _DIALECT)
 
     async def run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
-        given = {**compiled.constants, **values}
-        found = await raw.fetch(compiled.sql, *[given[name] for name in compiled.names])
-        return as_type("Sequence[Row]", found)
+        sql, names, constants = compiled()[:3]
+        given = {**constants, **values}
+        return as_type("Sequence[Row]", await raw.fetch(sql, *[given[name] for name in names]))
 
     async def write(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
         if raw.is_in_transaction() or not raw.lacks_defaults:
@@ -329,14 +330,17 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
             raise
 
     async def plan_and_run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
-        given = {**compiled.constants, **values}
-        found = await raw.fetch_planned(compiled.sql, *[given[name] for name in compiled.names])
+        sql, names, constants = compiled()[:3]
+        given = {**constants, **values}
+        found = await raw.fetch_planned(sql, *[given[name] for name in names])
         return as_type("Sequence[Row]", found)
 
+    def text() -> str:
+        return compiled().sql
+
     if searches:
-        search = plan_and_run if settings.DATABASE_STATEMENT_CACHE else run
-        return Operation("search", search, compiled.text)
-    return Operation(compiled.lane, write if compiled.lane == "write" else run, compiled.text)
+        return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run, text)
+    return Operation(lane, write if lane == "write" else run, text)
 
 
 # Rights on columns are enough for the service, and so is either right on the sequence of the ids.

@@ -32,7 +32,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.types import TypeEngine
 
 from service.database import keysets, returning
-from service.database.compiling import Statement
+from service.database.compiling import compile_later, lane_of
 from service.database.operations import Operation, PageBounds
 from service.database.sqlite_connections import (
     Connections,
@@ -95,28 +95,29 @@ async def roll_back(raw: Any, error: BaseException | None = None) -> None:
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
-    compiled = Statement(statement, _DIALECT)
+    compiled = compile_later(statement, _DIALECT)
 
     # For types that SQLite lacks, such as dates.
     @cache
-    def to_database() -> _Conversions:
-        parameters = compiled.parameters.items()
-        return {name: use for name, kind in parameters if (use := _writer(kind))}
-
-    @cache
-    def from_database() -> _Conversions:
-        return {name: use for name, kind in compiled.columns.items() if (use := _reader(kind))}
+    def conversions() -> tuple[_Conversions, _Conversions]:
+        written, read = compiled().parameters.items(), compiled().columns.items()
+        return (
+            {name: use for name, kind in written if (use := _writer(kind))},
+            {name: use for name, kind in read if (use := _reader(kind))},
+        )
 
     async def run(raw: aiosqlite.Connection, values: Mapping[str, Any]) -> Sequence[Row]:
-        given = {**compiled.constants, **values}
-        for name, convert in to_database().items():
+        sql, names, constants = compiled()[:3]
+        to_database, from_database = conversions()
+        given = {**constants, **values}
+        for name, convert in to_database.items():
             given[name] = convert(given[name])
-        rows = await run_statement(raw, compiled.sql, [given[name] for name in compiled.names])
-        if conversions := from_database():
-            return [_convert(row, conversions) for row in rows]
+        rows = await run_statement(raw, sql, [given[name] for name in names])
+        if from_database:
+            return [_convert(row, from_database) for row in rows]
         return rows
 
-    return Operation("search" if searches else compiled.lane, run, compiled.text)
+    return Operation("search" if searches else lane_of(statement), run, lambda: compiled().sql)
 
 
 def _writer(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
