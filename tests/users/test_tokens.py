@@ -68,6 +68,9 @@ def test_tokens_are_operated(tokens: Operate) -> None:
     assert (revoked.returncode, revoked.stdout, revoked.stderr) == (0, "", "")
     assert tokens("revoke", "bob", "default").returncode == 0
     assert tokens("list", "bob").stdout == "reader\tread-only\tnever\tunused\n"
+    tokens("revoke", "bob", "reader")
+    none_left = tokens("list", "bob")
+    assert (none_left.returncode, none_left.stdout, none_left.stderr) == (0, "", "")
 
 
 def test_no_such_token(tokens: Operate) -> None:
