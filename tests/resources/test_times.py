@@ -6,8 +6,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import BigInteger, Column
 
+from service.schemas.fields import Timestamp
 from tests.resources.conftest import Shop
+from tests.resources.test_fitting import define, table
 from tests.support import databases, shop
 from tests.support.processes import new_process
 
@@ -78,6 +81,13 @@ def test_a_change_of_nothing_is_none(repairs: httpx2.Client, aged: dict[str, Any
     """A PATCH without fields that clients may send leaves the times as they are."""
     for body in ({}, TIMES):
         assert repairs.patch(f"/repairs/{aged['id']}", json=body).json() == aged
+
+
+def test_a_time_that_clients_send_is_theirs() -> None:
+    """The service sets no time that clients send."""
+    times = [Column(name, BigInteger, nullable=False) for name in TIMES]
+    own = define(table(*times), {"created_at": Timestamp(required=True)}, "thing", "updated_at")
+    assert own.times == ["updated_at"]
 
 
 def test_times_are_described(repairs: httpx2.Client) -> None:
