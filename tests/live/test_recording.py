@@ -1,5 +1,6 @@
 """Changes are recorded, kept for a day, and recorded no more."""
 
+import asyncio
 import json
 import random
 import sys
@@ -8,11 +9,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import pytest
 
-from service.live import store, switch
+from service.live import store, sweeping, switch
 from service.notes.resource import resource
 from service.revisions import HEAD
 from tests.live.conftest import Followed
@@ -153,6 +155,29 @@ def test_old_changes_are_deleted_in_batches(followed: Followed, call: Run) -> No
     databases.fill(followed.database_url, 2 * store.MAX_SWEPT)
     assert call(sweep_until, followed.run(NEWEST)) == 3
     assert followed.run("SELECT count(*) FROM changes") == 1
+
+
+def test_sweeps_leave_half_of_the_time_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each batch there is a pause as long as the batch took."""
+    durations = [3.0, 1.0, 2.0]
+    now, pauses = 0.0, []
+
+    async def sweep() -> bool:
+        nonlocal now
+        if durations:
+            now += durations[0]
+        return bool(durations)
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        pauses.append((seconds, durations.pop(0)))
+
+    monkeypatch.setattr(store, "sweep", sweep)
+    monkeypatch.setattr(sweeping, "time", Mock(monotonic=lambda: now))
+    monkeypatch.setattr(sweeping, "asyncio", Mock(sleep=sleep))
+    asyncio.run(sweeping.sweep_all())
+    assert pauses == [(3.0, 3.0), (1.0, 1.0), (2.0, 2.0)]
 
 
 def test_changes_are_kept_for_a_day(followed: Followed, call: Run) -> None:
