@@ -94,3 +94,14 @@ def test_conflicts_of_transactions(
     service.before_writes(f"IF nextval('tries') < 3 THEN RAISE SQLSTATE '{state}'; END IF;")
     assert write(service.client).status_code == status
     assert (execute(service.database_url, "SELECT last_value FROM tries") > 1) == (status == 200)
+
+
+def test_a_refused_write_keeps_its_connection(service: Service) -> None:
+    """What the server refuses is rolled back, so the next write has the same connection."""
+    service.before_writes(
+        "IF NEW.completed THEN RAISE SQLSTATE '40003'; END IF; NEW.text := pg_backend_pid();"
+    )
+    notes = [{**NOTE, "completed": refused} for refused in (False, True, False)]
+    first, refused, last = (service.client.post("/notes/", json=note) for note in notes)
+    assert refused.status_code == 503
+    assert first.json()["text"] == last.json()["text"]
