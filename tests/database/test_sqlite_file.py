@@ -1,5 +1,6 @@
 """The SQLite file: moved, replaced, damaged, read-only, or on a full disk, while it is in use."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -10,10 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import httpx2
 import pytest
 
+from service.database import sqlite_connections
+from service.database.sqlite_connections import Connections
 from tests.support import databases
 from tests.support.daemons import needs
 from tests.support.databases import NewDatabase
@@ -173,6 +177,33 @@ def test_a_log_that_is_always_read(service: Service) -> None:
             over.set()
         for each in reading:
             each.result()
+
+
+def test_who_reads_the_log_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another process reads, writes seldom wait for a try to empty the log."""
+    results = [True, False, True]
+    pauses: list[float] = []
+
+    class Log(Connections):
+        def __init__(self) -> None:
+            pass
+
+        def _is_log_due(self) -> bool:
+            return True
+
+        async def _empty_log(self) -> bool:
+            return results.pop(0)
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if not results:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(sqlite_connections, "asyncio", Mock(sleep=sleep))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(Log()._keep_log_short())
+    usual = sqlite_connections.LOG_CHECK_SECONDS
+    assert pauses == [usual, usual, sqlite_connections.QUIET_SECONDS, usual]
 
 
 def garble(file: Path) -> None:
