@@ -10,12 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
+from service.notes.resource import usual
 from service.openapi.docs import MAX_TAKERS
-from service.web import budget
+from service.web import budget, slots
 from tests.support.databases import KINDS, NewDatabase, fill
 from tests.support.sockets import head, json_request, read_slowly
 from tests.support.waiting import poll
@@ -177,6 +181,31 @@ def test_large_writes_take_little_memory(
     assert statuses <= {200, 503}
     # It was 480 MB.
     assert grown < 300_000_000
+
+
+def test_an_answer_to_a_large_write_holds_its_own_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch took while it was stored leaves the budget before its answer is sent."""
+    new = [{"text": "x" * 50_000, "completed": True}] * 2
+
+    async def insert(rows: list[dict[str, object]], run: object) -> list[dict[str, object]]:
+        return [{"id": 1, **row} for row in rows]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": json.dumps(new).encode(), "more_body": False}
+
+    headers = [(b"content-type", b"application/json")]
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "headers": headers}
+
+    async def sizes() -> tuple[int, list[int]]:
+        task = scope["service.task"] = asyncio.current_task()
+        assert task is not None
+        answer = await usual.items.create_many(Request(scope, receive))
+        slots.end(task)
+        return len(answer.body), [held.size for held in scope["service.holds"]]
+
+    monkeypatch.setattr(usual.items.queries, "insert", insert)
+    size, held = asyncio.run(sizes())
+    assert held == [size]
 
 
 def test_who_waits_for_room_holds_up_no_smaller_answer(
