@@ -23,6 +23,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
+from service import protocol as protocol_module
 from service.one_write import Cycle
 from service.protocol import Protocol
 from tests.conftest import Server
@@ -320,6 +321,38 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 CONFIG = Config(echo, http=Protocol, log_config=None, lifespan="off")
 CONFIG.load()
+
+
+class TLSWire(Wire):
+    """An end with TLS, which has no half-closed connections."""
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def write_eof(self) -> None:
+        raise NotImplementedError
+
+
+def test_a_client_with_tls_that_is_still_sending_has_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is read from for a while, and then the connection ends."""
+    monkeypatch.setattr(protocol_module, "LINGER_SECONDS", 0.0)
+
+    async def send_half(client: socket.socket) -> bytes:
+        wire = TLSWire(client)
+        protocol = Protocol(CONFIG, ServerState(), {})
+        protocol.connection_made(wire)
+        protocol.data_received(head("POST", "/unread", "Connection: close", "Content-Length: 2"))
+        await turns_until(lambda: protocol.transport.is_closing())
+        assert not wire.closed
+        protocol.data_received(b"a")
+        await turns_until(lambda: wire.closed)
+        protocol.connection_lost(None)
+        return wire.received
+
+    with socket.socket() as client:
+        assert asyncio.run(send_half(client)).endswith(b"\r\n\r\nPOST /unread ;")
 
 
 async def turns_until(condition: Callable[[], bool]) -> None:
