@@ -21,15 +21,13 @@ def test_notes_have_all_usual_operations() -> None:
 
 
 @pytest.fixture(scope="module")
-def of_user(
-    shared_database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx2.Client]:
-    """A client with a token, for resources whose items have owners."""
+def of_user(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """A client with a token, for resources whose items have owners. It has the same database."""
     command = (sys.executable, "-m", "service", "users", "add", "ann")
-    added = run(*command, DATABASE_URL=shared_database_url)
+    added = run(*command, DATABASE_URL=server.database_url)
     assert added.returncode == 0, added.stderr
     log = tmp_path_factory.mktemp("user") / "service.log"
-    with serving(shared_database_url, log, ACCESS="token") as client:
+    with serving(server.database_url, log, ACCESS="token") as client:
         client.headers["authorization"] = f"Bearer {added.stdout.strip()}"
         yield client
 
