@@ -26,9 +26,9 @@ from tests.support import databases, shared_servers
 from tests.support.databases import KINDS, SERVED, NewDatabase
 from tests.support.folders import memory
 from tests.support.laws import LAWS
-from tests.support.servers import running
+from tests.support.servers import running, started
 from tests.support.shared_servers import OWN_POSTGRESQL, Shared, SharedServers, running_server
-from tests.support.template import ADDRESSES, has_pidfd, start_template
+from tests.support.template import ADDRESSES, Process, has_pidfd, start_template
 
 # Without the compiled files each process that starts would compile all modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -243,10 +243,11 @@ def shared_database_url(database_kind: str, new_database: NewDatabase) -> str:
 
 
 class Server(NamedTuple):
-    """The service on a database that the tests of a module share."""
+    """The service on a database that all tests share, one after the other."""
 
     database_url: str
     client: httpx2.Client
+    process: Process
     log: Path
     # Runs a statement on the database, beside the service.
     run: databases.Run
@@ -257,25 +258,30 @@ def server_on(
     new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Server]]:
     """The service on a database of a kind. It starts when it is wanted first, and then stays."""
+    servers: list[Server] = []
     with ExitStack() as stack:
 
         @cache
         def get(kind: str) -> Server:
             database_url = new_database(kind)
             log = tmp_path_factory.mktemp("server") / "service.log"
-            url = stack.enter_context(running(database_url, log, "--timeout-keep-alive=600"))
+            options = "--timeout-keep-alive=600"
+            url, process = stack.enter_context(started(database_url, log, options))
             client = stack.enter_context(httpx2.Client(base_url=url, timeout=30))
-            return Server(
-                database_url, client, log, stack.enter_context(databases.session(database_url))
-            )
+            run = stack.enter_context(databases.session(database_url))
+            servers.append(Server(database_url, client, process, log, run))
+            return servers[-1]
 
         yield get
+    for server in servers:
+        assert "Traceback" not in server.log.read_text()
 
 
 @pytest.fixture(scope="module")
 def server(database_kind: str, server_on: Callable[[str], Server]) -> Iterator[Server]:
-    """The service on an empty database of each kind in turn."""
+    """The service on an empty database of each kind in turn. A module may leave rows, no more."""
     server = server_on(database_kind)
+    assert server.process.poll() is None, server.log.read_text()
     databases.clear_by(server.run, database_kind)
     before = server.log.stat().st_size
     yield server

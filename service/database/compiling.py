@@ -1,8 +1,7 @@
 """Compiles each statement once, at its first use. encode/databases would do so at every call."""
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ClauseElement
 from sqlalchemy.engine import Dialect
@@ -11,6 +10,8 @@ from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.types import TypeEngine
 
 from service.database.operations import Lane
+
+Made = TypeVar("Made")
 
 
 class Compiled(NamedTuple):
@@ -36,18 +37,25 @@ def compile_statement(statement: ClauseElement, dialect: Dialect) -> Compiled:
     )
 
 
-def compile_later(statement: ClauseElement, dialect: Dialect) -> Callable[[], Compiled]:
-    """A function that compiles the statement at its first call, and then gives the same again."""
-    source = [statement]
+def compile_later(
+    statement: ClauseElement, dialect: Dialect, make: Callable[[Compiled], Made]
+) -> Callable[[], Made]:
+    """A function that gives what `make` makes of the compiled statement. The first call makes it.
 
-    @cache
-    def compiled() -> Compiled:
-        found = compile_statement(source[0], dialect)
-        # SQLAlchemy's objects are larger than what was made of them.
-        source.clear()
+    Only that is kept then: SQLAlchemy's objects are larger. Errors of the statement come at the
+    first call.
+    """
+    kept: ClauseElement | Made = statement
+
+    def get() -> Made:
+        nonlocal kept
+        # Another thread may change it meanwhile.
+        found = kept
+        if isinstance(found, ClauseElement):
+            kept = found = make(compile_statement(found, dialect))
         return found
 
-    return compiled
+    return get
 
 
 def lane_of(statement: ClauseElement) -> Lane:

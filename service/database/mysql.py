@@ -1,11 +1,11 @@
 """MySQL and MariaDB, with the SQL that both document."""
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from functools import cache, partial
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from typing import cast as as_type
 
 from asyncmy import errors
@@ -86,33 +86,45 @@ async def roll_back(raw: Session, error: BaseException) -> None:
         await raw.roll_back()
 
 
-def _runner(
-    compiled: Callable[[], Compiled],
-) -> Callable[[Session, Mapping[str, Any]], Awaitable[Answer]]:
-    """A function that runs a statement with parameters by name."""
+Rows = Sequence[tuple[Any, ...]]
 
-    @cache
-    def has_list() -> bool:
-        return any(_place(name) in compiled().sql for name in compiled().names)
 
-    async def run(session: Session, values: Mapping[str, Any]) -> Answer:
-        sql, names, constants = compiled()[:3]
-        given = {**constants, **values}
-        if not has_list():
-            return await session.execute(sql, [given[name] for name in names])
-        text, arguments = sql, []
-        for name in names:
-            value = given[name]
-            if isinstance(value, list):
-                # Nothing is equal to NULL.
-                value = _padded(value, value[-1] if value else None)
-                text = text.replace(_place(name), ", ".join(["%s"] * len(value)))
-                arguments += value
-            else:
-                arguments.append(value)
-        return await session.execute(text, arguments)
+class _Ready(NamedTuple):
+    """SQL to run, and what gives names to the columns of its rows. A list needs its places."""
 
-    return run
+    sql: str
+    names: list[str]
+    constants: dict[str, Any]
+    has_list: bool
+    name_columns: Callable[[Rows], Sequence[Row]]
+
+
+def _make_ready(compiled: Compiled) -> _Ready:
+    sql, names, constants = compiled[:3]
+    has_list = any(_place(name) in sql for name in names)
+    return _Ready(sql, names, constants, has_list, _namer(compiled.columns))
+
+
+def _later(statement: ClauseElement) -> Callable[[], _Ready]:
+    return compile_later(statement, _DIALECT, _make_ready)
+
+
+async def _execute(session: Session, ready: _Ready, values: Mapping[str, Any]) -> Answer:
+    """Runs a statement with parameters by name."""
+    given = {**ready.constants, **values}
+    if not ready.has_list:
+        return await session.execute(ready.sql, [given[name] for name in ready.names])
+    text, arguments = ready.sql, []
+    for name in ready.names:
+        value = given[name]
+        if isinstance(value, list):
+            # Nothing is equal to NULL.
+            value = _padded(value, value[-1] if value else None)
+            text = text.replace(_place(name), ", ".join(["%s"] * len(value)))
+            arguments += value
+        else:
+            arguments.append(value)
+    return await session.execute(text, arguments)
 
 
 def _place(name: str) -> str:
@@ -127,17 +139,16 @@ def _padded(values: list[Any], padding: Any) -> list[Any]:
 
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
-    compiled = compile_later(statement, _DIALECT)
-    execute = _runner(compiled)
-    namer = cache(lambda: _namer(compiled().columns))
+    ready = _later(statement)
 
     async def run(session: Session, values: Mapping[str, Any]) -> Sequence[Row]:
-        return namer()((await execute(session, values)).rows)
+        found = ready()
+        return found.name_columns((await _execute(session, found, values)).rows)
 
-    return Operation("search" if searches else lane_of(statement), run, lambda: compiled().sql)
+    return Operation("search" if searches else lane_of(statement), run, lambda: ready().sql)
 
 
-def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]:
+def _namer(names: Iterable[str]) -> Callable[[Rows], Sequence[Row]]:
     """A function that makes dictionaries of tuples. `dict(zip(…))` takes four times as long."""
     fields = {name: f"field_{place}" for place, name in enumerate(names)}
     if not fields:
@@ -145,10 +156,10 @@ def _namer(names: Iterable[str]) -> Callable[[Sequence[tuple[Any, ...]]], Sequen
     row = ", ".join(f"{name!r}: {field}" for name, field in fields.items())
     # The source contains only names of columns, and no input.
     made: Any = eval(f"lambda rows: [{{{row}}} for ({', '.join(fields.values())},) in rows]")  # noqa: S307
-    return as_type("Callable[[Sequence[tuple[Any, ...]]], Sequence[Row]]", made)
+    return as_type("Callable[[Rows], Sequence[Row]]", made)
 
 
-def _trials(table: Table) -> list[Callable[[], Compiled]]:
+def _trials(table: Table) -> list[Callable[[], _Ready]]:
     """Explains writes. The server looks at the rights before, and does nothing afterwards."""
     # Nobody writes owners where nobody has users.
     unused = {table.autoincrement_column, table.c.get(OWNER) if ACCESS == "open" else None}
@@ -159,7 +170,7 @@ def _trials(table: Table) -> list[Callable[[], Compiled]]:
         table.update().values({column: column for column in columns}).where(false()),
         table.delete().where(false()),
     ]
-    return [compile_later(write, _DIALECT) for write in writes]
+    return [_later(write) for write in writes]
 
 
 def prepare_on_writable(query: Select[Any], tables: Sequence[Table]) -> Operation:
@@ -190,17 +201,16 @@ def insert_many(
 ) -> Operation:
     (key,) = table.primary_key
     row = {name: bindparam(name, type_=table.c[name].type) for name in names}
-    new = compile_later(table.insert().values(row), _DIALECT)
-    insert_one = _runner(new)
-    delete = _runner(compile_later(table.delete().where(is_one_of(key, "ids")), _DIALECT))
+    insert_one = _later(table.insert().values(row))
+    delete = _later(table.delete().where(is_one_of(key, "ids")))
     read = prepare(select(*columns).where(is_one_of(key, "ids")))
     is_known = {column.name for column in columns} <= {key.name, *names}
 
     async def insert_rows(session: Session, rows: Sequence[Mapping[str, Any]]) -> list[int]:
         """Inserts rows, and returns their ids. Those of one statement are a series."""
         if len(rows) == 1:
-            return [(await insert_one(session, rows[0])).first_id]
-        sql, order = new()[:2]
+            return [(await _execute(session, insert_one(), rows[0])).first_id]
+        sql, order = insert_one()[:2]
         insert_into, _, one_row = sql.partition(" VALUES ")
         texts = [one_row % tuple(session.literal(row[name]) for name in order) for row in rows]
         packets = list(_packets(texts, session.max_packet - 2 * PACKET_MARGIN))
@@ -216,13 +226,13 @@ def insert_many(
         rows = values["rows"]
         ids = await insert_rows(session, rows)
         if ids[-1] > MAX_ID:
-            await delete(session, {"ids": ids})
+            await _execute(session, delete(), {"ids": ids})
             raise Refused("no ids are left")
         if is_known:
             return [{**row, key.name: new_id} for row, new_id in zip(rows, ids, strict=True)]
         return await read.run(session, {"ids": ids})
 
-    return Operation("write", run, lambda: new().sql)
+    return Operation("write", run, lambda: insert_one().sql)
 
 
 def _packets(texts: Sequence[str], max_bytes: int) -> Iterator[list[str]]:
@@ -259,18 +269,17 @@ def insert_or_replace(
         new = new.on_duplicate_key_update(
             [(name, func.IF(replaceable, values[name], table.c[name])) for name in others]
         )
-    written = compile_later(new, _DIALECT)
-    change = _runner(written)
+    change = _later(new)
     # The number of changed rows doesn't tell a new row from one that was kept.
     is_new = [table.c[name].is_not_distinct_from(value) for name, value in values.items()]
     read = prepare(select(*columns).where(*is_new))
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
         async with session.transaction():
-            await change(session, given)
+            await _execute(session, change(), given)
             return await read.run(session, given)
 
-    return Operation("write", run, lambda: written().sql)
+    return Operation("write", run, lambda: change().sql)
 
 
 def update(
@@ -280,26 +289,24 @@ def update(
     columns: Sequence[ColumnElement[Any]],
     *conditions: ColumnElement[bool],
 ) -> Operation:
-    changed = compile_later(table.update().values(**values).where(row, *conditions), _DIALECT)
-    change = _runner(changed)
+    change = _later(table.update().values(**values).where(row, *conditions))
     read = prepare(select(*columns).where(row))
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
         async with session.transaction():
-            found = (await change(session, given)).found
+            found = (await _execute(session, change(), given)).found
             return await read.run(session, given) if found else []
 
-    return Operation("write", run, lambda: changed().sql)
+    return Operation("write", run, lambda: change().sql)
 
 
 def delete(table: Table, *where: ColumnElement[bool]) -> Operation:
-    deleted = compile_later(table.delete().where(*where), _DIALECT)
-    change = _runner(deleted)
+    change = _later(table.delete().where(*where))
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
-        return [{}] * (await change(session, given)).found
+        return [{}] * (await _execute(session, change(), given)).found
 
-    return Operation("write", run, lambda: deleted().sql)
+    return Operation("write", run, lambda: change().sql)
 
 
 def page(
@@ -382,12 +389,11 @@ def pages(
         next_large = _next_large(key, large, descending)
         end = func.coalesce(next_large, 0 if descending else MAX_ID + 1)
         rows = rows.where(key > end if descending else key < end)
-    one_page = compile_later(rows.limit(_LIMIT), _DIALECT)
-    namer = cache(lambda: _namer(one_page().columns))
+    one_page = _later(rows.limit(_LIMIT))
     # The key that is behind all others has a row of its own, with the number 0.
     last = (func.min if descending else func.max)(key)
     columns = [last if column is key else null() for column in query.selected_columns]
-    last_key = compile_later(query.with_only_columns(*columns, literal_column("0")), _DIALECT)
+    last_key = _later(query.with_only_columns(*columns, literal_column("0")))
 
     async def run(session: Session, given: Mapping[str, Any]) -> Sequence[Row]:
         one, of_all = one_page(), last_key()
@@ -401,7 +407,8 @@ def pages(
         values = {**of_all.constants, **given}
         arguments += [values[name] for name in of_all.names]
         found: dict[int, list[Row]] = {page: [] for page in range(len(wanted) + 1)}
-        for row in namer()((await session.execute(" UNION ALL ".join(parts), arguments)).rows):
+        answer = await session.execute(" UNION ALL ".join(parts), arguments)
+        for row in one.name_columns(answer.rows):
             found[row["page"]].append(row)
         last_of_all = found.pop(0)[0][key.name]
         if last_of_all is None:

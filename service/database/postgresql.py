@@ -310,10 +310,10 @@ async def roll_back(raw: Any, error: BaseException) -> None:
 
 def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
     lane = lane_of(statement)
-    compiled = compile_later(statement, _DIALECT)
+    compiled = compile_later(statement, _DIALECT, lambda found: found[:3])
 
     async def run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
-        sql, names, constants = compiled()[:3]
+        sql, names, constants = compiled()
         given = {**constants, **values}
         return as_type("Sequence[Row]", await raw.fetch(sql, *[given[name] for name in names]))
 
@@ -330,13 +330,13 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
             raise
 
     async def plan_and_run(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
-        sql, names, constants = compiled()[:3]
+        sql, names, constants = compiled()
         given = {**constants, **values}
         found = await raw.fetch_planned(sql, *[given[name] for name in names])
         return as_type("Sequence[Row]", found)
 
     def text() -> str:
-        return compiled().sql
+        return compiled()[0]
 
     if searches:
         return Operation("search", plan_and_run if settings.DATABASE_STATEMENT_CACHE else run, text)

@@ -5,10 +5,10 @@ import errno
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiosqlite
 import orjson
@@ -32,7 +32,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.types import TypeEngine
 
 from service.database import keysets, returning
-from service.database.compiling import compile_later, lane_of
+from service.database.compiling import Compiled, compile_later, lane_of
 from service.database.operations import Operation, PageBounds
 from service.database.sqlite_connections import (
     Connections,
@@ -58,8 +58,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 SPACE_BYTES = 1_000_000
 
 _DIALECT = SQLiteDialect_aiosqlite()
-
-_Conversions = Mapping[str, Callable[[Any], Any]]
 
 
 def state(error: BaseException | None) -> str:
@@ -94,21 +92,33 @@ async def roll_back(raw: Any, error: BaseException | None = None) -> None:
         refused.with_traceback(None)
 
 
-def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
-    compiled = compile_later(statement, _DIALECT)
+Conversions = Mapping[str, Callable[[Any], Any]]
 
-    # For types that SQLite lacks, such as dates.
-    @cache
-    def conversions() -> tuple[_Conversions, _Conversions]:
-        written, read = compiled().parameters.items(), compiled().columns.items()
-        return (
-            {name: use for name, kind in written if (use := _writer(kind))},
-            {name: use for name, kind in read if (use := _reader(kind))},
-        )
+
+class _Ready(NamedTuple):
+    """SQL to run, with conversions for types that SQLite lacks, such as dates."""
+
+    sql: str
+    names: list[str]
+    constants: dict[str, Any]
+    to_database: Conversions
+    from_database: Conversions
+
+
+def _make_ready(compiled: Compiled) -> _Ready:
+    parameters, columns = compiled.parameters.items(), compiled.columns.items()
+    return _Ready(
+        *compiled[:3],
+        {name: use for name, kind in parameters if (use := _writer(kind))},
+        {name: use for name, kind in columns if (use := _reader(kind))},
+    )
+
+
+def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
+    ready = compile_later(statement, _DIALECT, _make_ready)
 
     async def run(raw: aiosqlite.Connection, values: Mapping[str, Any]) -> Sequence[Row]:
-        sql, names, constants = compiled()[:3]
-        to_database, from_database = conversions()
+        sql, names, constants, to_database, from_database = ready()
         given = {**constants, **values}
         for name, convert in to_database.items():
             given[name] = convert(given[name])
@@ -117,7 +127,7 @@ def prepare(statement: ClauseElement, searches: bool = False) -> Operation:
             return [_convert(row, from_database) for row in rows]
         return rows
 
-    return Operation("search" if searches else lane_of(statement), run, lambda: compiled().sql)
+    return Operation("search" if searches else lane_of(statement), run, lambda: ready().sql)
 
 
 def _writer(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
@@ -134,7 +144,7 @@ def _reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
     return kind.dialect_impl(_DIALECT).result_processor(_DIALECT, None)
 
 
-def _convert(row: Any, conversions: _Conversions) -> dict[str, Any]:
+def _convert(row: Any, conversions: Conversions) -> dict[str, Any]:
     return dict(row) | {name: convert(row[name]) for name, convert in conversions.items()}
 
 

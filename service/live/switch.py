@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -35,14 +34,15 @@ _BEGIN = dialect.prepare(
 async def _define(run: Run, *statements: str) -> None:
     """Runs statements that define something."""
     for statement in statements:
+        await run(_definition(statement))
 
-        async def execute(
-            raw: Any, values: Mapping[str, Any], statement: str = statement
-        ) -> Sequence[Row]:
-            await raw.execute(statement)
-            return []
 
-        await run(Operation("write", execute, partial(str, statement)))
+def _definition(statement: str) -> Operation:
+    async def execute(raw: Any, values: Mapping[str, Any]) -> Sequence[Row]:
+        await raw.execute(statement)
+        return []
+
+    return Operation("write", execute, lambda: statement)
 
 
 async def _change(work: Callable[[Run], Awaitable[None]]) -> None:

@@ -21,7 +21,7 @@ depends_on = None
 
 def upgrade() -> None: ...
 '''
-PRINT_HEAD = "import service.revisions; print(service.revisions.HEAD)"
+PRINT_HEAD = "import service.health; print(service.health.HEAD)"
 
 
 def copy_with(folder: Path, **revisions: object) -> Path:
