@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service import one_write
 from service.database import coalescing, compiling
+from service.database.dialect import dialect
 from service.schemas import compiled
 
 Argument = TypeVar("Argument")
@@ -29,11 +30,12 @@ def compile_statements_at_each_call() -> None:
     """As encode/databases does."""
 
     def compile_again(
-        statement: ClauseElement, dialect: Dialect
-    ) -> Callable[[], compiling.Compiled]:
-        return lambda: compiling.compile_statement(statement, dialect)
+        statement: ClauseElement, kind: Dialect, make: Callable[[compiling.Compiled], Result]
+    ) -> Callable[[], Result]:
+        return lambda: make(compiling.compile_statement(statement, kind))
 
-    compiling.compile_later = compile_again
+    # The module of the dialect has imported its own name already.
+    dialect.compile_later = compile_again  # type: ignore[attr-defined]
 
 
 def load_and_dump_by_marshmallow() -> None:

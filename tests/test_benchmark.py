@@ -284,3 +284,29 @@ def test_each_method_has_a_variant_without_it() -> None:
     )
     variants = {one.without for one in CONTENDERS if one.without}
     assert variants == {*found.stdout.split(), "all"}
+
+
+COMPILE_TWICE = """
+from benchmarks.without import compiling, dialect
+from service.health import _SELECT_VERSION
+
+compiled = []
+compile_statement = compiling.compile_statement
+compiling.compile_statement = lambda *given: compiled.append(1) or compile_statement(*given)
+operation = dialect.prepare(_SELECT_VERSION)
+print(operation.text() == operation.text(), len(compiled))
+"""
+
+
+@pytest.mark.parametrize(("without", "times"), [("statements", 2), ("schemas", 1)])
+def test_a_variant_compiles_at_each_call(without: str, times: int) -> None:
+    """Without compiled statements each call compiles; otherwise the first one alone does."""
+    found = subprocess.run(
+        [sys.executable, "-c", COMPILE_TWICE],
+        cwd=ROOT,
+        env=os.environ | {"WITHOUT": without},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == f"True {times}\n"
