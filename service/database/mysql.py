@@ -90,7 +90,10 @@ Rows = Sequence[tuple[Any, ...]]
 
 
 class _Ready(NamedTuple):
-    """SQL to run, and what gives names to the columns of its rows. A list needs its places."""
+    """SQL to run, and a function that gives names to the columns of its rows.
+
+    With `has_list` a value is a list, which needs as many places in the SQL as it has values.
+    """
 
     sql: str
     names: list[str]
