@@ -13,6 +13,7 @@ from tests.support.databases import ROOT, environment, run_in
 
 # Tests of a part of everything, which take seconds.
 QUICK = (
+    "tests/database/test_compiling.py",
     "tests/resources/test_usual.py",
     "tests/test_architecture.py",
     "tests/web/test_semantics.py",
